@@ -1,0 +1,38 @@
+"""The few options that the scripts share, and how an error ends a command."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+
+from compress.profile import DEFAULT_PROFILE, PROFILES, UserError
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.toml")))
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"one of: {known} (default: %(default)s)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a numbered script: what to make, with which seed, on what."""
+    add_profile(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of training and of random weights (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--only", metavar="VARIANT", help="make only this variant (and what it needs)")
+
+
+def main_guard(main, parser: argparse.ArgumentParser) -> None:
+    """Runs main(args); a UserError ends the command with its text and status 1, without a traceback."""
+    args = parser.parse_args()
+    # Other domains' noise: optional CUDA extensions that can't load on a CPU, and hub look-ups never wanted here.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        sys.exit(main(args))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: finished variants are kept; run the same command again to go on")

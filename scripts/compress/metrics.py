@@ -1,0 +1,109 @@
+"""Quality from raw logits: F1, accuracy, calibration, paired bootstrap, McNemar, Holm. Pure functions on arrays."""
+
+import numpy as np
+
+ECE_BINS = 15
+RESAMPLES = 10_000
+
+
+def compute_metrics(predictions) -> dict[str, float]:
+    """Trainer's hook: the positive class's F1 (macro F1 beyond two classes) and accuracy of EvalPrediction's logits."""
+    metric = _metric()
+    return metric.compute(predictions=np.argmax(predictions.predictions, -1), references=predictions.label_ids)
+
+
+def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """f1, accuracy, f1_macro and ece of logits [sentences, classes] against labels [sentences]."""
+    return _metric().compute(predictions=np.argmax(logits, -1), references=labels) | {
+        "ece": expected_calibration_error(softmax(logits), labels)
+    }
+
+
+def _metric():
+    """An evaluate.Metric made here: evaluate.load would ask the hub for a script."""
+    import datasets
+    import evaluate
+    from sklearn.metrics import accuracy_score, f1_score
+
+    class Classification(evaluate.Metric):
+        def _info(self):
+            features = datasets.Features({name: datasets.Value("int64") for name in ("predictions", "references")})
+            return evaluate.MetricInfo(
+                description="F1, accuracy and macro F1", citation="", inputs_description="", features=features
+            )
+
+        def _compute(self, predictions, references):
+            classes = max(max(predictions), max(references)) + 1
+            average = "binary" if classes <= 2 else "macro"
+            return {
+                "f1": float(f1_score(references, predictions, average=average, zero_division=0)),
+                "accuracy": float(accuracy_score(references, predictions)),
+                "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0)),
+            }
+
+    return Classification(keep_in_memory=True)  # no files in the user's cache
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis, computed in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+    """Guo et al. (2017), eq. 3: sum over equal-width confidence bins of |accuracy - confidence|, weighted by size."""
+    confidence = probabilities.max(-1)
+    correct = probabilities.argmax(-1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_of, correct - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def bootstrap_weights(items: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each item is drawn in each resample, float32 [resamples, items] (Efron, 1979).
+
+    The same weights for every variant make each comparison a paired one.
+    """
+    drawn = np.random.default_rng(seed).integers(0, items, (resamples, items), dtype=np.int32)
+    drawn += np.arange(resamples, dtype=np.int32)[:, None] * items
+    return np.bincount(drawn.ravel(), minlength=resamples * items).reshape(resamples, items).astype(np.float32)
+
+
+def bootstrap_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """F1 of every variant in every resample, [resamples, variants], from predictions [variants, items].
+
+    Binary labels: the positive class's F1 = 2 TP / (predicted + actual positives); else the mean over classes.
+    """
+    classes = [1] if max(predictions.max(), labels.max()) <= 1 else np.unique(labels)
+    scores = []
+    for c in classes:
+        predicted = (predictions == c).astype(np.float32).T  # [items, variants]
+        actual = (labels == c).astype(np.float32)
+        both = weights @ (predicted * actual[:, None])
+        total = weights @ predicted + (weights @ actual)[:, None]
+        scores.append(np.divide(2 * both, total, out=np.zeros_like(both), where=total > 0))
+    return np.mean(scores, axis=0, dtype=np.float64)
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of bootstrap samples."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mcnemar_exact(correct: np.ndarray, baseline_correct: np.ndarray) -> float:
+    """Two-sided exact p of McNemar (1947): among items that one model alone gets right, is it a fair coin?"""
+    from scipy.stats import binomtest
+
+    only_here = int(np.sum(correct & ~baseline_correct))
+    only_there = int(np.sum(~correct & baseline_correct))
+    if only_here + only_there == 0:
+        return 1.0
+    return float(binomtest(only_here, only_here + only_there).pvalue)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values adjusted for all comparisons of a table (Holm, 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []

@@ -1,0 +1,62 @@
+"""Where a number comes from: the machine, the libraries, the commit, the command."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from compress.profile import ROOT
+
+LIBRARIES = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "openvino", "optimum", "nncf", "numpy")
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+def provenance(seed: int, threads: int, device: str) -> dict:
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", "scripts", "requirements.txt")),
+        "machine": machine(device),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "seed": seed,
+        "threads": threads,
+    }
+
+
+def machine(device: str) -> dict:
+    """CPU model, its flags that matter to compression, cores and memory; the GPU's name on cuda."""
+    info, flags = {}, []
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            key, _, value = line.partition(":")
+            info.setdefault(key.strip(), value.strip())
+        flags = [flag for flag in CPU_FLAGS if flag in info.get("flags", "").split()]
+    except OSError:
+        pass  # not Linux: the model's name below is what there is
+    gpu = None
+    if device == "cuda":
+        import torch
+
+        gpu = torch.cuda.get_device_name()
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu": info.get("model name") or platform.processor() or "unknown",
+        "cpu_family_model": f"{info.get('cpu family', '?')}/{info.get('model', '?')}",
+        "cpu_flags": flags,
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": gpu,
+    }
+
+
+def git(*arguments: str) -> str | None:
+    """What git says, or None outside a checkout or without git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

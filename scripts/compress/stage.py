@@ -1,0 +1,223 @@
+"""One stage: make each of its variants that is not there yet, measure it from disk, write its record last."""
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress import measure as measuring
+from compress.artifact import read_artifact, save_artifact
+from compress.data import load_card, load_splits
+from compress.files import digest, remove, sha256_file, source_hash
+from compress.profile import Profile, UserError, Variant, run_name
+from compress.provenance import provenance
+from compress.record import Measured, Record, Sizes, read_record, write_record
+
+
+# Code around the makers: it decides what runs and what is written down, not what a model becomes.
+HARNESS = ("compress/stage.py", "compress/cli.py", "compress/profile.py", "compress/predict.py")
+
+
+class Skip(Exception):
+    """A maker raises it when this machine or these versions can't make the variant; its text is the reason."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a maker hands over: how to write the model's files, and facts that the files don't tell."""
+
+    write: Callable[[Path], None]
+    parameters: int
+    nonzero_parameters: int
+    backend: str = "torch"
+    precision: str = "fp32"
+    train_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a maker may use: the profile, its data, the parent's folder, and a folder for checkpoints."""
+
+    profile: Profile
+    seed: int
+    device: str
+    threads: int
+    splits: object
+    labels: list[str]
+    parent: Path | None
+    work: Path
+
+
+Maker = Callable[[Variant, Context], Made]
+
+
+class Stage:
+    def __init__(self, script: str, makers: dict[str, Maker], profile: Profile, seed: int, device: str, threads: int):
+        self.script, self.makers, self.profile = Path(script), makers, profile
+        self.seed, self.device, self.threads = seed, device, threads
+        self.card = load_card(profile)
+        self.source = source_hash(self.script, without=HARNESS)
+        self.measure_source = source_hash(Path(measuring.__file__))
+
+    def run(self, only: str | None = None) -> int:
+        """Makes and measures; returns the number of failed variants, so that the exit status tells."""
+        variants = [v for v in self.profile.variants if v.method in self.makers]
+        if only is not None:
+            if only not in [v.name for v in variants]:
+                names = ", ".join(v.name for v in variants)
+                raise UserError(f"--only: this stage has no variant {only!r} in profile {self.profile.name}: {names}")
+            variants = [v for v in variants if v.name in (only, self.profile.baseline)]
+        failed = 0
+        for variant in variants:
+            run = self.name(variant.name)
+            if self.is_done(variant):
+                print(f"{run}: up to date", flush=True)
+                continue
+            started = time.perf_counter()
+            try:
+                self.make(variant)
+                record = self.measure(variant, started)
+                print(f"{run}: done in {record.seconds:.0f} s", flush=True)
+            except Skip as skip:
+                self.write(variant, started, status="skipped", reason=str(skip))
+                print(f"{run}: skipped: {skip}", flush=True)
+            except Exception as error:
+                failed += 1
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
+                self.write(variant, started, status="failed", reason=f"{type(error).__name__}: {error}")
+                print(f"{run}: FAILED: {error}", file=sys.stderr, flush=True)
+        return failed
+
+    def name(self, variant: str) -> str:
+        return run_name(variant, self.seed, self.device)
+
+    def key(self, variant: Variant) -> str:
+        """Identity of an artifact: everything that its making depends on."""
+        parent = read_artifact(self.folder(variant.parent), verify=False).key if variant.parent else None
+        options = variant.model_dump(mode="json")
+        return digest([options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], parent, self.source])
+
+    def measure_key(self, key: str) -> str:
+        baseline = read_artifact(self.folder(self.profile.baseline), verify=False).key
+        budgets = self.profile.measure.model_dump(mode="json")
+        return digest([key, baseline, budgets, self.threads, self.measure_source])
+
+    def folder(self, variant: str) -> Path:
+        return self.profile.model(self.name(variant))
+
+    def is_made(self, variant: Variant) -> bool:
+        try:
+            return read_artifact(self.folder(variant.name)).key == self.key(variant)
+        except UserError:
+            return False
+
+    def is_done(self, variant: Variant) -> bool:
+        """True if a valid record of exactly this artifact, baseline and protocol is there; never for a failed one."""
+        try:
+            record = read_record(self.profile.record(self.name(variant.name)))
+            key = self.key(variant)
+            if record.status == "skipped":
+                return record.key == key
+            if record.status == "failed" or not self.is_made(variant):
+                return False
+            predictions = self.profile.predictions(record.run)
+            same_arrays = predictions.exists() and sha256_file(predictions) == record.measured.predictions_sha256
+            return same_arrays and record.measure_key == self.measure_key(key)
+        except UserError:
+            return False
+
+    def make(self, variant: Variant) -> None:
+        if self.is_made(variant):
+            return
+        profile = self.profile
+        run, key = self.name(variant.name), self.key(variant)
+        work = profile.build / "checkpoints" / f"{run}-{key[:12]}"
+        parent = self.folder(variant.parent) if variant.parent else None
+        context = Context(
+            profile, self.seed, self.device, self.threads, load_splits(profile), self.card["labels"], parent, work
+        )
+        made = self.makers[variant.method](variant, context)
+        save_artifact(
+            self.folder(variant.name),
+            made.write,
+            tokenizer=parent or profile.backbone_folder,
+            variant=variant.name,
+            method=variant.method,
+            parent=variant.parent,
+            backend=made.backend,
+            precision=made.precision,
+            parameters=made.parameters,
+            nonzero_parameters=made.nonzero_parameters,
+            labels=self.card["labels"],
+            max_length=profile.data.max_length,
+            options=variant.model_dump(mode="json"),
+            key=key,
+            train_seconds=made.train_seconds,
+        )
+        for old in (profile.build / "checkpoints").glob(f"{run}-*"):
+            remove(old)
+
+    def measure(self, variant: Variant, started: float) -> Record:
+        profile, budgets = self.profile, self.profile.measure
+        splits = load_splits(profile)
+        run, folder = self.name(variant.name), self.folder(variant.name)
+        tests = [name for name in splits if name not in ("train", "validation", "unlabelled")]
+        job = measuring.Job(
+            variant=str(folder),
+            baseline=str(self.folder(profile.baseline)),
+            device=self.device,
+            threads=self.threads,
+            seed=self.seed,
+            texts={name: splits[name]["text"][:] for name in tests},
+            **budgets.model_dump(),
+        )
+        output = profile.predictions(run)
+        measuring.measure(job, output)
+        with np.load(output, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+        artifact = read_artifact(folder)
+        return self.write(
+            variant,
+            started,
+            status="ok",
+            artifact=artifact,
+            measured=Measured(predictions_sha256=sha256_file(output), **about),
+        )
+
+    def write(self, variant: Variant, started: float, status: str, reason: str = "", artifact=None, measured=None) -> Record:
+        key = artifact.key if artifact else self.key(variant) if status == "skipped" else None
+        record = Record(
+            run=self.name(variant.name),
+            variant=variant.name,
+            chapter=variant.chapter,
+            method=variant.method,
+            parent=variant.parent,
+            backend=artifact.backend if artifact else None,
+            device=self.device,
+            trained=variant.trained,
+            seed=self.seed,
+            status=status,
+            reason=reason,
+            key=key,
+            measure_key=self.measure_key(key) if artifact else None,
+            data_fingerprint=self.card["fingerprint"],
+            train_seconds=artifact.train_seconds if artifact else None,
+            seconds=time.perf_counter() - started,
+            sizes=artifact
+            and Sizes(
+                bytes=artifact.size,
+                bytes_with_tokenizer=artifact.size_with_tokenizer,
+                parameters=artifact.parameters,
+                nonzero_parameters=artifact.nonzero_parameters,
+            ),
+            measured=measured,
+            provenance=provenance(self.seed, self.threads, self.device),
+        )
+        write_record(self.profile.record(record.run), record)
+        return record

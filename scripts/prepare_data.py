@@ -1,0 +1,25 @@
+"""Fetches, verifies and splits the data of a profile, and unpacks its backbone.
+
+Writes build/<profile>/data/ (splits, backbone, data.json) and the cache build/downloads/.
+Example: python scripts/prepare_data.py --profile minilm
+"""
+
+import argparse
+
+from compress.cli import add_profile, main_guard
+
+
+def main(args: argparse.Namespace) -> None:
+    from compress.data import prepare
+    from compress.profile import load_profile
+
+    card = prepare(load_profile(args.profile))
+    for name, split in card["splits"].items():
+        print(f"{name:>12}: {split['sentences']:6} sentences, {split['length_mean']:5.1f} word pieces on average")
+    print(f" fingerprint: {card['fingerprint']}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
+    main_guard(main, parser)
