@@ -16,7 +16,7 @@ DOWNLOADS = ROOT / "build" / "downloads"
 
 # pip asks a source archive's build backend for its metadata, which would run the archive's setup.py.
 # This stand-in backend answers with the PKG-INFO that every source archive carries.
-INERT_BACKEND = '''
+INERT_BACKEND = """
 import email, pathlib, sys
 def get_requires_for_build_wheel(config_settings=None):
     return []
@@ -30,7 +30,7 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 def build_wheel(*arguments, **options):
     raise SystemExit("this archive is only read, never built")
 __legacy__ = sys.modules[__name__]  # the name under which pip looks up an old archive's backend
-'''
+"""
 
 
 def fetch(package: Package) -> Path:

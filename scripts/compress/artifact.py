@@ -5,11 +5,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from compress.data import TOKENIZER_FILES
 from compress.files import atomic_path, sha256_file, write_json
 from compress.profile import Strict, UserError, explain
+from pydantic import ValidationError
 
 
 class File(Strict):
@@ -62,7 +61,7 @@ def read_artifact(folder: Path, verify: bool = True) -> Artifact:
 
 
 def save_artifact(folder: Path, write: Callable[[Path], None], tokenizer: Path, **about) -> Artifact:
-    """Writes a whole artifact or nothing: `write` puts the model into a new folder, the tokenizer is copied beside it."""
+    """Writes a whole artifact or nothing: `write` puts the model into a new folder, the tokenizer joins it."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write(temporary)

@@ -83,6 +83,16 @@ def parse_snippets(text: str, source: str) -> Rows:
     return list(rows.values())
 
 
+def hold_out(rows: Rows, size: int, seed: int) -> tuple[Rows, Rows]:
+    """(rest, part of `size` rows), shuffled by the seed, classes in the same proportion in both."""
+    from sklearn.model_selection import train_test_split
+
+    if len(rows) <= size:
+        raise UserError(f"{size} held-out sentences asked for in the profile, but there are only {len(rows)}")
+    rest, part = train_test_split(rows, test_size=size, random_state=seed, stratify=[label for _, label in rows])
+    return rest, part
+
+
 def normalized(sentence: str) -> str:
     """Two sentences that differ only in case or spacing count as the same sentence."""
     return " ".join(sentence.casefold().split())
@@ -119,22 +129,17 @@ def _snippet_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
             raise UserError(f"{archive}: {data.member} holds no file {file!r}")
         rows = [row for row in parse_snippets(files[file], file) if normalized(row[0]) not in seen]
         seen.update(normalized(text) for text, _ in rows)
-        random.Random(f"{data.split_seed} {domain}").shuffle(rows)
         domains[domain] = rows
-    movies = domains["movies"]
-    held_out = data.test + data.validation
-    if len(movies) <= held_out:
-        raise UserError(f"profile {profile.name}: data.test + data.validation leave no training sentence")
-    splits = {
-        "train": movies[held_out:][: data.max_train],
-        "validation": movies[data.test : held_out],
-        "test": movies[: data.test],
-    }
+    rest, test = hold_out(domains["movies"], data.test, data.split_seed)
+    train, validation = hold_out(rest, data.validation, data.split_seed)
+    splits = {"train": train[: data.max_train], "validation": validation, "test": test}
+    unlabelled = []
     for domain in OUT_OF_DOMAIN:
-        splits[domain] = domains[domain][: data.domain_test]
+        left, splits[domain] = hold_out(domains[domain], data.domain_test, data.split_seed)
+        unlabelled += left
+    random.Random(data.split_seed).shuffle(unlabelled)
     # Other domains' labels are never trained on: -1 keeps them out of reach.
-    rest = [(text, -1) for domain in OUT_OF_DOMAIN for text, _ in domains[domain][data.domain_test :]]
-    splits["unlabelled"] = rest[: data.max_train]
+    splits["unlabelled"] = [(text, -1) for text, _ in unlabelled][: data.max_train]
     return splits, ["negative", "positive"]
 
 
@@ -159,10 +164,9 @@ def _hub_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
             if label >= 0 and normalized(text) not in seen:
                 seen.add(normalized(text))
                 parts[name].append((text, label))
-    random.Random(data.split_seed).shuffle(parts["train"])
     for name, size in (("test", data.test), ("validation", data.validation)):
         if not parts[name]:
-            parts[name], parts["train"] = parts["train"][:size], parts["train"][size:]
+            parts["train"], parts[name] = hold_out(parts["train"], size, data.split_seed)
     return {**parts, "train": parts["train"][: data.max_train]}, labels
 
 

@@ -8,7 +8,7 @@ It writes raw logits and raw times (seconds) to an .npz; every metric is compute
 import dataclasses
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from compress.files import atomic_path
 from compress.profile import SCRIPTS, UserError
 
@@ -73,7 +72,7 @@ def run(job: Job) -> dict[str, np.ndarray]:
             ids[name].append(tokenizer.encode(text).ids)
             tokenize_seconds[name].append(time.perf_counter() - began)
     out = {f"logits/{name}": predict(variant, rows) for name, rows in ids.items()}
-    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak_rss = peak_rss_bytes()
     out["logits_batched/test"] = predict(variant, ids["test"], INVARIANCE_BATCH)
 
     baseline = load(Path(job.baseline), job.device, job.threads)
@@ -100,6 +99,12 @@ def run(job: Job) -> dict[str, np.ndarray]:
     }
     out["about"] = np.array(json.dumps(about))
     return out
+
+
+def peak_rss_bytes() -> int:
+    """This process's own high-water mark; getrusage would also count that of the process it was started from."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
 
 
 def time_latency(models, pairs, warmup: int, calls: int) -> np.ndarray:

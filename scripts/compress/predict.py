@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
-
 from compress.artifact import Artifact, read_artifact
 from compress.profile import UserError
+from tokenizers import Tokenizer
 
 PAD_LENGTH_ORDER = "stable"  # sentences of equal length keep their order, so that batches repeat
 

@@ -4,16 +4,11 @@ A profile is one TOML file in scripts/profiles/. Every field is checked on load,
 or mistyped key is an error that names the file and the key.
 """
 
-import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 ROOT = SCRIPTS.parent
@@ -109,7 +104,7 @@ class Finetune(Strict):
     name: str
     method: Literal["finetune"]
     parent: None = None
-    epochs: Positive
+    epochs: Annotated[float, Field(gt=0)]
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
-
 from compress.files import digest, sha256_file, write_json
 from compress.profile import Profile, Strict, UserError, explain
+from pydantic import Field, ValidationError, model_validator
 
 
 class Machine(Strict):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from compress import measure as measuring
 from compress.artifact import read_artifact, save_artifact
 from compress.data import load_card, load_splits
@@ -17,7 +16,6 @@ from compress.files import digest, remove, sha256_file, source_hash
 from compress.profile import Profile, UserError, Variant, run_name
 from compress.provenance import provenance
 from compress.record import Measured, Record, Sizes, read_record, write_record
-
 
 # Code around the makers: it decides what runs and what is written down, not what a model becomes.
 HARNESS = ("compress/stage.py", "compress/cli.py", "compress/profile.py", "compress/predict.py")
@@ -101,7 +99,9 @@ class Stage:
         """Identity of an artifact: everything that its making depends on."""
         parent = read_artifact(self.folder(variant.parent), verify=False).key if variant.parent else None
         options = variant.model_dump(mode="json")
-        return digest([options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], parent, self.source])
+        return digest(
+            [options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], parent, self.source]
+        )
 
     def measure_key(self, key: str) -> str:
         baseline = read_artifact(self.folder(self.profile.baseline), verify=False).key
@@ -190,7 +190,9 @@ class Stage:
             measured=Measured(predictions_sha256=sha256_file(output), **about),
         )
 
-    def write(self, variant: Variant, started: float, status: str, reason: str = "", artifact=None, measured=None) -> Record:
+    def write(
+        self, variant: Variant, started: float, status: str, reason: str = "", artifact=None, measured=None
+    ) -> Record:
         key = artifact.key if artifact else self.key(variant) if status == "skipped" else None
         record = Record(
             run=self.name(variant.name),

@@ -1,0 +1,131 @@
+# The whole graph. `make` prints help; `make all` does everything; results/ cuts experiments and paper apart.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PROFILE ?= minilm# which profile in scripts/profiles/
+DEVICE ?= cpu# cpu or cuda
+SEEDS ?= 0# training seeds, separated by spaces
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)# CPU threads of every backend
+PYTHON ?= python3# the interpreter that makes .venv (3.11 or 3.12)
+
+ifeq ($(filter grouped-target,$(.FEATURES)),)
+$(error GNU make $(MAKE_VERSION) is too old: install GNU make 4.3 or newer)
+endif
+
+CONDA_NAME := bert-compression
+CONDA_DEFAULT_ENV ?=
+ifeq ($(CONDA_DEFAULT_ENV),$(CONDA_NAME))
+PY := python
+ENV := requirements.txt
+else
+PY := .venv/bin/python
+ENV := .venv/.installed
+endif
+
+BUILD := build/$(PROFILE)
+RUN := --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS)
+TAG := $(DEVICE)-$(THREADS)threads
+CORE := $(wildcard scripts/compress/*.py) scripts/profiles/$(PROFILE).toml
+REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
+RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.json)
+# One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
+HELD ?= 0
+LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
+
+##@ Main
+help: ## this text
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@printf '\nVariables (make settings shows them): PROFILE DEVICE SEEDS THREADS PYTHON\n'
+
+all: ## environment, data, every stage, results, figures, report
+	@+$(LOCK) $(MAKE) HELD=1 sequence
+
+smoke: ## the whole graph in miniature, in about two minutes
+	@+$(MAKE) all PROFILE=smoke
+
+test: $(ENV) ## the tests, the smoke run among them
+	$(PY) -m pytest
+
+##@ Experiments (write build/)
+env: $(ENV) ## the environment: .venv, or the active conda environment
+
+data: $(BUILD)/.data ## fetch, verify and split the data; unpack the backbone
+
+finetune: $(foreach seed,$(SEEDS),$(BUILD)/.finetune-seed$(seed)-$(TAG)) ## baselines: bert-orig and finetuned
+
+results: $(ENV) ## records to results/<profile>/
+	$(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
+
+##@ Paper (reads results/ only)
+figures: $(BUILD)/.figures ## results/ to figures/
+
+report: $(BUILD)/.report ## results/ and figures/ to report/ and the README's table
+
+pdf: $(BUILD)/.report ## report.pdf (Debian: texlive-xetex texlive-fonts-recommended texlive-plain-generic)
+	@command -v xelatex >/dev/null || { echo "no xelatex: apt-get install --no-install-recommends texlive-xetex texlive-fonts-recommended texlive-plain-generic lmodern" >&2; exit 1; }
+	cd $(REPORT) && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex
+	mv $(BUILD)/report.pdf $(REPORT)/report.pdf
+
+##@ House-keeping
+lint: $(ENV) ## ruff
+	$(PY) -m ruff check scripts tests
+	$(PY) -m ruff format --check scripts tests
+
+lock: $(ENV) ## requirements.in to requirements.txt
+	CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.txt requirements.in
+	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.txt
+
+settings: ## the variables' values
+	@printf '%-8s %s\n' PROFILE '$(PROFILE)' DEVICE '$(DEVICE)' SEEDS '$(SEEDS)' THREADS '$(THREADS)' PYTHON '$(PYTHON)' python '$(PY)'
+
+clean: ## remove build/<profile> (models, records); results/ stay
+	rm -rf $(BUILD)
+
+distclean: ## remove build/ and .venv too
+	rm -rf build .venv
+
+.PHONY: help all smoke test env data finetune results figures report pdf lint lock settings clean distclean sequence stages results-if-new
+
+# --- files behind the verbs -------------------------------------------------------------------------------
+.venv/.installed: requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or 3.12, or set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit("Python %d.%d is outside 3.11 to 3.12: install one of those and set PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(BUILD)/.data: scripts/prepare_data.py scripts/compress/data.py scripts/compress/archives.py scripts/profiles/$(PROFILE).toml | $(ENV)
+	$(PY) scripts/prepare_data.py --profile $(PROFILE)
+	@touch $@
+
+$(BUILD)/.finetune-seed%-$(TAG): scripts/01_finetune.py $(CORE) $(BUILD)/.data | $(ENV)
+	$(PY) scripts/01_finetune.py $(RUN) --seed $*
+	@touch $@
+
+stages: finetune
+
+# Three makes in a row: each sees on disk what the one before wrote.
+sequence:
+	@+$(MAKE) stages
+	@+$(MAKE) results-if-new
+	@+$(MAKE) report
+
+# Collate only after a stage has run: the stamp is newer than the results, or the seeds are others.
+COLLATED := $(BUILD)/.results-$(subst $(eval ) ,-,$(SEEDS))-$(TAG)
+results-if-new: $(COLLATED)
+$(COLLATED): scripts/collate.py $(CORE) $(foreach seed,$(SEEDS),$(BUILD)/.finetune-seed$(seed)-$(TAG))
+	$(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
+	@rm -f $(BUILD)/.results-*; touch $@
+
+# No rule makes results/ here: the paper is drawn from what is committed.
+$(BUILD)/.figures: scripts/figures.py scripts/compress/results.py $(wildcard $(RESULTS)) | $(ENV)
+	$(PY) scripts/figures.py --profile $(PROFILE)
+	@mkdir -p $(@D) && touch $@
+
+$(BUILD)/.report: scripts/render.py $(wildcard report/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
+	$(PY) scripts/render.py --profile $(PROFILE)
+	@mkdir -p $(@D) && touch $@

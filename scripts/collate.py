@@ -1,0 +1,173 @@
+"""Records to results: checks every record of a profile and computes every metric from raw logits and times.
+
+Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv, environment.json, data.json.
+Fails if a variant of the profile has no record, and when a record says that a variant failed.
+Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
+"""
+
+import argparse
+import csv
+import io
+
+from compress.cli import add_profile, main_guard
+
+COLUMNS = (
+    "variant chapter method parent backend precision device trained seed f1_test f1_ci_low f1_ci_high "
+    "f1_drop_points f1_drop_ci_low f1_drop_ci_high mcnemar_p_holm flip_rate batch_flip_rate accuracy_test "
+    "f1_macro_test ece_test f1_amazon f1_tweets f1_nyt parameters nonzero_parameters size_mb "
+    "size_with_tokenizer_mb size_ratio latency_ms_p50 latency_ms_p95 latency_speedup throughput_per_s "
+    "throughput_speedup peak_rss_mb train_seconds threads status reason"
+).split()  # noqa: SIM905
+DOMAINS = ("amazon", "tweets", "nyt")
+
+
+def read_records(profile, seeds, device) -> dict:
+    """The checked records by (seed, variant); raises UserError for a missing one or for foreign data."""
+    from compress.data import load_card
+    from compress.profile import UserError, run_name
+    from compress.record import read_record
+
+    fingerprint = load_card(profile)["fingerprint"]
+    records, wrong = {}, []
+    for seed in seeds:
+        for variant in profile.variants:
+            path = profile.record(run_name(variant.name, seed, device))
+            try:
+                record = read_record(path)
+                if record.data_fingerprint != fingerprint:
+                    raise UserError(f"{path}: its data_fingerprint is not that of {profile.data_folder}/data.json")
+                records[seed, variant.name] = record
+            except UserError as error:
+                wrong.append(str(error))
+    if wrong:
+        raise UserError("\n".join([*wrong, f"run: make all PROFILE={profile.name} (or the stage that makes them)"]))
+    return records
+
+
+def seed_rows(profile, records, labels) -> list[dict]:
+    """The rows of one seed; differences and ratios are against its own fine-tuned baseline."""
+    import numpy as np
+    from compress import metrics
+    from compress.record import read_arrays
+
+    measured = {name: read_arrays(profile, record) for name, record in records.items() if record.status == "ok"}
+    rows = [row_of(record, measured.get(name)) for name, record in records.items()]
+    if profile.baseline not in measured:
+        return rows
+    names = list(measured)
+    predictions = np.array([measured[name]["logits/test"].argmax(-1) for name in names])
+    truth = labels["test"]
+    f1 = metrics.bootstrap_f1(predictions, truth, metrics.bootstrap_weights(len(truth)))
+    base = names.index(profile.baseline)
+    compared = {}
+    for row in rows:
+        name = row["variant"]
+        if name not in measured:
+            continue
+        i, arrays = names.index(name), measured[name]
+        scores = metrics.quality(arrays["logits/test"], truth)
+        base_f1 = metrics.quality(measured[profile.baseline]["logits/test"], truth)["f1"]
+        row |= {
+            "f1_test": scores["f1"],
+            "accuracy_test": scores["accuracy"],
+            "f1_macro_test": scores["f1_macro"],
+            "ece_test": scores["ece"],
+            "f1_drop_points": 100 * (base_f1 - scores["f1"]),
+            "flip_rate": float(np.mean(predictions[i] != predictions[base])),
+            "batch_flip_rate": float(np.mean(predictions[i] != arrays["logits_batched/test"].argmax(-1))),
+            "size_ratio": records[profile.baseline].sizes.bytes / records[name].sizes.bytes,
+        }
+        row["f1_ci_low"], row["f1_ci_high"] = metrics.interval(f1[:, i])
+        row["f1_drop_ci_low"], row["f1_drop_ci_high"] = metrics.interval(100 * (f1[:, base] - f1[:, i]))
+        for domain in DOMAINS:
+            if domain in labels:
+                row[f"f1_{domain}"] = metrics.quality(arrays[f"logits/{domain}"], labels[domain])["f1"]
+        if i != base:
+            compared[name] = metrics.mcnemar_exact(predictions[i] == truth, predictions[base] == truth)
+    adjusted = dict(zip(compared, metrics.holm(list(compared.values())), strict=True))
+    for row in rows:
+        row["mcnemar_p_holm"] = adjusted.get(row["variant"])
+    return rows
+
+
+def row_of(record, arrays) -> dict:
+    """What a record and its raw times say by themselves; None means not measured."""
+    import numpy as np
+
+    row = {column: None for column in COLUMNS}
+    row |= {column: getattr(record, column) for column in COLUMNS if column in type(record).model_fields}
+    if arrays is None:
+        return row
+    sizes, measured = record.sizes, record.measured
+    latency, throughput = arrays["latency_seconds"], arrays["throughput_seconds"]
+    return row | {
+        "precision": measured.precision,
+        "threads": measured.threads,
+        "parameters": sizes.parameters,
+        "nonzero_parameters": sizes.nonzero_parameters,
+        "size_mb": sizes.bytes / 1e6,
+        "size_with_tokenizer_mb": sizes.bytes_with_tokenizer / 1e6,
+        "latency_ms_p50": 1e3 * float(np.quantile(latency[:, 0], 0.5)),
+        "latency_ms_p95": 1e3 * float(np.quantile(latency[:, 0], 0.95)),
+        "latency_speedup": float(np.median(latency[:, 1] / latency[:, 0])),
+        "throughput_per_s": measured.throughput_sentences / float(throughput[:, 0].sum()),
+        "throughput_speedup": float(np.median(throughput[:, 1] / throughput[:, 0])),
+        "peak_rss_mb": measured.peak_rss_bytes / 1e6,
+    }
+
+
+def cell(value) -> str:
+    """Six significant digits; an empty cell means not measured."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def write_csv(path, rows) -> None:
+    from compress.files import write_text
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([cell(row[column]) for column in COLUMNS] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def environment(profile, records) -> dict:
+    """Machines, libraries and commits behind the rows, each once."""
+    provenances = [record.provenance.model_dump(mode="json") for record in records.values()]
+    summary = {
+        field: list({str(p[field]): p[field] for p in provenances}.values())
+        for field in ("machine", "libraries", "python", "commit", "dirty", "threads")
+    }
+    return {"profile": profile.name, "description": profile.description, "baseline": profile.baseline} | summary
+
+
+def main(args: argparse.Namespace) -> int:
+    import numpy as np
+    from compress.data import load_card, load_splits
+    from compress.files import write_json
+    from compress.profile import load_profile
+
+    profile = load_profile(args.profile)
+    seeds = sorted({int(seed) for seed in args.seeds.split()})
+    records = read_records(profile, seeds, args.device)
+    labels = {name: np.array(split["label"]) for name, split in load_splits(profile).items()}
+    rows = []
+    for seed in seeds:
+        of_seed = {name: record for (s, name), record in records.items() if s == seed}
+        rows += seed_rows(profile, of_seed, labels)
+    write_csv(profile.results / "variants.csv", rows)
+    write_json(profile.results / "environment.json", environment(profile, records))
+    write_json(profile.results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
+    failed = [row["variant"] for row in rows if row["status"] == "failed"]
+    print(f"{profile.results}: {len(rows)} rows" + (f", FAILED: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
+    parser.add_argument("--seeds", default="0", help="seeds to collate, separated by spaces (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="device whose records to collate (default: %(default)s)")
+    main_guard(main, parser)

@@ -1,0 +1,176 @@
+"""The whole graph on the smoke profile, from a fresh copy, through the commands that a user types."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import run
+from sklearn.metrics import f1_score
+
+PYTHON = ".venv/bin/python"
+FINETUNE = (PYTHON, "scripts/01_finetune.py", "--profile", "smoke")
+COLLATE = (PYTHON, "scripts/collate.py", "--profile", "smoke")
+
+
+def logits(folder, variant):
+    with np.load(folder / "build/smoke/predictions" / f"{variant}.npz") as file:
+        return file["logits/test"]
+
+
+def table(folder):
+    with open(folder / "results/smoke/variants.csv", newline="") as file:
+        return {row["variant"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def copy(smoke, tmp_path):
+    """The finished smoke run, to be damaged."""
+    shutil.copytree(smoke[0], tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def test_the_graph_ends_in_a_table_a_report_and_figures(smoke):
+    folder, output = smoke
+    assert "F1_test" in output
+    rows = table(folder)
+    assert {name: row["status"] for name, row in rows.items()} == {"finetuned": "ok", "bert-orig": "ok"}
+    for name in ("report/smoke/report.md", "report/smoke/report.html", "report/smoke/report.tex"):
+        assert (folder / name).stat().st_size > 1000
+    assert len(list((folder / "figures/smoke").iterdir())) == 4
+    assert not [path for path in (folder / "build").rglob("*.partial")]
+
+
+def test_a_number_of_the_table_can_be_traced_to_the_raw_logits(smoke):
+    folder, _ = smoke
+    from datasets import load_from_disk
+
+    labels = load_from_disk(str(folder / "build/smoke/data/splits"))["test"]["label"][:]
+    for name, row in table(folder).items():
+        assert float(row["f1_test"]) == pytest.approx(f1_score(labels, logits(folder, name).argmax(1)), abs=1e-5)
+        weights = folder / "build/smoke/models" / name
+        bytes_ = sum((weights / file).stat().st_size for file in ("model.safetensors", "config.json"))
+        assert float(row["size_mb"]) == pytest.approx(bytes_ / 1e6, rel=1e-5)
+
+
+def test_the_stored_logits_are_those_of_the_ordinary_loader(smoke):
+    folder, _ = smoke
+    import torch
+    from datasets import load_from_disk
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model_folder = folder / "build/smoke/models/finetuned"
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder).eval()
+    texts = load_from_disk(str(folder / "build/smoke/data/splits"))["test"]["text"][:20]
+    with torch.inference_mode():
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
+        expected = model(**batch).logits.numpy()
+    np.testing.assert_allclose(logits(folder, "finetuned")[:20], expected, atol=1e-5)
+
+
+def test_a_second_run_does_nothing_quickly(smoke):
+    folder, _ = smoke
+    before = (folder / "build/smoke/records/finetuned.json").stat().st_mtime_ns
+    started = time.perf_counter()
+    done = run(folder, "make", "all", "PROFILE=smoke")
+    assert done.returncode == 0
+    assert time.perf_counter() - started < 5
+    assert "scripts/" not in done.stdout
+    assert (folder / "build/smoke/records/finetuned.json").stat().st_mtime_ns == before
+
+
+def test_training_killed_between_checkpoints_goes_on_and_ends_in_the_same_logits(copy):
+    expected = logits(copy, "finetuned")
+    shutil.rmtree(copy / "build/smoke/models")
+    shutil.rmtree(copy / "build/smoke/records")
+    process = subprocess.Popen(
+        FINETUNE, cwd=copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    checkpoints = copy / "build/smoke/checkpoints"
+    deadline = time.time() + 120
+    while not list(checkpoints.glob("*/checkpoint-*/trainer_state.json")):
+        assert time.time() < deadline
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (copy / "build/smoke/models/finetuned").exists()
+    done = run(copy, *FINETUNE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_array_equal(logits(copy, "finetuned"), expected)
+    assert not list(checkpoints.iterdir())
+
+
+def damage(record, how):
+    if how == "truncated":
+        record.write_text(record.read_text()[:200])
+    elif how == "edited":
+        record.write_text(record.read_text().replace('"seed": 0', '"seed": 1'))
+    else:
+        record.unlink()
+
+
+@pytest.mark.parametrize(("how", "says"), [("truncated", "corrupt"), ("edited", "altered"), ("gone", "no such record")])
+def test_a_damaged_record_is_named_and_refused_and_then_made_anew(copy, how, says):
+    record = copy / "build/smoke/records/finetuned.json"
+    damage(record, how)
+    done = run(copy, *COLLATE)
+    assert done.returncode == 1
+    assert "finetuned.json" in done.stderr
+    assert says in done.stderr
+
+
+def test_swapped_predictions_are_refused(copy):
+    predictions = copy / "build/smoke/predictions"
+    shutil.copy(predictions / "bert-orig.npz", predictions / "finetuned.npz")
+    done = run(copy, *COLLATE)
+    assert done.returncode == 1
+    assert "finetuned.npz" in done.stderr
+
+
+def test_a_failed_variant_is_recorded_told_and_never_reused(copy):
+    (copy / "build/smoke/data/backbone/model.safetensors").write_bytes(b"not weights")
+    shutil.rmtree(copy / "build/smoke/models/bert-orig")
+    done = run(copy, *FINETUNE)
+    assert done.returncode == 1
+    assert "finetuned: up to date" in done.stdout
+    record = json.loads((copy / "build/smoke/records/bert-orig.json").read_text())["record"]
+    assert record["status"] == "failed"
+    assert record["reason"]
+    collated = run(copy, *COLLATE)
+    assert collated.returncode == 1
+    assert table(copy)["bert-orig"]["f1_test"] == ""
+    assert "up to date" not in run(copy, *FINETUNE, "--only", "bert-orig").stdout.replace("finetuned: up to date", "")
+
+
+def test_errors_a_user_meets(smoke):
+    folder, _ = smoke
+    assert "unknown profile" in run(folder, PYTHON, "scripts/01_finetune.py", "--profile", "x").stderr
+    assert "no variant 'x'" in run(folder, *FINETUNE, "--only", "x").stderr
+    import torch
+
+    if not torch.cuda.is_available():
+        assert "no CUDA GPU" in run(folder, *FINETUNE, "--device", "cuda").stderr
+    bare = run(folder, PYTHON, "scripts/figures.py", "--profile", "smoke", PYTHONPATH="")
+    assert bare.returncode == 0
+
+
+def test_the_report_without_results_says_what_to_run(copy):
+    shutil.rmtree(copy / "results/smoke")
+    (copy / "build/smoke/.figures").unlink()
+    done = run(copy, "make", "report", "PROFILE=smoke")
+    assert done.returncode == 2
+    assert "make results PROFILE=smoke" in done.stderr
+
+
+def test_the_baseline_against_itself_takes_the_same_time(smoke):
+    row = table(smoke[0])["finetuned"]
+    assert float(row["f1_drop_points"]) == 0
+    assert float(row["size_ratio"]) == 1
+    assert 0.9 < float(row["latency_speedup"]) < 1.1  # the tolerance of a busy machine; the report's rows are closer
