@@ -11,13 +11,13 @@ import io
 
 from compress.cli import add_profile, main_guard
 
-COLUMNS = (
+COLUMNS = (  # noqa: SIM905
     "variant chapter method parent backend precision device trained seed f1_test f1_ci_low f1_ci_high "
     "f1_drop_points f1_drop_ci_low f1_drop_ci_high mcnemar_p_holm flip_rate batch_flip_rate accuracy_test "
     "f1_macro_test ece_test f1_amazon f1_tweets f1_nyt parameters nonzero_parameters size_mb "
     "size_with_tokenizer_mb size_ratio latency_ms_p50 latency_ms_p95 latency_speedup throughput_per_s "
     "throughput_speedup peak_rss_mb train_seconds threads status reason"
-).split()  # noqa: SIM905
+).split()
 DOMAINS = ("amazon", "tweets", "nyt")
 
 

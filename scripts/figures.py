@@ -15,6 +15,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E
 def scatter(rows, column: str, label: str, log: bool):
     """One point per variant of the first seed, F1 with its interval over `column`."""
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for i, row in enumerate(rows):
@@ -29,11 +30,17 @@ def scatter(rows, column: str, label: str, log: bool):
             capsize=3,
             label=row["variant"],
         )
+    values = [row[column] for row in rows]
     if log:
         axes.set_xscale("log")
+        axes.set_xlim(min(values) / 2, max(values) * 2)  # readable also when all are of one size
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        axes.set_xlim(0, max(values) * 1.2)
     axes.set_xlabel(label)
     axes.set_ylabel("F1 on the test set, 95 % interval")
-    axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
