@@ -64,7 +64,7 @@ figures: $(BUILD)/.figures ## results/ to figures/
 
 report: $(BUILD)/.report ## results/ and figures/ to report/ and the README's table
 
-pdf: $(BUILD)/.report ## report.pdf (Debian: texlive-xetex texlive-fonts-recommended texlive-plain-generic)
+pdf: $(BUILD)/.report ## report.pdf (Debian: texlive-xetex texlive-fonts-recommended texlive-plain-generic lmodern)
 	@command -v xelatex >/dev/null || { echo "no xelatex: apt-get install --no-install-recommends texlive-xetex texlive-fonts-recommended texlive-plain-generic lmodern" >&2; exit 1; }
 	cd $(REPORT) && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex
 	mv $(BUILD)/report.pdf $(REPORT)/report.pdf

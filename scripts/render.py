@@ -194,6 +194,11 @@ def main(args: argparse.Namespace) -> None:
     write_text(profile.report / "report.html", html)
     notebook.cells[0].source = text.replace(".png)", ".pdf)")  # vector figures in print
     latex, _ = LatexExporter().from_notebook_node(notebook, resources=resources)
+    # The exporter makes paths absolute; the committed file must not say where the clone lies.
+    latex = latex.replace(f"{{{profile.figures}/", f"{{{os.path.relpath(profile.figures, profile.report)}/")
+    latex = latex.replace(
+        "\\begin{document}", "\\newcounter{none}  % pandoc's tables count in it\n\\begin{document}", 1
+    )
     write_text(profile.report / "report.tex", "\n".join(line.rstrip() for line in latex.splitlines()) + "\n")
     if profile.name == DEFAULT_PROFILE:
         readme = ROOT / "README.md"
