@@ -59,6 +59,7 @@ def seed_rows(profile, records, labels) -> list[dict]:
     truth = labels["test"]
     f1 = metrics.bootstrap_f1(predictions, truth, metrics.bootstrap_weights(len(truth)))
     base = names.index(profile.baseline)
+    base_f1 = metrics.quality(measured[profile.baseline]["logits/test"], truth)["f1"]
     compared = {}
     for row in rows:
         name = row["variant"]
@@ -66,7 +67,6 @@ def seed_rows(profile, records, labels) -> list[dict]:
             continue
         i, arrays = names.index(name), measured[name]
         scores = metrics.quality(arrays["logits/test"], truth)
-        base_f1 = metrics.quality(measured[profile.baseline]["logits/test"], truth)["f1"]
         row |= {
             "f1_test": scores["f1"],
             "accuracy_test": scores["accuracy"],

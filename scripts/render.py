@@ -31,23 +31,24 @@ def table(header: list[str], body: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def name_of(row, several_seeds: bool) -> str:
-    return f"{row['variant']} (seed {row['seed']:.0f})" if several_seeds else row["variant"]
+def names_of(rows) -> list[str]:
+    """The variants' names, with the seed where the table has several."""
+    several = len({row["seed"] for row in rows}) > 1
+    return [f"{row['variant']} (seed {row['seed']:.0f})" if several else row["variant"] for row in rows]
 
 
 def headline(rows, course) -> str:
     header = ["Name", "Device", "Training", "F1_test", "Size(mb)", "Time for 1 predict(s)"]
-    several = len({row["seed"] for row in rows}) > 1
     ours = [
         [
-            f"**{name_of(row, several)}**",
+            f"**{name}**",
             row["device"],
             "yes" if row["trained"] == "True" else "no",
             number(row["f1_test"], 3),
             number(row["size_mb"], 3),
             number(row["latency_ms_p50"] and row["latency_ms_p50"] / 1e3, 4),
         ]
-        for row in rows
+        for name, row in zip(names_of(rows), rows, strict=True)
     ]
     theirs = [
         [f"course: {c['name']}", c["device"], c["trained"], c["f1_test"], c["size_mb"], c["seconds_per_prediction"]]
@@ -57,10 +58,8 @@ def headline(rows, course) -> str:
 
 
 def tables(rows) -> dict[str, str]:
-    several = len({row["seed"] for row in rows}) > 1
     quality, domains, cost = [], [], []
-    for row in rows:
-        name = name_of(row, several)
+    for name, row in zip(names_of(rows), rows, strict=True):
         quality.append(
             [
                 name,

@@ -1,7 +1,6 @@
 """The few options that the scripts share, and how an error ends a command."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
@@ -26,9 +25,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def main_guard(main, parser: argparse.ArgumentParser) -> None:
     """Runs main(args); a UserError ends the command with its text and status 1, without a traceback."""
     args = parser.parse_args()
-    # Other domains' noise: optional CUDA extensions that can't load on a CPU, and hub look-ups never wanted here.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("torchao").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         sys.exit(main(args))

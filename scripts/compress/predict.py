@@ -15,8 +15,6 @@ from compress.artifact import Artifact, read_artifact
 from compress.profile import UserError
 from tokenizers import Tokenizer
 
-PAD_LENGTH_ORDER = "stable"  # sentences of equal length keep their order, so that batches repeat
-
 
 class Predictor(Protocol):
     precision: str  # of the arithmetic that runs, read back from the loaded model
@@ -86,7 +84,8 @@ def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
 
 def batches(ids: Sequence[Sequence[int]], size: int, by_length: bool = False) -> Iterator[tuple[np.ndarray, ...]]:
     """Token ids cut into batches, each padded to its own longest: (positions, input_ids, attention_mask)."""
-    order = np.argsort([len(row) for row in ids], kind=PAD_LENGTH_ORDER) if by_length else np.arange(len(ids))
+    # A stable sort keeps sentences of equal length in order, so that batches repeat.
+    order = np.argsort([len(row) for row in ids], kind="stable") if by_length else np.arange(len(ids))
     for start in range(0, len(ids), size):
         positions = order[start : start + size]
         length = max(len(ids[p]) for p in positions)

@@ -34,15 +34,12 @@ class Package(Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Backbone(Strict):
-    """The pretrained encoder: a folder inside a package, or a repository of the Hugging Face hub."""
+class Source(Strict):
+    """Something that comes from a package or from the Hugging Face hub."""
 
     package: Package | None = None
-    folder: str = ""  # where the model lies inside the package
     hub: str | None = None
     revision: str | None = None
-    # Sizes that replace the config's own; the weights are then random and only the tokenizer is kept.
-    random_config: dict[str, int] | None = None
 
     @model_validator(mode="after")
     def one_source(self):
@@ -51,13 +48,18 @@ class Backbone(Strict):
         return self
 
 
-class Data(Strict):
+class Backbone(Source):
+    """The pretrained encoder: a folder inside a package, or a repository of the Hugging Face hub."""
+
+    folder: str = ""  # where the model lies inside the package
+    # Sizes that replace the config's own; the weights are then random and only the tokenizer is kept.
+    random_config: dict[str, int] | None = None
+
+
+class Data(Source):
     """Sentences with two or more classes: the rated snippets of a package, or a data set of the hub."""
 
-    package: Package | None = None
     member: str = ""  # the inner archive that holds the snippets
-    hub: str | None = None
-    revision: str | None = None
     configuration: str | None = None
     text_column: str = "text"
     label_column: str = "label"
@@ -67,12 +69,6 @@ class Data(Strict):
     domain_test: Positive = 500  # test sentences of every other domain; the rest is unlabelled text
     split_seed: int = 0
     max_length: Annotated[int, Field(ge=8, le=512)] = 128
-
-    @model_validator(mode="after")
-    def one_source(self):
-        if (self.package is None) == (self.hub is None):
-            raise ValueError("give exactly one of the keys 'package' and 'hub'")
-        return self
 
 
 class Measure(Strict):

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,10 @@ class Stage:
         self.card = load_card(profile)
         self.source = source_hash(self.script, without=HARNESS)
         self.measure_source = source_hash(Path(measuring.__file__))
+
+    @cached_property
+    def splits(self):
+        return load_splits(self.profile)
 
     def run(self, only: str | None = None) -> int:
         """Makes and measures; returns the number of failed variants, so that the exit status tells."""
@@ -139,9 +144,7 @@ class Stage:
         run, key = self.name(variant.name), self.key(variant)
         work = profile.build / "checkpoints" / f"{run}-{key[:12]}"
         parent = self.folder(variant.parent) if variant.parent else None
-        context = Context(
-            profile, self.seed, self.device, self.threads, load_splits(profile), self.card["labels"], parent, work
-        )
+        context = Context(profile, self.seed, self.device, self.threads, self.splits, self.card["labels"], parent, work)
         made = self.makers[variant.method](variant, context)
         save_artifact(
             self.folder(variant.name),
@@ -165,7 +168,7 @@ class Stage:
 
     def measure(self, variant: Variant, started: float) -> Record:
         profile, budgets = self.profile, self.profile.measure
-        splits = load_splits(profile)
+        splits = self.splits
         run, folder = self.name(variant.name), self.folder(variant.name)
         tests = [name for name in splits if name not in ("train", "validation", "unlabelled")]
         job = measuring.Job(
