@@ -31,6 +31,10 @@ TAG := $(DEVICE)-$(THREADS)threads
 CORE := $(wildcard scripts/compress/*.py) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
 RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.json)
+COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
+# A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads
+stamps = $(foreach seed,$(SEEDS),$(BUILD)/.$1-seed$(seed)-$(TAG))
+STAGES := finetune quantize-prune
 # One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
 HELD ?= 0
 LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
@@ -54,10 +58,12 @@ env: $(ENV) ## the environment: .venv, or the active conda environment
 
 data: $(BUILD)/.data ## fetch, verify and split the data; unpack the backbone
 
-finetune: $(foreach seed,$(SEEDS),$(BUILD)/.finetune-seed$(seed)-$(TAG)) ## baselines: bert-orig and finetuned
+finetune: $(call stamps,finetune) ## baselines: bert-orig and finetuned
+
+quantize-prune: $(call stamps,quantize-prune) ## HW1: quantized, pruned and smaller models
 
 results: $(ENV) ## records to results/<profile>/
-	$(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
+	$(COLLATE)
 
 ##@ Paper (reads results/ only)
 figures: $(BUILD)/.figures ## results/ to figures/
@@ -87,7 +93,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data finetune results figures report pdf lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report pdf lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
@@ -102,11 +108,16 @@ $(BUILD)/.data: scripts/prepare_data.py scripts/compress/data.py scripts/compres
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 
-$(BUILD)/.finetune-seed%-$(TAG): scripts/01_finetune.py $(CORE) $(BUILD)/.data | $(ENV)
-	$(PY) scripts/01_finetune.py $(RUN) --seed $*
-	@touch $@
+# stage, script, the stage before it
+define STAGE
+$$(BUILD)/.$1-seed%-$$(TAG): scripts/$2 $$(CORE) $$(BUILD)/$3 | $$(ENV)
+	$$(PY) scripts/$2 $$(RUN) --seed $$*
+	@touch $$@
+endef
+$(eval $(call STAGE,finetune,01_finetune.py,.data))
+$(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.finetune-seed%-$$(TAG)))
 
-stages: finetune
+stages: $(STAGES)
 
 # Three makes in a row: each sees on disk what the one before wrote.
 sequence:
@@ -117,8 +128,8 @@ sequence:
 # Collate only after a stage has run: the stamp is newer than the results, or the seeds are others.
 COLLATED := $(BUILD)/.results-$(subst $(eval ) ,-,$(SEEDS))-$(TAG)
 results-if-new: $(COLLATED)
-$(COLLATED): scripts/collate.py $(CORE) $(foreach seed,$(SEEDS),$(BUILD)/.finetune-seed$(seed)-$(TAG))
-	$(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
+$(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,$(stage)))
+	$(COLLATE)
 	@rm -f $(BUILD)/.results-*; touch $@
 
 # No rule makes results/ here: the paper is drawn from what is committed.

@@ -25,43 +25,34 @@ def pretrained(context):
 
 
 def untrained(variant, context):
-    return made(pretrained(context))
+    from compress.stage import made
+
+    model = pretrained(context)
+    return made(model, model.save_pretrained)
 
 
 def finetuned(variant, context):
-    from compress.finetune import finetune
+    from compress.stage import made
+    from compress.training import tokenized, train
     from transformers import AutoTokenizer
 
     model = pretrained(context)
+    if variant.freeze_embeddings:
+        model.base_model.embeddings.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(context.profile.backbone_folder)
     length = context.profile.data.max_length
-    seconds = finetune(model, tokenizer, context.splits, variant, context.seed, context.device, length, context.work)
-    return made(model, seconds)
-
-
-def made(model, train_seconds=None):
-    from compress.stage import Made
-
-    weights = list(model.parameters())
-    return Made(
-        write=model.save_pretrained,
-        parameters=sum(w.numel() for w in weights),
-        nonzero_parameters=sum(int(w.count_nonzero()) for w in weights),
-        train_seconds=train_seconds,
+    dataset, validation = (
+        tokenized(context.splits[name]["text"], context.splits[name]["label"], tokenizer, length)
+        for name in ("train", "validation")
     )
+    seconds = train(model, tokenizer, dataset, variant.training, context, validation=validation)
+    return made(model, model.save_pretrained, train_seconds=seconds)
 
 
 def main(args: argparse.Namespace) -> int:
-    import torch
-    from compress.predict import check_device
-    from compress.profile import load_profile
-    from compress.stage import Stage
+    from compress.stage import run_stage
 
-    profile = load_profile(args.profile)
-    check_device(args.device)
-    torch.set_num_threads(args.threads)
-    makers = {"finetune": finetuned, "untrained": untrained}
-    return Stage(__file__, makers, profile, args.seed, args.device, args.threads).run(args.only)
+    return run_stage(__file__, {"finetune": finetuned, "untrained": untrained}, args)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ COLUMNS = (  # noqa: SIM905
     "throughput_speedup peak_rss_mb train_seconds threads status reason"
 ).split()
 DOMAINS = ("amazon", "tweets", "nyt")
+NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
 
 
 def read_records(profile, seeds, device) -> dict:
@@ -99,20 +100,24 @@ def row_of(record, arrays) -> dict:
     if arrays is None:
         return row
     sizes, measured = record.sizes, record.measured
-    latency, throughput = arrays["latency_seconds"], arrays["throughput_seconds"]
-    return row | {
+    row |= {
         "precision": measured.precision,
         "threads": measured.threads,
         "parameters": sizes.parameters,
         "nonzero_parameters": sizes.nonzero_parameters,
         "size_mb": sizes.bytes / 1e6,
         "size_with_tokenizer_mb": sizes.bytes_with_tokenizer / 1e6,
+        "peak_rss_mb": measured.peak_rss_bytes / 1e6,
+    }
+    if "latency_seconds" not in arrays:
+        return row | {"reason": NOT_TIMED}
+    latency, throughput = arrays["latency_seconds"], arrays["throughput_seconds"]
+    return row | {
         "latency_ms_p50": 1e3 * float(np.quantile(latency[:, 0], 0.5)),
         "latency_ms_p95": 1e3 * float(np.quantile(latency[:, 0], 0.95)),
         "latency_speedup": float(np.median(latency[:, 1] / latency[:, 0])),
         "throughput_per_s": measured.throughput_sentences / float(throughput[:, 0].sum()),
         "throughput_speedup": float(np.median(throughput[:, 1] / throughput[:, 0])),
-        "peak_rss_mb": measured.peak_rss_bytes / 1e6,
     }
 
 
@@ -123,13 +128,13 @@ def cell(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(path, rows) -> None:
+def write_csv(path, columns, rows) -> None:
     from compress.files import write_text
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([cell(row[column]) for column in COLUMNS] for row in rows)
+    writer.writerow(columns)
+    writer.writerows([cell(row[column]) for column in columns] for row in rows)
     write_text(path, text.getvalue())
 
 
@@ -157,7 +162,14 @@ def main(args: argparse.Namespace) -> int:
     for seed in seeds:
         of_seed = {name: record for (s, name), record in records.items() if s == seed}
         rows += seed_rows(profile, of_seed, labels)
-    write_csv(profile.results / "variants.csv", rows)
+    write_csv(profile.results / "variants.csv", COLUMNS, rows)
+    tables = [
+        {"variant": name, "seed": seed} | entry
+        for (seed, name), record in records.items()
+        for entry in record.details.get("sensitivity", ())
+    ]
+    if tables:
+        write_csv(profile.results / "sensitivity.csv", list(tables[0]), tables)
     write_json(profile.results / "environment.json", environment(profile, records))
     write_json(profile.results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
     failed = [row["variant"] for row in rows if row["status"] == "failed"]

@@ -17,6 +17,7 @@ def scatter(rows, column: str, label: str, log: bool):
     import matplotlib.pyplot as plt
     from matplotlib import ticker
 
+    rows = [row for row in rows if row[column] is not None]
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for i, row in enumerate(rows):
         low, high = row["f1_test"] - row["f1_ci_low"], row["f1_ci_high"] - row["f1_test"]

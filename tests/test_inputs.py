@@ -8,9 +8,9 @@ import pytest
 from compress import archives, data
 from compress.artifact import read_artifact, save_artifact
 from compress.files import atomic_path, digest, source_hash, write_json
-from compress.finetune import last_checkpoint
 from compress.predict import batches, load
 from compress.profile import PROFILES, SCRIPTS, Package, UserError, load_profile
+from compress.training import last_checkpoint
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def profile_text(monkeypatch, tmp_path):
         ("validation = 64", "validation = 64\nvalidashun = 1", "data.validashun"),
         ("validation = 64", 'validation = "64"', "data.validation"),
         ("test = 128", "test = -1", "data.test"),
-        ("epochs = 2.0\n", "", "epochs"),
+        ("epochs = 2.0, ", "", "training.epochs"),
         ('method = "finetune"', 'method = "fintune"', "variants"),
         ('baseline = "finetuned"', 'baseline = "other"', "baseline"),
         ('name = "bert-orig"', 'name = "finetuned"', "finetuned"),
@@ -131,7 +131,22 @@ def test_source_hash_ignores_words_and_sees_code(tmp_path, monkeypatch):
 def test_source_hash_follows_imports():
     files = SCRIPTS / "01_finetune.py", SCRIPTS / "prepare_data.py"
     assert source_hash(files[0]) != source_hash(files[1])
-    assert source_hash(files[0]) != source_hash(files[0], without=("compress/finetune.py",))
+    assert source_hash(files[0]) != source_hash(files[0], without=("compress/training.py",))
+
+
+def test_source_hash_of_a_function_sees_what_it_uses_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.files.SCRIPTS", tmp_path)
+    file = tmp_path / "a.py"
+    text = "def a():\n    return b()\n\ndef b():\n    return 1\n\ndef c():\n    return 1\n"
+    hashes = []
+    for new in (
+        text,
+        text.replace("c():\n    return 1", "c():\n    return 2"),
+        text.replace("return 1", "return 2", 1),
+    ):
+        file.write_text(new)
+        hashes.append(source_hash(file, "a"))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
@@ -150,7 +165,9 @@ def artifact(tmp_path):
     for name in data.TOKENIZER_FILES:
         (tokenizer / name).write_text("{}")
     about = dict(variant="v", method="m", parent=None, backend="torch", precision="fp32", parameters=2)
-    about |= dict(nonzero_parameters=1, labels=["a", "b"], max_length=8, options={}, key="k", train_seconds=None)
+    about |= dict(
+        nonzero_parameters=1, labels=["a", "b"], max_length=8, options={}, key="k", train_seconds=None, details={}
+    )
     folder = tmp_path / "v"
     saved = save_artifact(folder, lambda path: (path / "weights").write_bytes(b"ab"), tokenizer, **about)
     assert (saved.size, saved.size_with_tokenizer) == (2, 6)

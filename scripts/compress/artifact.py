@@ -31,6 +31,7 @@ class Artifact(Strict):
     options: dict  # the variant's entry in the profile
     key: str  # of everything that went in: options, data, parent, sources
     train_seconds: float | None
+    details: dict
     files: dict[str, File]
 
     @property

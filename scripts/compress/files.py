@@ -56,9 +56,10 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def source_hash(path: Path, without: tuple[str, ...] = ()) -> str:
+def source_hash(path: Path, function: str | None = None, without: tuple[str, ...] = ()) -> str:
     """Hash of a Python source and of every module of this repository that it imports, however deep.
 
+    With `function`, only that function of the source counts, with the functions beside it that it uses.
     `without` names modules (compress/stage.py) that are left out with what they alone import.
     Comments, docstrings and layout do not count: rewording a sentence must not retrain a model.
     """
@@ -70,12 +71,26 @@ def source_hash(path: Path, without: tuple[str, ...] = ()) -> str:
         if name in seen or name in without:
             continue
         tree = ast.parse(path.read_text("utf-8"), str(path))
+        if function is not None and not seen:
+            tree.body = _used_functions(tree, function)
         for node in ast.walk(tree):
             todo += _local_imports(node)
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
         seen[name] = ast.unparse(tree)
     return digest(seen)
+
+
+def _used_functions(tree: ast.Module, function: str) -> list[ast.stmt]:
+    """The function of that name and every other definition of the module that it names, directly or not."""
+    definitions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    used, todo = set(), [function]
+    while todo:
+        name = todo.pop()
+        if name in definitions and name not in used:
+            used.add(name)
+            todo += [node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)]
+    return [node for name, node in definitions.items() if name in used]
 
 
 def _local_imports(node: ast.AST) -> list[Path]:

@@ -1,7 +1,8 @@
 """The measurement protocol, run in a fresh process that knows nothing but folders on disk.
 
-`measure` starts `python -m compress.measure JOB OUTPUT`; that process loads the variant alone, predicts every
-test set at batch 1, reads its peak memory, and only then loads the baseline beside it for the paired timings.
+`measure` starts `python -m compress.measure JOB OUTPUT`; that process loads the variant alone, predicts validation
+and test sets at batch 1 (or in batches, once it is shown that this variant's logits don't depend on them), reads its
+peak memory, and only then loads the baseline beside it for the paired timings.
 It writes raw logits and raw times (seconds) to an .npz; every metric is computed from them later.
 """
 
@@ -21,6 +22,8 @@ from compress.profile import SCRIPTS, UserError
 
 BLOCK = 10  # calls in a row per model: a small model keeps its caches warm, as it does in service
 INVARIANCE_BATCH = 16
+INVARIANCE_SENTENCES = 500  # that are asked alone and in a batch before batches are trusted
+INVARIANCE_TOLERANCE = 1e-4  # logits
 ROUNDS = 4
 
 
@@ -31,7 +34,8 @@ class Job:
     device: str
     threads: int
     seed: int
-    texts: dict[str, list[str]]  # test sets by name; 'test' is the one that is timed
+    texts: dict[str, list[str]]  # validation and test sets by name; 'test' is the one that is timed
+    timed: bool
     warmup: int
     latency_calls: int
     throughput_sentences: int
@@ -56,7 +60,7 @@ def measure(job: Job, output: Path) -> None:
 def run(job: Job) -> dict[str, np.ndarray]:
     """The whole protocol in this process; arrays by name, as the .npz stores them."""
     from compress.artifact import read_artifact
-    from compress.predict import load, load_tokenizer, predict
+    from compress.predict import load, load_tokenizer
 
     started = time.perf_counter()
     folder = Path(job.variant)
@@ -71,34 +75,59 @@ def run(job: Job) -> dict[str, np.ndarray]:
             began = time.perf_counter()
             ids[name].append(tokenizer.encode(text).ids)
             tokenize_seconds[name].append(time.perf_counter() - began)
-    out = {f"logits/{name}": predict(variant, rows) for name, rows in ids.items()}
+    out, invariant = ask(variant, ids)
     peak_rss = peak_rss_bytes()
-    out["logits_batched/test"] = predict(variant, ids["test"], INVARIANCE_BATCH)
+    about = {
+        "peak_rss_bytes": peak_rss,
+        "load_seconds": load_seconds,
+        "threads": variant.threads,
+        "baseline_threads": variant.threads,
+        "precision": variant.precision,
+        "batch_invariant": invariant,
+    }
+    if job.timed:
+        arrays, timed_about = time_beside_baseline(job, variant, ids["test"])
+        out |= arrays | {"tokenize_seconds": np.array(tokenize_seconds["test"])}
+        about |= timed_about
+    out["about"] = np.array(json.dumps(about))
+    return out
+
+
+def ask(variant, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
+    """Logits of every set, and whether they are the same alone and in a batch (then batches give them faster)."""
+    from compress.predict import predict
+
+    batched = predict(variant, ids["test"], INVARIANCE_BATCH)
+    alone = predict(variant, ids["test"][:INVARIANCE_SENTENCES])
+    invariant = bool(np.abs(batched[: len(alone)] - alone).max() <= INVARIANCE_TOLERANCE)
+    out = {"logits_batched/test": batched}
+    for name, rows in ids.items():
+        out[f"logits/{name}"] = predict(variant, rows, INVARIANCE_BATCH if invariant else 1)
+    out["logits/test"][: len(alone)] = alone
+    return out, invariant
+
+
+def time_beside_baseline(job: Job, variant, ids) -> tuple[dict[str, np.ndarray], dict]:
+    """Latency and throughput of the variant and of the baseline, alternating in this process."""
+    from compress.artifact import read_artifact
+    from compress.predict import load, load_tokenizer
 
     baseline = load(Path(job.baseline), job.device, job.threads)
     models = (variant, baseline)
     # A variant may have a tokenizer of its own; the baseline gets the baseline's ids for the same sentence.
     base_artifact = read_artifact(Path(job.baseline), verify=False)
     base_tokenizer = load_tokenizer(Path(job.baseline), base_artifact.max_length)
-    sample = np.random.default_rng(job.seed).permutation(len(ids["test"]))
-    pairs = [(ids["test"][i], base_tokenizer.encode(job.texts["test"][i]).ids) for i in sample]
-    out["latency_seconds"] = time_latency(models, pairs, job.warmup, job.latency_calls)
+    sample = np.random.default_rng(job.seed).permutation(len(ids))
+    pairs = [(ids[i], base_tokenizer.encode(job.texts["test"][i]).ids) for i in sample]
+    latency = time_latency(models, pairs, job.warmup, job.latency_calls)
     subset = pairs[: job.throughput_sentences]
     best = [best_batch(model, [pair[i] for pair in subset[:128]], job.batch_sizes) for i, model in enumerate(models)]
-    out["throughput_seconds"] = time_throughput(models, subset, best)
-    out["tokenize_seconds"] = np.array(tokenize_seconds["test"])
-    about = {
-        "peak_rss_bytes": peak_rss,
-        "load_seconds": load_seconds,
-        "threads": variant.threads,
+    return {"latency_seconds": latency, "throughput_seconds": time_throughput(models, subset, best)}, {
         "baseline_threads": baseline.threads,
-        "precision": variant.precision,
         "batch_size": best[0],
         "baseline_batch_size": best[1],
         "throughput_sentences": len(subset),
     }
-    out["about"] = np.array(json.dumps(about))
-    return out
 
 
 def peak_rss_bytes() -> int:
@@ -161,6 +190,7 @@ def _single(ids) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(job_path: str, output: str) -> None:
+    sys.modules["sklearn"] = None  # transformers would import it for text generation: a second that no classifier needs
     job = Job(**json.loads(Path(job_path).read_text("utf-8")))
     arrays = run(job)
     with atomic_path(Path(output)) as temporary, open(temporary, "wb") as file:

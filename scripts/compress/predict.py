@@ -42,13 +42,12 @@ class TorchPredictor:
 
 def load_torch(folder: Path, artifact: Artifact, device: str, threads: int) -> TorchPredictor:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from compress.model import load_model, precision_of
 
     check_device(device)
     torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device)
-    precision = str(next(model.parameters()).dtype).removeprefix("torch.").replace("float", "fp")
-    return TorchPredictor(model, device, precision, torch.get_num_threads())
+    model = load_model(folder).to(device)
+    return TorchPredictor(model, device, precision_of(model), torch.get_num_threads())
 
 
 BACKENDS = {"torch": (load_torch, "torch")}

@@ -80,35 +80,124 @@ class Measure(Strict):
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [8, 16, 32, 64]
 
 
-class Untrained(Strict):
+class Training(Strict):
+    """How long and how fast a network is trained; on a teacher's answers where the method has a teacher."""
+
+    epochs: Annotated[float, Field(gt=0)]
+    batch_size: Positive = 32
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    evaluations_per_epoch: Positive = 1  # checkpoints, too
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9  # of the teacher's answers; the labels get the rest
+
+
+class BaseVariant(Strict):
+    """What every entry of [[variants]] has; the class variables say what the CSV's columns of the same name say."""
+
+    stage: ClassVar[str]
+    chapter: ClassVar[str]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    parent: str | None = None
+    timed: bool = True  # false: its arithmetic at run time is that of another row, which says its speed
+
+    @property
+    def trained(self) -> bool:
+        """True if the network has seen the task: only the untrained baseline and its children have not."""
+        return True
+
+
+class Untrained(BaseVariant):
     """The pretrained encoder under a random classification head."""
 
     stage: ClassVar[str] = "finetune"
     chapter: ClassVar[str] = "baseline"
-    trained: ClassVar[bool] = False
-    name: str
     method: Literal["untrained"]
     parent: None = None
 
+    @property
+    def trained(self) -> bool:
+        return False
 
-class Finetune(Strict):
+
+class Finetune(BaseVariant):
     """The whole network trained on the labels."""
 
     stage: ClassVar[str] = "finetune"
     chapter: ClassVar[str] = "baseline"
-    trained: ClassVar[bool] = True
-    name: str
     method: Literal["finetune"]
     parent: None = None
-    epochs: Annotated[float, Field(gt=0)]
-    batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    evaluations_per_epoch: Positive = 2
+    training: Training
+    freeze_embeddings: bool = False
 
 
-Variant = Annotated[Untrained | Finetune, Field(discriminator="method")]
+class HW1(BaseVariant):
+    stage: ClassVar[str] = "quantize-prune"
+    chapter: ClassVar[str] = "HW1"
+    parent: str
+
+
+class Int8(HW1):
+    """Weights of 8 bits, stored packed; Linear layers run on integers, their inputs quantized as they come."""
+
+    method: Literal["int8-dynamic"]
+    per_channel: bool
+    embeddings: bool = True  # quantize the embedding tables too
+
+
+class TorchAO(HW1):
+    """The same by torchao's own modules."""
+
+    method: Literal["torchao"]
+    scheme: Literal["int8-weight-only", "int8-dynamic", "int4-weight-only"]
+
+
+class Cast(HW1):
+    """Weights and arithmetic in 16-bit floating point."""
+
+    method: Literal["cast"]
+    dtype: Literal["bfloat16", "float16"]
+
+
+class Mixed(HW1):
+    """8 or 4 bits per group of tensors, chosen by their sensitivity on validation."""
+
+    method: Literal["mixed-precision"]
+    tolerance: Annotated[float, Field(ge=0)]  # F1 points that validation may lose
+
+
+class QAT(HW1):
+    """Quantization-aware training with the baseline as teacher."""
+
+    method: Literal["qat"]
+    bits: Annotated[int, Field(ge=2, le=8)]
+    training: Training
+
+
+class Prune(HW1):
+    """Single weights of the encoder's matrices set to zero, gradually with a teacher or at once without training."""
+
+    method: Literal["prune"]
+    criterion: Literal["magnitude", "fisher"] = "magnitude"
+    pattern: Literal["unstructured", "2:4"] = "unstructured"
+    sparsity: Annotated[float, Field(gt=0, lt=1)]
+    training: Training | None = None
+
+
+class Structured(HW1):
+    """Heads and FFN neurons taken out, the least important first."""
+
+    method: Literal["structured"]
+    heads: Annotated[float, Field(gt=0, le=1)]  # share of all heads that stays
+    intermediate_size: Positive  # FFN neurons that stay in every layer
+    sentences: Positive = 1024  # of the training split, to rank them
+    training: Training | None = None
+
+
+Variant = Annotated[
+    Untrained | Finetune | Int8 | TorchAO | Cast | Mixed | QAT | Prune | Structured, Field(discriminator="method")
+]
 
 
 class Profile(Strict):
@@ -128,9 +217,19 @@ class Profile(Strict):
         if self.baseline not in names:
             raise ValueError(f"baseline: no variant is called {self.baseline!r}")
         for variant in self.variants:
-            if variant.parent is not None and variant.parent not in names:
-                raise ValueError(f"variants: {variant.name}: its parent {variant.parent!r} is no variant")
+            # Parents come first: a stage makes its variants in the profile's order.
+            if variant.parent is not None and variant.parent not in names[: names.index(variant.name)]:
+                raise ValueError(f"variants: {variant.name}: parent: no variant before it is {variant.parent!r}")
         return self
+
+    def ancestors(self, name: str) -> set[str]:
+        """The variant itself, its parent, the parent's parent and so on."""
+        parents = {variant.name: variant.parent for variant in self.variants}
+        found = set()
+        while name is not None:
+            found.add(name)
+            name = parents[name]
+        return found
 
     @property
     def build(self) -> Path:

@@ -48,9 +48,10 @@ class Measured(Strict):
     threads: int
     baseline_threads: int
     precision: str
-    batch_size: int
-    baseline_batch_size: int
-    throughput_sentences: int
+    batch_invariant: bool  # the same logits alone and in a batch; only then batches stand in for single sentences
+    batch_size: int | None = None  # from here on: None where the variant was not timed
+    baseline_batch_size: int | None = None
+    throughput_sentences: int | None = None
 
 
 class Record(Strict):
@@ -71,6 +72,7 @@ class Record(Strict):
     data_fingerprint: str
     train_seconds: float | None = None
     seconds: float  # that making and measuring took
+    details: dict  # what the maker found out: a sensitivity table, the heads that stayed
     sizes: Sizes | None = None
     measured: Measured | None = None
     provenance: Provenance

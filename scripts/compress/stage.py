@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from compress import measure as measuring
 from compress.artifact import read_artifact, save_artifact
 from compress.data import load_card, load_splits
 from compress.files import digest, remove, sha256_file, source_hash
-from compress.profile import Profile, UserError, Variant, run_name
+from compress.metrics import quality
+from compress.profile import Profile, UserError, Variant, load_profile, run_name
 from compress.provenance import provenance
 from compress.record import Measured, Record, Sizes, read_record, write_record
 
@@ -36,11 +37,19 @@ class Made:
     backend: str = "torch"
     precision: str = "fp32"
     train_seconds: float | None = None
+    details: dict = field(default_factory=dict)  # what a reader should know of its making, JSON
+    tokenizer: Path | None = None  # a folder with its own tokenizer; else the parent's
+
+
+def made(model, write: Callable[[Path], None], **about) -> Made:
+    """A Made that counts the parameters of a torch model with float weights."""
+    weights = list(model.parameters())
+    return Made(write, sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights), **about)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a maker may use: the profile, its data, the parent's folder, and a folder for checkpoints."""
+    """What a maker may use: the profile, its data, folders of parent and teacher, for checkpoints and for caching."""
 
     profile: Profile
     seed: int
@@ -49,7 +58,9 @@ class Context:
     splits: object
     labels: list[str]
     parent: Path | None
+    teacher: Path  # the baseline
     work: Path
+    cache: Path
 
 
 Maker = Callable[[Variant, Context], Made]
@@ -60,7 +71,8 @@ class Stage:
         self.script, self.makers, self.profile = Path(script), makers, profile
         self.seed, self.device, self.threads = seed, device, threads
         self.card = load_card(profile)
-        self.source = source_hash(self.script, without=HARNESS)
+        # A maker's own code, not the whole script's: mending one method must not retrain the others.
+        self.sources = {m: source_hash(self.script, f.__name__, without=HARNESS) for m, f in makers.items()}
         self.measure_source = source_hash(Path(measuring.__file__))
 
     @cached_property
@@ -74,7 +86,8 @@ class Stage:
             if only not in [v.name for v in variants]:
                 names = ", ".join(v.name for v in variants)
                 raise UserError(f"--only: this stage has no variant {only!r} in profile {self.profile.name}: {names}")
-            variants = [v for v in variants if v.name in (only, self.profile.baseline)]
+            needed = self.profile.ancestors(only) | {self.profile.baseline}
+            variants = [v for v in variants if v.name in needed]
         failed = 0
         for variant in variants:
             run = self.name(variant.name)
@@ -85,7 +98,7 @@ class Stage:
             try:
                 self.make(variant)
                 record = self.measure(variant, started)
-                print(f"{run}: done in {record.seconds:.0f} s", flush=True)
+                print(f"{run}: done in {record.seconds:.0f} s, {self.summary(record)}", flush=True)
             except Skip as skip:
                 self.write(variant, started, status="skipped", reason=str(skip))
                 print(f"{run}: skipped: {skip}", flush=True)
@@ -102,16 +115,23 @@ class Stage:
 
     def key(self, variant: Variant) -> str:
         """Identity of an artifact: everything that its making depends on."""
-        parent = read_artifact(self.folder(variant.parent), verify=False).key if variant.parent else None
-        options = variant.model_dump(mode="json")
+        # Whatever has a parent may have learned from the baseline, too.
+        parents = [variant.parent, self.profile.baseline] if variant.parent else []
+        made_from = [read_artifact(self.folder(name), verify=False).key for name in parents]
+        options = variant.model_dump(mode="json", exclude={"timed"})
+        source = self.sources[variant.method]
         return digest(
-            [options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], parent, self.source]
+            [options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], made_from, source]
         )
 
-    def measure_key(self, key: str) -> str:
+    def measure_key(self, variant: Variant, key: str) -> str:
         baseline = read_artifact(self.folder(self.profile.baseline), verify=False).key
         budgets = self.profile.measure.model_dump(mode="json")
-        return digest([key, baseline, budgets, self.threads, self.measure_source])
+        return digest([key, baseline, budgets, self.is_timed(variant), self.threads, self.measure_source])
+
+    def is_timed(self, variant: Variant) -> bool:
+        """Times come from the first seed: another seed's model has the same shape and arithmetic."""
+        return variant.timed and self.seed == 0
 
     def folder(self, variant: str) -> Path:
         return self.profile.model(self.name(variant))
@@ -133,7 +153,7 @@ class Stage:
                 return False
             predictions = self.profile.predictions(record.run)
             same_arrays = predictions.exists() and sha256_file(predictions) == record.measured.predictions_sha256
-            return same_arrays and record.measure_key == self.measure_key(key)
+            return same_arrays and record.measure_key == self.measure_key(variant, key)
         except UserError:
             return False
 
@@ -144,12 +164,23 @@ class Stage:
         run, key = self.name(variant.name), self.key(variant)
         work = profile.build / "checkpoints" / f"{run}-{key[:12]}"
         parent = self.folder(variant.parent) if variant.parent else None
-        context = Context(profile, self.seed, self.device, self.threads, self.splits, self.card["labels"], parent, work)
+        context = Context(
+            profile=profile,
+            seed=self.seed,
+            device=self.device,
+            threads=self.threads,
+            splits=self.splits,
+            labels=self.card["labels"],
+            parent=parent,
+            teacher=self.folder(profile.baseline),
+            work=work,
+            cache=profile.build / "cache",
+        )
         made = self.makers[variant.method](variant, context)
         save_artifact(
             self.folder(variant.name),
             made.write,
-            tokenizer=parent or profile.backbone_folder,
+            tokenizer=made.tokenizer or parent or profile.backbone_folder,
             variant=variant.name,
             method=variant.method,
             parent=variant.parent,
@@ -162,6 +193,7 @@ class Stage:
             options=variant.model_dump(mode="json"),
             key=key,
             train_seconds=made.train_seconds,
+            details=made.details,
         )
         for old in (profile.build / "checkpoints").glob(f"{run}-*"):
             remove(old)
@@ -170,14 +202,15 @@ class Stage:
         profile, budgets = self.profile, self.profile.measure
         splits = self.splits
         run, folder = self.name(variant.name), self.folder(variant.name)
-        tests = [name for name in splits if name not in ("train", "validation", "unlabelled")]
+        asked = [name for name in splits if name not in ("train", "unlabelled")]
         job = measuring.Job(
             variant=str(folder),
             baseline=str(self.folder(profile.baseline)),
             device=self.device,
             threads=self.threads,
             seed=self.seed,
-            texts={name: splits[name]["text"][:] for name in tests},
+            texts={name: splits[name]["text"][:] for name in asked},
+            timed=self.is_timed(variant),
             **budgets.model_dump(),
         )
         output = profile.predictions(run)
@@ -192,6 +225,13 @@ class Stage:
             artifact=artifact,
             measured=Measured(predictions_sha256=sha256_file(output), **about),
         )
+
+    def summary(self, record: Record) -> str:
+        """One line to steer by: F1 on validation, never on test."""
+        labels = self.splits["validation"]["label"]
+        with np.load(self.profile.predictions(record.run), allow_pickle=False) as arrays:
+            f1 = quality(arrays["logits/validation"], np.array(labels))["f1"]
+        return f"{record.sizes.bytes / 1e6:.2f} MB, validation F1 {f1:.4f}"
 
     def write(
         self, variant: Variant, started: float, status: str, reason: str = "", artifact=None, measured=None
@@ -210,10 +250,11 @@ class Stage:
             status=status,
             reason=reason,
             key=key,
-            measure_key=self.measure_key(key) if artifact else None,
+            measure_key=self.measure_key(variant, key) if artifact else None,
             data_fingerprint=self.card["fingerprint"],
             train_seconds=artifact.train_seconds if artifact else None,
             seconds=time.perf_counter() - started,
+            details=artifact.details if artifact else {},
             sizes=artifact
             and Sizes(
                 bytes=artifact.size,
@@ -226,3 +267,14 @@ class Stage:
         )
         write_record(self.profile.record(record.run), record)
         return record
+
+
+def run_stage(script: str, makers: dict[str, Maker], args) -> int:
+    """What main() of every numbered script does with its parsed options; returns the number of failed variants."""
+    import torch
+    from compress.predict import check_device
+
+    profile = load_profile(args.profile)
+    check_device(args.device)
+    torch.set_num_threads(args.threads)
+    return Stage(script, makers, profile, args.seed, args.device, args.threads).run(args.only)

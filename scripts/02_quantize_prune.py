@@ -1,0 +1,204 @@
+"""HW1, quantization and pruning: int8, 16-bit and mixed weights, quantization-aware training, sparse and smaller nets.
+
+Reads build/<profile>/data/ and the models of 01_finetune.py; writes models/, predictions/ and records/ beside them.
+A killed run goes on where it stopped; what is finished and unchanged is kept.
+Example: python scripts/02_quantize_prune.py --profile minilm --only prune-magnitude-70
+"""
+
+import argparse
+
+from compress.cli import add_run_options, main_guard
+
+
+def int8_dynamic(variant, context):
+    """Linear weights (and embedding tables) as int8; the loader rebuilds torch's int8 modules from the integers."""
+    from compress.model import load_model
+    from torch import nn
+
+    model = load_model(context.parent)
+    kinds = (nn.Linear, nn.Embedding) if variant.embeddings else nn.Linear
+    bits = {name: 8 for name, module in model.named_modules() if isinstance(module, kinds)}
+    return packed_int8(model, bits, variant.per_channel)
+
+
+def packed_int8(model, bits, per_channel=True, **about):
+    """A Made whose named modules are stored with so many bits and run on int8."""
+    from compress.model import INT8, write_packed
+    from compress.quantize import quantize
+    from compress.stage import made
+
+    encoded = {f"{name}.weight": quantize(model.get_submodule(name).weight, b, per_channel) for name, b in bits.items()}
+    return made(model, lambda folder: write_packed(model, folder, encoded, execution=INT8), **about)
+
+
+def torchao(variant, context):
+    import torch
+    from compress.model import TORCHAO_FILE, import_torchao, load_model
+    from compress.stage import Skip, made
+    from torch import nn
+
+    quantization = import_torchao()
+    model = load_model(context.parent)
+    schemes = {
+        "int8-weight-only": quantization.Int8WeightOnlyConfig,
+        "int8-dynamic": quantization.Int8DynamicActivationInt8WeightConfig,
+        "int4-weight-only": quantization.Int4WeightOnlyConfig,
+    }
+
+    def write(folder):
+        model.config.save_pretrained(folder)
+        torch.save(model.state_dict(), folder / TORCHAO_FILE)
+
+    counted = made(model, write)  # before the weights become torchao's own kind of tensor
+    try:
+        quantization.quantize_(model, schemes[variant.scheme]())
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        raise Skip(f"torchao {variant.scheme} does not run on this CPU with these versions: {error}") from error
+    if all(type(module.weight) is nn.Parameter for module in model.modules() if isinstance(module, nn.Linear)):
+        raise Skip(f"torchao {variant.scheme} leaves every matrix of this size as it is")
+    return counted
+
+
+def cast(variant, context):
+    import torch
+    from compress.model import load_model
+    from compress.stage import made
+
+    model = load_model(context.parent).to(getattr(torch, variant.dtype))
+    return made(model, model.save_pretrained)
+
+
+def mixed_precision(variant, context):
+    import numpy as np
+    from compress.model import load_model
+    from compress.predict import load_tokenizer
+    from compress.sensitivity import choose_bits, group_of, sensitivity
+    from torch import nn
+
+    model = load_model(context.parent)
+    split = context.splits["validation"]
+    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(split["text"][:])]
+    labels = np.array(split["label"])
+    rows = sensitivity(model, ids, labels)
+    chosen = choose_bits(model, ids, labels, rows, variant.tolerance)
+    bits = {
+        name: chosen[group_of(name)]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    }
+    return packed_int8(model, bits, details={"sensitivity": rows, "bits": chosen})
+
+
+def student_data(context, tokenizer):
+    """The training split with the baseline's answers beside its labels."""
+    from compress.training import teacher_logits, tokenized
+
+    split = context.splits["train"]
+    texts = split["text"][:]
+    dataset = tokenized(texts, split["label"][:], tokenizer, context.profile.data.max_length)
+    answers = teacher_logits(context, texts)
+    return dataset.add_column("teacher_logits", answers.tolist())
+
+
+def taught(model, variant, context, callbacks=()):
+    """Trains the model on the labels and the baseline's answers; returns the seconds, or None without training."""
+    from compress.training import train
+    from transformers import AutoTokenizer
+
+    if variant.training is None:
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(context.parent)
+    return train(model, tokenizer, student_data(context, tokenizer), variant.training, context, callbacks=callbacks)
+
+
+def qat(variant, context):
+    from compress.model import load_model
+    from compress.quantize import is_matrix, start_quantization_aware, stop_quantization_aware
+
+    model = load_model(context.parent)
+    hooks = start_quantization_aware(model, variant.bits)
+    seconds = taught(model, variant, context)
+    stop_quantization_aware(model, hooks)
+    bits = {name: variant.bits for name, module in model.named_modules() if is_matrix(module)}
+    return packed_int8(model, bits, train_seconds=seconds)
+
+
+def prune(variant, context):
+    """Zeros in the encoder's matrices; stored as bitmask and values, dense again when loaded."""
+    import torch
+    from compress.model import load_model, write_packed
+    from compress.prune import (
+        encoder_matrices,
+        global_masks,
+        gradual_pruning,
+        magnitude,
+        sparsity_of,
+        two_of_four_masks,
+    )
+    from compress.stage import made
+    from compress.storage import Sparse
+
+    model = load_model(context.parent)
+    weights = encoder_matrices(model)
+    if variant.training is None:
+        scores = magnitude(weights, None)
+        masks = two_of_four_masks(scores) if variant.pattern == "2:4" else global_masks(scores, variant.sparsity)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.mul_(masks[name])
+        seconds = None
+    else:
+        schedule = gradual_pruning(model, variant.criterion, sparsity_of(weights), variant.sparsity, variant.pattern)
+        seconds = taught(model, variant, context, callbacks=[schedule])
+    sparse = {name: Sparse(weight.detach().numpy()) for name, weight in weights.items()}
+    details = {"sparsity": sparsity_of(weights)}
+    return made(model, lambda folder: write_packed(model, folder, sparse), train_seconds=seconds, details=details)
+
+
+def structured(variant, context):
+    """Whole heads and FFN neurons go, the least important on training sentences first; the ordinary loader reads it."""
+    import torch
+    from compress.model import load_model
+    from compress.prune import choose_heads, encoder_matrices, remove_units, unit_importance
+    from compress.stage import made
+    from compress.training import tokenized
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    model = load_model(context.parent)
+    before = sum(weight.numel() for weight in encoder_matrices(model).values())
+    tokenizer = AutoTokenizer.from_pretrained(context.parent)
+    split = context.splits["train"].select(range(min(variant.sentences, len(context.splits["train"]))))
+    rows = tokenized(split["text"], split["label"], tokenizer, context.profile.data.max_length)
+    loader = torch.utils.data.DataLoader(rows.to_list(), 32, collate_fn=DataCollatorWithPadding(tokenizer))
+    heads, neurons = unit_importance(model, loader)
+    keep_heads = max(len(heads), round(variant.heads * heads.numel()))
+    if variant.intermediate_size > neurons.shape[1]:
+        raise ValueError(f"intermediate_size {variant.intermediate_size} is more than the {neurons.shape[1]} there are")
+    pruned = choose_heads(heads, keep_heads)
+    remove_units(model, pruned, neurons.topk(variant.intermediate_size, dim=1).indices)
+    removed = 1 - sum(weight.numel() for weight in encoder_matrices(model).values()) / before
+    seconds = taught(model, variant, context)
+    details = {"encoder_removed": removed, "heads_left": [heads.shape[1] - len(gone) for gone in pruned.values()]}
+    return made(model, model.save_pretrained, train_seconds=seconds, details=details)
+
+
+def main(args: argparse.Namespace) -> int:
+    from compress.stage import run_stage
+
+    makers = {
+        "int8-dynamic": int8_dynamic,
+        "torchao": torchao,
+        "cast": cast,
+        "mixed-precision": mixed_precision,
+        "qat": qat,
+        "prune": prune,
+        "structured": structured,
+    }
+    return run_stage(__file__, makers, args)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser)
+    main_guard(main, parser)

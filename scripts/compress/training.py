@@ -1,0 +1,157 @@
+"""Training by Hugging Face's Trainer: resumable; on labels, or on a teacher's answers (Hinton et al., 2015).
+
+Fine-tuning keeps the best checkpoint by validation F1; every other training keeps its last state, because its
+schedule (sparsity, learning rate) ends there. No training looks at a test set.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from compress.files import atomic_path, digest, remove, write_text
+from compress.metrics import compute_metrics
+from compress.profile import Training
+
+UNLABELLED = -100  # PyTorch's own label to ignore in a cross-entropy
+
+
+def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length: int):
+    """A Dataset with input_ids, attention_mask and labels, truncated, unpadded: batches are padded when made."""
+    from datasets import Dataset
+
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_token_type_ids=False)
+    return Dataset.from_dict({**encoded, "labels": [y if y >= 0 else UNLABELLED for y in labels]})
+
+
+def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
+    """The teacher's logits float32 [texts, classes], computed once per teacher and list of texts, then cached."""
+    from compress.artifact import read_artifact
+    from compress.predict import batches, load, load_tokenizer
+
+    teacher = context.teacher
+    artifact = read_artifact(teacher)
+    path = context.cache / f"logits-{digest([artifact.key, list(texts)])[:32]}.npy"
+    if not path.exists():
+        tokenizer = load_tokenizer(teacher, artifact.max_length)
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+        predictor = load(teacher, context.device, context.threads)
+        logits = np.empty((len(ids), len(artifact.labels)), np.float32)
+        for positions, input_ids, mask in batches(ids, 32, by_length=True):
+            logits[positions] = predictor(input_ids, mask)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, logits)
+    return np.load(path)
+
+
+def distillation_loss(student, teacher, labels, temperature: float, soft_weight: float):
+    """(1 - w) CE(labels) + w T^2 KL(teacher_T || student_T): Hinton et al. (2015), section 2.
+
+    student, teacher: float [batch, classes]; labels: int64 [batch], UNLABELLED rows count in the second term only.
+    """
+    import torch
+    from torch.nn import functional
+
+    log_student = functional.log_softmax(student / temperature, -1)
+    log_teacher = functional.log_softmax(teacher / temperature, -1)
+    soft = temperature**2 * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    if not bool((labels != UNLABELLED).any()):
+        return soft_weight * soft
+    hard = functional.cross_entropy(student, labels, ignore_index=UNLABELLED)
+    return torch.lerp(hard, soft, soft_weight)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; a half-written one (the state is written last) is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text("utf-8"))
+            return path
+        except (OSError, ValueError):
+            remove(path)
+    return None
+
+
+def train(
+    model, tokenizer, dataset, options: Training, context, validation=None, extra_loss=None, callbacks=()
+) -> float:
+    """Trains `model` in place on `dataset` and returns the seconds it took, a killed run's own among them.
+
+    A column teacher_logits in the dataset asks for distillation_loss; extra_loss(inputs, outputs), if given, is added
+    to it. With `validation` the best checkpoint's weights are left in the model, else the last ones.
+    context.work holds the checkpoints: a killed run goes on from the last of them.
+    """
+    import torch
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    steps_per_epoch = -(-len(dataset) // options.batch_size)
+    every = -(-steps_per_epoch // options.evaluations_per_epoch)
+    evaluating = {"eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "f1"}
+    arguments = TrainingArguments(
+        output_dir=str(context.work),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=options.learning_rate,
+        warmup_ratio=options.warmup_ratio,
+        weight_decay=options.weight_decay,
+        group_by_length=True,
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        logging_steps=every,
+        seed=context.seed,
+        data_seed=context.seed,
+        use_cpu=context.device == "cpu",
+        bf16=context.device == "cuda",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        dataloader_pin_memory=context.device == "cuda",
+        **(evaluating if validation is not None else {}),
+    )
+    pad = DataCollatorWithPadding(tokenizer)
+
+    def collate(rows):
+        logits = [row.pop("teacher_logits") for row in rows if "teacher_logits" in row]
+        batch = pad(rows)
+        return batch | {"teacher_logits": torch.tensor(logits)} if logits else batch
+
+    class Distiller(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **_):
+            teacher = inputs.pop("teacher_logits", None)
+            outputs = model(**inputs)
+            loss = outputs.loss
+            if teacher is not None:
+                loss = distillation_loss(
+                    outputs.logits, teacher, inputs["labels"], options.temperature, options.soft_weight
+                )
+            if extra_loss is not None and model.training:
+                loss = loss + extra_loss(inputs, outputs)
+            return (loss, outputs) if return_outputs else loss
+
+    trainer = Distiller(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=validation,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        callbacks=list(callbacks),
+    )
+    checkpoint = last_checkpoint(context.work)
+    # Seconds already spent by a run that was killed count as training too.
+    clock = context.work / "seconds"
+    before = float(clock.read_text()) if checkpoint and clock.exists() else 0.0
+    started = time.perf_counter()
+
+    class Clock(TrainerCallback):
+        def on_save(self, *arguments, **state):
+            write_text(clock, str(before + time.perf_counter() - started))
+
+    trainer.add_callback(Clock())
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return before + time.perf_counter() - started
