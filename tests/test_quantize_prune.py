@@ -1,0 +1,291 @@
+"""Quantization and pruning on tiny models: against torch's own operators, autograd and masks."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from compress import prune
+from compress.model import INT8, load_model, precision_of, write_packed
+from compress.profile import Training, UserError
+from compress.quantize import is_matrix, quantize, start_quantization_aware, stop_quantization_aware
+from compress.sensitivity import choose_bits, groups, logits_of, sensitivity
+from compress.stage import Context
+from compress.storage import FILE, Sparse
+from compress.training import train
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+IDS = torch.randint(5, 90, (6, 11), generator=torch.Generator().manual_seed(0))
+MASK = (torch.arange(11) < torch.tensor([[11], [4], [7], [11], [2], [9]])).long()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, pad_token_id=0
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def logits(model, ids=IDS, mask=MASK):
+    with torch.inference_mode():
+        return model(input_ids=ids, attention_mask=mask).logits
+
+
+# --- quantization --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_eight_bits_are_those_of_torch(per_channel):
+    weight = torch.randn(7, 33, generator=torch.Generator().manual_seed(1))
+    ours = quantize(weight, 8, per_channel)
+    scale = torch.from_numpy(ours.scale)
+    if per_channel:
+        theirs = torch.quantize_per_channel(weight, scale, torch.zeros(7), 0, torch.qint8)
+    else:
+        theirs = torch.quantize_per_tensor(weight, float(scale), 0, torch.qint8)
+    assert np.array_equal(ours.codes, theirs.int_repr().numpy())
+    assert np.abs(ours.dense() - weight.numpy()).max() <= ours.scale.max() / 2 + 1e-7
+
+
+@given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+def test_integers_stay_in_range_and_beat_plain_rounding(bits, rows, columns, per_channel, seed):
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    ours, top = quantize(weight, bits, per_channel), 2 ** (bits - 1) - 1
+    assert np.abs(ours.codes.astype(int)).max() <= top
+    largest = weight.abs().amax(1, keepdim=True) if per_channel else weight.abs().max()
+    plain = (weight / largest * top).round() / top * largest
+    assert np.sum((ours.dense() - weight.numpy()) ** 2) <= float(((plain - weight) ** 2).sum()) * (1 + 1e-5) + 1e-9
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        quantize(torch.tensor([[1.0, bad]]), 8)
+
+
+def test_constant_and_zero_weights_quantize():
+    assert np.allclose(quantize(torch.full((3, 4), 0.5), 4).dense(), 0.5)
+    assert np.array_equal(quantize(torch.zeros(3, 4), 8).dense(), np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_int8_folder_runs_on_integers_near_its_dense_twin(model, tmp_path, bits):
+    encoded = {f"{n}.weight": quantize(m.weight, bits) for n, m in model.named_modules() if is_matrix(m)}
+    write_packed(model, tmp_path, encoded, execution=INT8)
+    loaded, dense = load_model(tmp_path), load_model(tmp_path, dense=True)
+    assert precision_of(loaded) == "int8"
+    assert precision_of(dense) == "fp32"
+    kinds = {tensor.dtype for tensor in loaded.state_dict().values() if torch.is_tensor(tensor) and tensor.ndim == 2}
+    assert torch.float32 not in {t.dtype for t in loaded.parameters() if t.ndim == 2}, kinds
+    for name, integer in encoded.items():
+        assert np.array_equal(dense.get_parameter(name).detach().numpy(), integer.dense())
+    assert (logits(loaded) - logits(dense)).abs().max() < 0.05  # activations are rounded to 7 or 8 bits
+
+
+def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):
+    import warnings
+
+    encoded = {
+        f"{n}.weight": quantize(m.weight, 8, False) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)
+    }
+    write_packed(model, tmp_path, encoded, execution=INT8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert (logits(load_model(tmp_path)) - logits(theirs)).abs().max() < 0.03
+
+
+def test_quantization_aware_training_ends_on_the_grid(model):
+    hooks = start_quantization_aware(model, 4)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    model(input_ids=IDS, attention_mask=MASK, labels=labels).loss.backward()
+    optimizer.step()
+    trained = model(input_ids=IDS, attention_mask=MASK).logits
+    changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert any("query.parametrizations.weight.original" in name for name in changed), "no gradient passed the rounding"
+    stop_quantization_aware(model, hooks)
+    for module in filter(is_matrix, model.modules()):
+        dense = torch.from_numpy(quantize(module.weight, 4).dense())
+        torch.testing.assert_close(dense, module.weight.detach(), atol=1e-6, rtol=1e-5)
+    assert (logits(model) - trained).abs().max() < 0.05
+
+
+def test_sensitivity_leaves_the_model_alone_and_four_bits_hurt_more(model):
+    before = copy.deepcopy(model.state_dict())
+    ids = [row[mask.bool()].tolist() for row, mask in zip(IDS, MASK, strict=True)]
+    labels = np.array([0, 1, 0, 1, 1, 0])
+    rows = sensitivity(model, ids, labels)
+    assert {row["group"] for row in rows[1:]} == set(groups(model))
+    assert len(rows) == 1 + 2 * len(groups(model))
+    by_bits = {bits: np.mean([row["rms_error"] for row in rows if row["bits"] == bits]) for bits in (8, 4)}
+    assert 0 < by_bits[8] < by_bits[4] / 4
+    assert set(choose_bits(model, ids, labels, rows, 1000).values()) == {4}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    np.testing.assert_allclose(logits_of(model, ids), logits(model).numpy(), atol=1e-5)
+
+
+# --- unstructured pruning ------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1), st.lists(st.integers(1, 50), min_size=1, max_size=4))
+def test_sparsity_is_exact_and_survivors_are_the_larger(sparsity, sizes):
+    rng = torch.Generator().manual_seed(sum(sizes))
+    scores = {str(i): torch.rand(size, generator=rng) for i, size in enumerate(sizes)}
+    masks = prune.global_masks(scores, sparsity)
+    flat, kept = torch.cat(list(scores.values())), torch.cat(list(masks.values()))
+    assert int((~kept).sum()) == round(sparsity * len(flat))
+    if kept.any() and not kept.all():
+        assert flat[~kept].max() <= flat[kept].min()
+
+
+def test_two_of_four_keeps_the_two_largest_of_every_four():
+    scores = {"a": torch.rand(6, 16, generator=torch.Generator().manual_seed(0))}
+    mask = prune.two_of_four_masks(scores)["a"].reshape(-1, 4)
+    assert (mask.sum(1) == 2).all()
+    groups = scores["a"].reshape(-1, 4)
+    assert (groups.masked_fill(~mask, 9).amin(1) >= groups.masked_fill(mask, -9).amax(1)).all()
+
+
+def test_the_schedule_is_cubic_and_ends_at_its_goal():
+    assert prune.cubic_sparsity(0.2, 0.9, 0) == pytest.approx(0.2)
+    assert prune.cubic_sparsity(0.2, 0.9, 0.5) == pytest.approx(0.9 - 0.7 / 8)
+    assert prune.cubic_sparsity(0.2, 0.9, 7) == 0.9
+
+
+class Tokenizer:
+    """As much of a tokenizer as a collator asks for."""
+
+    padding_side, model_input_names = "right", ["input_ids", "attention_mask"]
+
+    def pad(self, rows, return_tensors=None, **_):
+        length = max(len(row["input_ids"]) for row in rows)
+        out = {k: torch.tensor([row[k] + [0] * (length - len(row[k])) for row in rows]) for k in self.model_input_names}
+        return out | {"labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def context(work):
+    return Context(None, 0, "cpu", 1, None, ["a", "b"], None, work, work / "work", work / "cache")
+
+
+def dataset():
+    rows = [row[mask.bool()].tolist() for row, mask in zip(IDS, MASK, strict=True)] * 8
+    answers = torch.randn(len(rows), 2, generator=torch.Generator().manual_seed(2)).tolist()
+    masks = [[1] * len(row) for row in rows]
+    labels = [0, 1, -100, 1, 1, 0] * 8
+    return Dataset.from_dict({"input_ids": rows, "attention_mask": masks, "labels": labels, "teacher_logits": answers})
+
+
+@pytest.mark.parametrize(
+    ("criterion", "pattern"), [("magnitude", "unstructured"), ("fisher", "unstructured"), ("magnitude", "2:4")]
+)
+def test_gradual_pruning_trains_what_is_left_and_nothing_else(model, tmp_path, criterion, pattern):
+    before = copy.deepcopy(model.state_dict())
+    schedule = prune.gradual_pruning(model, criterion, 0.0, 0.5, pattern, every=2)
+    options = Training(epochs=2, batch_size=8, learning_rate=1e-2)
+    seconds = train(model, Tokenizer(), dataset(), options, context(tmp_path), callbacks=[schedule])
+    assert seconds > 0
+    weights = prune.encoder_matrices(model)
+    assert len(weights) == 2 * 6
+    total = sum(w.numel() for w in weights.values())
+    assert sum(int((w == 0).sum()) for w in weights.values()) == round(0.5 * total)
+    for name, weight in weights.items():
+        assert torch.equal(weight != 0, schedule.masks[name])
+        if pattern == "2:4":
+            assert ((weight.reshape(-1, 4) != 0).sum(1) == 2).all()
+        if weight.any():  # a criterion may empty a matrix
+            assert not torch.equal(weight[weight != 0], before[name][weight != 0]), "the survivors were not trained"
+    untouched = [p for name, p in model.named_parameters() if name not in weights]
+    assert all(int((p == 0).sum()) <= p.shape[-1] for p in untouched), "something else was pruned"
+
+
+def test_fisher_is_optimal_brain_damage(model):
+    optimizer = torch.optim.Adam(
+        model.parameters(), betas=(0.0, 0.0)
+    )  # without memory the moment is the squared gradient
+    model(input_ids=IDS, attention_mask=MASK, labels=torch.tensor([0, 1, 0, 1, 1, 0])).loss.backward()
+    weights = prune.encoder_matrices(model)
+    expected = {name: w.detach() ** 2 * w.grad**2 / 2 for name, w in weights.items()}
+    values = {name: w.detach().clone() for name, w in weights.items()}
+    optimizer.step()
+    with torch.no_grad():
+        for name, w in weights.items():
+            w.copy_(values[name])
+    for name, score in prune.fisher(weights, optimizer).items():
+        torch.testing.assert_close(score, expected[name])
+
+
+def test_a_sparse_folder_reloads_bit_by_bit_and_other_weights_are_refused(model, tmp_path):
+    weights = prune.encoder_matrices(model)
+    with torch.no_grad():
+        for name, mask in prune.global_masks(prune.magnitude(weights, None), 0.8).items():
+            weights[name].mul_(mask)
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write_packed(model, folder, {name: Sparse(w.detach().numpy()) for name, w in weights.items()})
+    loaded = load_model(folder)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    model.config.hidden_size = 16
+    model.config.save_pretrained(folder)
+    with pytest.raises(UserError, match=f"{FILE}: weights of another shape"):
+        load_model(folder)
+
+
+# --- structured pruning --------------------------------------------------------------------------------------
+
+
+def test_removing_units_equals_masking_them_and_reloads(model, tmp_path):
+    gone = {0: [1, 3], 1: [0]}
+    kept = torch.stack([torch.randperm(48, generator=torch.Generator().manual_seed(i))[:20] for i in range(2)])
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for i, layer in enumerate(masked.bert.encoder.layer):
+            for head in gone[i]:
+                layer.attention.output.dense.weight[:, head * 8 : head * 8 + 8] = 0
+            off = [n for n in range(48) if n not in kept[i]]
+            layer.output.dense.weight[:, off] = 0
+    prune.remove_units(model, gone, kept)
+    torch.testing.assert_close(logits(model), logits(masked), atol=1e-5, rtol=0)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in masked.parameters())
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(reloaded), logits(model), atol=0, rtol=0)
+
+
+def test_importance_is_the_squared_derivative_of_gates(model):
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    heads, neurons = prune.unit_importance(
+        model,
+        [{"input_ids": IDS[i : i + 3], "attention_mask": MASK[i : i + 3], "labels": labels[i : i + 3]} for i in (0, 3)],
+    )
+    expected_heads, expected_neurons = torch.zeros(2, 4), torch.zeros(2, 48)
+    for s in range(6):
+        gates = [(torch.ones(4, requires_grad=True), torch.ones(48, requires_grad=True)) for _ in range(2)]
+        hooks = []
+        for layer, (head, neuron) in zip(model.bert.encoder.layer, gates, strict=True):
+            hooks.append(
+                layer.attention.output.dense.register_forward_pre_hook(
+                    lambda _, x, g=head: (x[0] * g.repeat_interleave(8),)
+                )
+            )
+            hooks.append(layer.output.dense.register_forward_pre_hook(lambda _, x, g=neuron: (x[0] * g,)))
+        model(input_ids=IDS[s : s + 1], attention_mask=MASK[s : s + 1], labels=labels[s : s + 1]).loss.backward()
+        for hook in hooks:
+            hook.remove()
+        for i, (head, neuron) in enumerate(gates):
+            expected_heads[i] += head.grad**2
+            expected_neurons[i] += neuron.grad**2
+    torch.testing.assert_close(heads, expected_heads, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(neurons, expected_neurons, rtol=1e-3, atol=1e-10)
+
+
+def test_every_layer_keeps_a_head_and_the_best_stay():
+    importance = torch.tensor([[9.0, 8.0, 7.0, 6.0], [0.1, 0.2, 0.05, 0.3]])
+    gone = prune.choose_heads(importance, 4)
+    assert gone == {0: [3], 1: [0, 1, 2]}
