@@ -1,6 +1,7 @@
 """Records to results: checks every record of a profile and computes every metric from raw logits and times.
 
-Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv, environment.json, data.json.
+Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and
+methods.json, environment.json, data.json.
 Fails if a variant of the profile has no record, and when a record says that a variant failed.
 Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
 """
@@ -128,14 +129,26 @@ def cell(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(path, columns, rows) -> None:
+def write_csv(path, rows) -> None:
     from compress.files import write_text
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([cell(row[column]) for column in columns] for row in rows)
+    writer.writerow(COLUMNS)
+    writer.writerows([cell(row[column]) for column in COLUMNS] for row in rows)
     write_text(path, text.getvalue())
+
+
+def methods(profile, records, seed) -> dict:
+    """How each variant of one seed was made: its entry in the profile, what its maker found out, its seconds."""
+    return {
+        variant.name: {
+            "options": variant.model_dump(mode="json", exclude={"name"}),
+            "details": records[seed, variant.name].details,
+            "seconds": round(records[seed, variant.name].seconds, 1),
+        }
+        for variant in profile.variants
+    }
 
 
 def environment(profile, records) -> dict:
@@ -162,14 +175,8 @@ def main(args: argparse.Namespace) -> int:
     for seed in seeds:
         of_seed = {name: record for (s, name), record in records.items() if s == seed}
         rows += seed_rows(profile, of_seed, labels)
-    write_csv(profile.results / "variants.csv", COLUMNS, rows)
-    tables = [
-        {"variant": name, "seed": seed} | entry
-        for (seed, name), record in records.items()
-        for entry in record.details.get("sensitivity", ())
-    ]
-    if tables:
-        write_csv(profile.results / "sensitivity.csv", list(tables[0]), tables)
+    write_csv(profile.results / "variants.csv", rows)
+    write_json(profile.results / "methods.json", methods(profile, records, seeds[0]))
     write_json(profile.results / "environment.json", environment(profile, records))
     write_json(profile.results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
     failed = [row["variant"] for row in rows if row["status"] == "failed"]

@@ -1,6 +1,7 @@
-"""Results to pictures: F1 against size and against latency, with 95 % intervals.
+"""Results to pictures: what is lost over size and latency, and the curves of each chapter.
 
 Reads results/<profile>/; writes figures/<profile>/<name>.png (for the screen) and .pdf (for print).
+A chapter that has no rows in the profile has no picture.
 Example: python scripts/figures.py --profile minilm
 """
 
@@ -8,43 +9,245 @@ import argparse
 
 from compress.cli import add_profile, main_guard
 
-MARKERS = "osD^vP*X<>"
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito (2008)
+# Okabe and Ito (2008): told apart by colour-blind readers, too; every chapter has its own marker besides.
+CHAPTERS = {
+    "baseline": ("#000000", "o"),
+    "HW1": ("#0072B2", "s"),
+    "HW2": ("#D55E00", "D"),
+    "HW3": ("#009E73", "^"),
+    "HW4": ("#CC79A7", "v"),
+    "HW6": ("#E69F00", "P"),
+}
+F1_LABEL = "F1 on the test set, 95 % interval"
 
 
-def scatter(rows, column: str, label: str, log: bool):
-    """One point per variant of the first seed, F1 with its interval over `column`."""
+def new_axes(width=6.4, height=3.8):
     import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained")
+
+
+def error_bars(rows) -> list[list[float]]:
+    """Lengths below and above the F1 of each row, as errorbar takes them."""
+    return [
+        [max(row["f1_test"] - row["f1_ci_low"], 0) for row in rows],
+        [max(row["f1_ci_high"] - row["f1_test"], 0) for row in rows],
+    ]
+
+
+def pareto(rows, column: str) -> list[dict]:
+    """The rows that no other row beats in F1 at the same or a lower `column`, in its order."""
+    frontier, best = [], -1.0
+    for row in sorted(rows, key=lambda row: (row[column], -row["f1_test"])):
+        if row["f1_test"] > best:
+            frontier.append(row)
+            best = row["f1_test"]
+    return frontier
+
+
+def trade_off(rows, column: str, label: str):
+    """F1 over a cost (log scale), one point per variant; the Pareto frontier is drawn and named, the rest is faded."""
     from matplotlib import ticker
 
     rows = [row for row in rows if row[column] is not None]
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for i, row in enumerate(rows):
-        low, high = row["f1_test"] - row["f1_ci_low"], row["f1_ci_high"] - row["f1_test"]
-        axes.errorbar(
-            row[column],
-            row["f1_test"],
-            yerr=[[max(low, 0)], [max(high, 0)]],
-            marker=MARKERS[i % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)],
-            linestyle="none",
-            capsize=3,
-            label=row["variant"],
+    frontier = pareto(rows, column)
+    figure, axes = new_axes(7.2, 4.4)
+    axes.step(
+        [row[column] for row in frontier],
+        [row["f1_test"] for row in frontier],
+        where="post",
+        color="0.6",
+        lw=1,
+        zorder=1,
+    )
+    for chapter, (colour, marker) in CHAPTERS.items():
+        of_chapter = [row for row in rows if row["chapter"] == chapter]
+        for alpha, group in (
+            (1.0, [row for row in of_chapter if row in frontier]),
+            (0.35, [row for row in of_chapter if row not in frontier]),
+        ):
+            axes.errorbar(
+                [row[column] for row in group],
+                [row["f1_test"] for row in group],
+                yerr=error_bars(group),
+                marker=marker,
+                color=colour,
+                linestyle="none",
+                capsize=2,
+                ms=5,
+                lw=1,
+                alpha=alpha,
+                label=chapter if alpha == 1.0 and of_chapter else None,
+            )
+    for i, row in enumerate(frontier):
+        axes.annotate(
+            row["variant"],
+            (row[column], row["f1_test"]),
+            xytext=(4, -12 if i % 2 else 8),
+            textcoords="offset points",
+            fontsize=7,
         )
+    axes.set_xscale("log")
     values = [row[column] for row in rows]
-    if log:
-        axes.set_xscale("log")
-        axes.set_xlim(min(values) / 2, max(values) * 2)  # readable also when all are of one size
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-    else:
-        axes.set_xlim(0, max(values) * 1.2)
-    axes.set_xlabel(label)
-    axes.set_ylabel("F1 on the test set, 95 % interval")
+    axes.set_xlim(min(values) / 1.5, max(values) * 2)
+    # Far below lie only models that are of no use: they would squeeze the rest into a line.
+    axes.set_ylim(max(0.0, max(row["f1_test"] for row in rows) - 0.16), None)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.set_xlabel(f"{label}, log scale")
+    axes.set_ylabel(F1_LABEL)
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.legend(loc="lower right", frameon=False)
     return figure
+
+
+def base_line(axes, base) -> None:
+    axes.axhspan(base["f1_ci_low"], base["f1_ci_high"], color="0.92", zorder=0)
+    axes.axhline(base["f1_test"], color="0.5", lw=1, zorder=0, label=base["variant"])
+
+
+def lines(axes, series: dict[str, list[tuple[float, dict]]]) -> None:
+    """One line per name of points (x, row), with intervals."""
+    for i, (name, points) in enumerate(series.items()):
+        colour, marker = list(CHAPTERS.values())[1 + i]
+        rows = [row for _, row in points]
+        axes.errorbar(
+            [x for x, _ in points],
+            [row["f1_test"] for row in rows],
+            yerr=error_bars(rows),
+            marker=marker,
+            color=colour,
+            capsize=3,
+            label=name,
+        )
+    axes.set_ylabel(F1_LABEL)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def sparsity_curve(by_method, base):
+    """F1 over the share of zeros: one shot without training, and gradually by either criterion."""
+    series: dict[str, list] = {}
+    for row, options in by_method["prune"]:
+        name = "one shot, no training" if options["training"] is None else f"gradual, {options['criterion']}"
+        if options["pattern"] != "unstructured":
+            name = f"gradual, {options['pattern']}"
+        series.setdefault(name, []).append((100 * options["sparsity"], row))
+    figure, axes = new_axes()
+    base_line(axes, base)
+    lines(axes, series)
+    axes.set_xlabel("zeros in the encoder's matrices, %")
+    return figure
+
+
+def codebook_curve(by_method, base):
+    """F1 over the number of distinct values per matrix, with k-means alone and with trained centroids."""
+    from matplotlib import ticker
+
+    series: dict[str, list] = {}
+    for row, options in by_method["cluster"]:
+        series.setdefault("trained centroids" if options["training"] else "k-means alone", []).append(
+            (options["k"], row)
+        )
+    figure, axes = new_axes()
+    base_line(axes, base)
+    lines(axes, series)
+    for k, row in series.get("k-means alone", ()):
+        axes.annotate(f"{row['size_mb']:.1f} MB", (k, row["f1_test"]), (0, -14), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("k, distinct values per matrix, log scale")
+    return figure
+
+
+def students(by_method, base):
+    """F1 of every student over the minutes that its training took."""
+    figure, axes = new_axes(7.2, 4.4)
+    base_line(axes, base)
+    for row, options in by_method["distill"]:
+        taught = options["training"]["soft_weight"] > 0
+        scratch = options["initialization"] == "random"
+        colour = "#009E73" if taught else "#E69F00"
+        axes.errorbar(
+            row["train_seconds"] / 60,
+            row["f1_test"],
+            yerr=error_bars([row]),
+            color=colour,
+            mfc="white" if scratch else colour,
+            marker="^",
+            capsize=2,
+        )
+        axes.annotate(
+            row["variant"], (row["train_seconds"] / 60, row["f1_test"]), (5, -3), textcoords="offset points", fontsize=6
+        )
+    axes.set_xlim(0, None)
+    axes.set_xlabel("training, minutes (green: teacher, orange: labels alone, hollow: random initialization)")
+    axes.set_ylabel(F1_LABEL)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def bars(rows, base):
+    """F1 of each row as a horizontal bar with its interval."""
+    figure, axes = new_axes(6.4, 0.6 + 0.32 * len(rows))
+    axes.axvspan(base["f1_ci_low"], base["f1_ci_high"], color="0.92", zorder=0)
+    axes.axvline(base["f1_test"], color="0.5", lw=1, zorder=0)
+    names = [row["variant"] for row in rows][::-1]
+    axes.errorbar(
+        [row["f1_test"] for row in rows[::-1]], names, xerr=error_bars(rows[::-1]), fmt="o", color="#009E73", capsize=3
+    )
+    axes.set_xlabel(f"{F1_LABEL} (grey: {base['variant']})")
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def sensitivity_map(table):
+    """Logit error and validation F1 with one group of tensors quantized, for every group and bit width."""
+    import numpy as np
+
+    rows = [row for row in table if row["bits"] < 32]
+    names = list(dict.fromkeys(row["group"] for row in rows))
+    bits = sorted({row["bits"] for row in rows}, reverse=True)
+    cells = {(row["group"], row["bits"]): row for row in rows}
+    figure, axes = new_axes(5.2, 0.8 + 0.27 * len(names))
+    error = np.array([[cells[name, b]["rms_error"] for b in bits] for name in names])
+    image = axes.imshow(error, aspect="auto", cmap="cividis", norm="log")
+    for i, name in enumerate(names):
+        for j, b in enumerate(bits):
+            drop = 100 * (table[0]["f1"] - cells[name, b]["f1"])
+            dark = error[i, j] < np.sqrt(error.min() * error.max())
+            axes.text(j, i, f"{drop:+.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
+    axes.set_yticks(range(len(names)), names)
+    figure.colorbar(image, label="rms error of the logits")
+    axes.set_title("number: validation F1 points lost", fontsize=8)
+    return figure
+
+
+def draw(profile, results) -> dict:
+    """Every figure by name that the profile has rows for; of the first seed."""
+    first = results.rows[0]["seed"]
+    rows = [row for row in results.rows if row["seed"] == first and row["f1_test"] is not None]
+    base = next(row for row in rows if row["variant"] == profile.baseline)
+    by_method: dict[str, list] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append((row, results.methods[row["variant"]]["options"]))
+    figures = {
+        "f1_vs_size": trade_off(rows, "size_mb", "size on disk, MB"),
+        "f1_vs_latency": trade_off(rows, "latency_ms_p50", "latency at batch 1, ms (median)"),
+    }
+    if "prune" in by_method:
+        figures["sparsity"] = sparsity_curve(by_method, base)
+    if "cluster" in by_method:
+        figures["codebook"] = codebook_curve(by_method, base)
+    if "distill" in by_method:
+        figures["students"] = students(by_method, base)
+        figures["kd_ablation"] = bars([row for row, _ in by_method["distill"]], base)
+    for variant, method in results.methods.items():
+        if "sensitivity" in method["details"]:
+            figures[f"sensitivity_{variant}"] = sensitivity_map(method["details"]["sensitivity"])
+    return figures
 
 
 def main(args: argparse.Namespace) -> None:
@@ -58,13 +261,7 @@ def main(args: argparse.Namespace) -> None:
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
     profile = load_profile(args.profile)
-    rows, _, _ = read_results(profile)
-    first = rows[0]["seed"]
-    rows = [row for row in rows if row["seed"] == first and row["f1_test"] is not None]
-    figures = {
-        "f1_vs_size": scatter(rows, "size_mb", "size on disk, MB (log scale)", log=True),
-        "f1_vs_latency": scatter(rows, "latency_ms_p50", "latency at batch 1, ms (median)", log=False),
-    }
+    figures = draw(profile, read_results(profile))
     for name, figure in figures.items():
         for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             with atomic_path(profile.figures / f"{name}.{kind}") as temporary:

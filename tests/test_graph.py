@@ -49,7 +49,8 @@ def test_the_graph_ends_in_a_table_a_report_and_figures(smoke):
         text = (folder / name).read_text("utf-8")
         assert len(text) > 1000
         assert str(folder) not in text, f"{name} says where the clone lies"
-    assert len(list((folder / "figures/smoke").iterdir())) == 4
+    figures = {path.stem for path in (folder / "figures/smoke").glob("*.pdf")}
+    assert figures >= {"f1_vs_size", "f1_vs_latency", "sparsity", "sensitivity_mixed-precision"}
     assert not [path for path in (folder / "build").rglob("*.partial")]
 
 

@@ -47,7 +47,7 @@ def test_the_installed_environment_is_the_locked_one():
 
 def test_readme_and_report_say_what_the_results_say():
     profile = load_profile("minilm")
-    text, head = render.markdown(profile, *read_results(profile))
+    text, head = render.markdown(profile, read_results(profile))
     assert (ROOT / "report" / "report.md").read_text("utf-8") == text
     readme = (ROOT / "README.md").read_text("utf-8")
     assert render.put_headline(readme, head) == readme
@@ -55,10 +55,10 @@ def test_readme_and_report_say_what_the_results_say():
 
 def test_a_changed_result_would_be_noticed():
     profile = load_profile("minilm")
-    rows, environment, data = read_results(profile)
-    before = render.markdown(profile, rows, environment, data)
-    rows[0]["f1_test"] += 0.01
-    after = render.markdown(profile, rows, environment, data)
+    results = read_results(profile)
+    before = render.markdown(profile, results)
+    results.rows[0]["f1_test"] += 0.01
+    after = render.markdown(profile, results)
     assert before[0] != after[0]
     assert before[1] != after[1]
 

@@ -27,6 +27,8 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait lose most of their speed as soon as anything else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         sys.exit(main(args))
     except UserError as error:

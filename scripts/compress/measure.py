@@ -50,6 +50,7 @@ def measure(job: Job, output: Path) -> None:
         file.flush()
         threads = str(job.threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
+        environment.pop("OMP_WAIT_POLICY", None)  # set for training; a measured model may spin
         command = [sys.executable, "-m", "compress.measure", file.name, str(output)]
         done = subprocess.run(command, cwd=SCRIPTS, env=environment, stderr=subprocess.PIPE, text=True)
     if done.returncode:

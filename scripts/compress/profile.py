@@ -102,11 +102,6 @@ class BaseVariant(Strict):
     parent: str | None = None
     timed: bool = True  # false: its arithmetic at run time is that of another row, which says its speed
 
-    @property
-    def trained(self) -> bool:
-        """True if the network has seen the task: only the untrained baseline and its children have not."""
-        return True
-
 
 class Untrained(BaseVariant):
     """The pretrained encoder under a random classification head."""
@@ -115,10 +110,6 @@ class Untrained(BaseVariant):
     chapter: ClassVar[str] = "baseline"
     method: Literal["untrained"]
     parent: None = None
-
-    @property
-    def trained(self) -> bool:
-        return False
 
 
 class Finetune(BaseVariant):
@@ -230,6 +221,11 @@ class Profile(Strict):
             found.add(name)
             name = parents[name]
         return found
+
+    def is_trained(self, name: str) -> bool:
+        """True if the variant or one of its ancestors was trained on the task."""
+        family = self.ancestors(name)
+        return any(getattr(v, "training", None) is not None for v in self.variants if v.name in family)
 
     @property
     def build(self) -> Path:

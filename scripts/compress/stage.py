@@ -245,7 +245,7 @@ class Stage:
             parent=variant.parent,
             backend=artifact.backend if artifact else None,
             device=self.device,
-            trained=variant.trained,
+            trained=self.profile.is_trained(variant.name),
             seed=self.seed,
             status=status,
             reason=reason,
