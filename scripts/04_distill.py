@@ -21,8 +21,9 @@ def distill(variant, context):
     from transformers import AutoTokenizer
 
     options = variant.training
-    teacher = load_model(context.parent).to(context.device)
-    student = make_student(load_model(context.parent), variant.student, variant.initialization, context.seed)
+    teacher = load_model(context.parent)
+    student = make_student(teacher, variant.student, variant.initialization, context.seed)
+    teacher.to(context.device)
     size = variant.student.vocabulary
     own_tokenizer = trim_vocabulary(student, context, size) if size else None
     tokenizer = AutoTokenizer.from_pretrained(own_tokenizer or context.parent)
