@@ -186,8 +186,60 @@ class Structured(HW1):
     training: Training | None = None
 
 
+class HW3(BaseVariant):
+    """A smaller network; its parent is its teacher."""
+
+    stage: ClassVar[str] = "distill"
+    chapter: ClassVar[str] = "HW3"
+    parent: str
+
+
+class Student(Strict):
+    """The student's shape; a size that is left out is the teacher's."""
+
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # of the teacher, from 0
+    hidden_size: Positive | None = None
+    intermediate_size: Positive | None = None
+    heads: Positive | None = None
+    vocabulary: Positive | None = None  # pieces at most
+
+    @model_validator(mode="after")
+    def heads_fit(self):
+        if self.hidden_size and self.heads and self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Distill(HW3):
+    """Training on the teacher's answers and hidden states, or on the labels alone for comparison."""
+
+    method: Literal["distill"]
+    student: Student
+    initialization: Literal["teacher", "random"] = "teacher"  # random: of student.layers only the number counts
+    transfer: Annotated[list[Literal["train", "augmented", "unlabelled"]], Field(min_length=1)] = ["train"]
+    hidden_weight: Annotated[float, Field(ge=0)] = 0.0  # of the last layer's hidden states
+    relation_weight: Annotated[float, Field(ge=0)] = 0.0  # of its attention and value relations
+    training: Training
+
+    @model_validator(mode="after")
+    def options_fit(self):
+        if len(set(self.transfer)) < len(self.transfer):
+            raise ValueError("transfer: a part is given twice")
+        if self.training.soft_weight == 0 and self.transfer != ["train"]:
+            raise ValueError(
+                'transfer: with soft_weight 0 only labelled rows teach anything: transfer must be ["train"]'
+            )
+        if self.student.vocabulary and (self.hidden_weight or self.relation_weight):
+            raise ValueError(
+                "student.vocabulary: with pieces of its own the student's tokens are not the teacher's: "
+                "hidden_weight and relation_weight must be 0"
+            )
+        return self
+
+
 Variant = Annotated[
-    Untrained | Finetune | Int8 | TorchAO | Cast | Mixed | QAT | Prune | Structured, Field(discriminator="method")
+    Untrained | Finetune | Int8 | TorchAO | Cast | Mixed | QAT | Prune | Structured | Distill,
+    Field(discriminator="method"),
 ]
 
 
@@ -211,6 +263,8 @@ class Profile(Strict):
             # Parents come first: a stage makes its variants in the profile's order.
             if variant.parent is not None and variant.parent not in names[: names.index(variant.name)]:
                 raise ValueError(f"variants: {variant.name}: parent: no variant before it is {variant.parent!r}")
+            if isinstance(variant, HW3) and variant.parent != self.baseline:
+                raise ValueError(f"variants: {variant.name}: parent: the teacher must be {self.baseline!r}")
         return self
 
     def ancestors(self, name: str) -> set[str]:

@@ -1,0 +1,46 @@
+"""HW3, knowledge distillation: smaller students that learn from the fine-tuned teacher's answers, and their controls.
+
+Reads build/<profile>/data/ and the models of 01_finetune.py; writes models/, predictions/ and records/ beside them.
+A killed run goes on where it stopped; what is finished and unchanged is kept.
+Example: python scripts/04_distill.py --profile minilm --only distill-3x384
+"""
+
+import argparse
+
+from compress.cli import add_run_options, main_guard
+
+
+def distill(variant, context):
+    """A student cut from the teacher (or random), trained on the transfer set."""
+    import math
+
+    from compress.distill import inner_losses, make_student, transfer_rows, trim_vocabulary
+    from compress.model import load_model
+    from compress.stage import made
+    from compress.training import train
+    from transformers import AutoTokenizer
+
+    options = variant.training
+    teacher = load_model(context.parent)
+    student = make_student(teacher, variant.student, variant.initialization, context.seed)
+    teacher.to(context.device)
+    size = variant.student.vocabulary
+    own_tokenizer = trim_vocabulary(student, context, size) if size else None
+    tokenizer = AutoTokenizer.from_pretrained(own_tokenizer or context.parent)
+    rows = transfer_rows(context, variant.transfer, tokenizer, soft=options.soft_weight > 0)
+    with inner_losses(student, teacher, variant.hidden_weight, variant.relation_weight) as extra_loss:
+        seconds = train(student, tokenizer, rows, options, context, extra_loss=extra_loss)
+    details = {"rows": len(rows), "steps": math.ceil(options.epochs * math.ceil(len(rows) / options.batch_size))}
+    return made(student, student.save_pretrained, train_seconds=seconds, details=details, tokenizer=own_tokenizer)
+
+
+def main(args: argparse.Namespace) -> int:
+    from compress.stage import run_stage
+
+    return run_stage(__file__, {"distill": distill}, args)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser)
+    main_guard(main, parser)

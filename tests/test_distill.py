@@ -1,0 +1,457 @@
+"""Distillation: losses against NumPy and SciPy, students against their teacher, vocabularies on any text."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from compress import distill
+from compress.profile import PROFILES, Distill, Student, Training, UserError, load_profile
+from compress.training import UNLABELLED, distillation_loss, tokenized, train
+from compress.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+from scipy.stats import entropy
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, TrainerCallback
+
+WORDS = ["good", "bad", "film", "films", "plot", "great", "story", "stories", "the", "of", "dull"]
+WORDS += ["un", "##ing", "##ed", "##ory", "##believ", "##able"]
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz.,!#é中"
+SPECIALS = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TEXTS = [
+    "A good film, great story!",
+    "The dull plot of bad films.",
+    "Unbelievable stories",
+    "good good film of the story",
+]
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small WordPiece tokenizer whose specials, like BERT's, are not the first ids."""
+    singles = [c for character in CHARACTERS for c in (character, "##" + character)]
+    pieces = ["[PAD]", "[unused0]", *WORDS[:4], *SPECIALS, *singles, *WORDS[4:]]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ["[PAD]", *SPECIALS]])
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(path / "tokenizer.json"))
+    names = ", ".join(f'"{t[1:-1].lower()}_token": "{t}"' for t in ["[PAD]", *SPECIALS])
+    (path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "BertTokenizer", {names}}}')
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=40,
+        id2label={0: "no", 1: "yes"},
+        initializer_range=0.2,
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    for name, weight in model.named_parameters():  # LayerNorms and biases that a wrong index would show in
+        if weight.dim() == 1:
+            torch.nn.init.normal_(weight, mean=1.0 if "LayerNorm.weight" in name else 0.0, std=0.3)
+    return model
+
+
+def batch(lengths=(7, 4, 1)):
+    mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
+    ids = torch.randint(1, 120, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+# --- losses
+
+
+def test_distillation_loss_equals_scipy():
+    student, teacher = rand(5, 3), rand(5, 3, seed=1)
+    labels = torch.tensor([0, 2, UNLABELLED, 1, UNLABELLED])
+    soft = entropy(*(np.exp(log_softmax(x.numpy() / 3, axis=1)) for x in (teacher, student)), axis=1).mean()
+    hard = -log_softmax(student.numpy(), axis=1)[[0, 1, 3], [0, 2, 1]].mean()
+    for weight in (0.0, 0.4, 1.0):
+        got = distillation_loss(student, teacher, labels, 3.0, weight)
+        assert float(got) == pytest.approx((1 - weight) * hard + weight * 9 * soft, rel=1e-9)
+    alone = distillation_loss(student, teacher, torch.full((5,), UNLABELLED), 3.0, 0.4)
+    assert float(alone) == pytest.approx(0.4 * 9 * soft, rel=1e-9)
+
+
+def test_distillation_loss_has_its_minimum_at_the_teacher_and_the_right_gradient():
+    labels = torch.tensor([0, 1, UNLABELLED, 2])
+    teacher = rand(4, 3)
+    at_teacher = teacher.clone().requires_grad_()
+    loss = distillation_loss(at_teacher, teacher, labels, 2.0, 1.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-12)
+    assert at_teacher.grad.abs().max() < 1e-12
+    student = rand(4, 3, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, labels, 2.0, 0.7), student)
+
+
+def test_hidden_loss_is_the_mean_square_over_real_tokens():
+    student, teacher = rand(2, 4, 6), rand(2, 4, 6, seed=1)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    real = np.array([[0, 0], [0, 1], [0, 2], [1, 0]]).T
+    want = np.mean((student.numpy()[*real] - teacher.numpy()[*real]) ** 2)
+    assert float(distill.hidden_loss(student, teacher, mask)) == pytest.approx(want, rel=1e-12)
+
+
+def test_relation_loss_equals_a_loop_over_tokens():
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    student, teacher = (rand(2, 4, 4), rand(2, 4, 4, seed=1)), (rand(2, 4, 12, seed=2), rand(2, 4, 12, seed=3))
+    found = []
+    for row, length in enumerate((3, 2)):
+        for head in range(2):
+            for token in range(length):
+                by_key = []
+                for left, right in (teacher, student):
+                    size = left.shape[-1] // 2
+                    part = slice(head * size, (head + 1) * size)
+                    scores = right[row, :length, part].numpy() @ left[row, token, part].numpy() / math.sqrt(size)
+                    by_key.append(np.exp(log_softmax(scores)))
+                found.append(entropy(*by_key))
+    assert float(distill.relation_loss(student, teacher, mask, 2)) == pytest.approx(np.mean(found), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inner_losses_are_zero_for_twins_and_blind_to_padding(dtype):
+    student, teacher = rand(2, 3, 8).to(dtype), rand(2, 3, 8, seed=1).to(dtype)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+
+    def losses(a, b, mask):
+        return [float(distill.hidden_loss(a, b, mask)), float(distill.relation_loss((a, a), (b, b), mask, 4))]
+
+    assert losses(student, student, mask) == [0, 0]
+    before = losses(student, teacher, mask)
+    assert min(before) > 0.01
+    wide = [torch.cat([x, 1e3 * rand(2, 2, 8, seed=i).to(dtype)], 1) for i, x in enumerate((student, teacher))]
+    for x in wide:
+        x[1, 2] += 7  # the masked token
+    assert losses(*wide, torch.cat([mask, torch.zeros(2, 2, dtype=int)], 1)) == pytest.approx(before, rel=1e-6)
+
+
+def test_inner_losses_of_a_network_with_its_twin_are_zero_and_leave_no_trace(teacher):
+    twin = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "teacher", 0)
+    inputs = batch()
+    names = list(twin.state_dict())
+    with distill.inner_losses(twin, teacher, 1.0, 1.0) as extra_loss:
+        assert float(extra_loss(inputs, twin(**inputs)).detach()) == pytest.approx(0, abs=1e-9)
+    assert list(twin.state_dict()) == names
+    assert not any(module._forward_hooks for model in (twin, teacher) for module in model.modules())
+    with distill.inner_losses(twin, teacher, 0.0, 0.0) as extra_loss:
+        assert extra_loss is None
+
+
+# --- students
+
+
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 32, "intermediate_size": 64, "heads": 4}])
+def test_a_student_of_full_size_is_its_teacher(teacher, sizes):
+    student = distill.make_student(teacher, Student(layers=[0, 1, 2, 3], **sizes), "teacher", 0)
+    assert torch.allclose(logits(student, batch()), logits(teacher, batch()), atol=1e-6)
+    student.classifier.weight.data.zero_()
+    assert teacher.classifier.weight.abs().min() > 0, "the student must not share the teacher's memory"
+
+
+def test_chosen_layers_are_the_teachers(teacher):
+    student = distill.make_student(teacher, Student(layers=[0, 3]), "teacher", 0)
+    for own, theirs in enumerate((0, 3)):
+        want = teacher.bert.encoder.layer[theirs].state_dict()
+        got = student.bert.encoder.layer[own].state_dict()
+        assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_neurons_that_do_nothing_go_first(teacher):
+    copy = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "teacher", 0)
+    for i, layer in enumerate(copy.bert.encoder.layer):
+        dead = torch.randperm(64, generator=torch.Generator().manual_seed(i))[:24]
+        layer.output.dense.weight.data[:, dead] = 0
+    student = distill.make_student(copy, Student(layers=[0, 1, 2, 3], intermediate_size=40), "teacher", 0)
+    assert torch.allclose(logits(student, batch()), logits(copy, batch()), atol=1e-5)
+
+
+def test_narrow_students_take_whole_heads_and_one_set_of_dimensions(teacher):
+    student = distill.make_student(teacher, Student(layers=[1, 2], hidden_size=16, heads=2), "teacher", 0)
+    shared = distill.shared_indices(teacher, student.config)
+    stream = shared["hidden"]
+    words = teacher.bert.embeddings.word_embeddings.weight
+    assert torch.equal(student.bert.embeddings.word_embeddings.weight, words[:, stream])
+    for own, theirs in zip(student.bert.encoder.layer, teacher.bert.encoder.layer[1:3], strict=True):
+        assert torch.equal(own.output.LayerNorm.weight, theirs.output.LayerNorm.weight[stream])
+        norms = theirs.attention.output.dense.weight.view(32, 4, 8).norm(dim=(0, 2))
+        heads = sorted(norms.argsort(descending=True)[:2].tolist())
+        query = theirs.attention.self.query.weight.view(4, 8, 32)[heads].reshape(16, 32)
+        assert torch.equal(own.attention.self.query.weight, query[:, stream])
+        output = theirs.attention.output.dense.weight.view(32, 4, 8)[:, heads].reshape(32, 16)
+        assert torch.equal(own.attention.output.dense.weight, output[stream])
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight[:, shared["pooled"]])
+    smaller = distill.make_student(teacher, Student(layers=[0], hidden_size=16, heads=4), "teacher", 0)
+    query = teacher.bert.encoder.layer[0].attention.self.query.bias.view(4, 8)[:, :4].flatten()
+    assert torch.equal(smaller.bert.encoder.layer[0].attention.self.query.bias, query)
+
+
+def test_random_students_depend_on_the_seed_alone(teacher):
+    shape = Student(layers=[0, 9], hidden_size=24, heads=2, intermediate_size=100)
+    one, same, other = (distill.make_student(teacher, shape, "random", seed) for seed in (0, 0, 1))
+    assert torch.equal(logits(one, batch()), logits(same, batch()))
+    assert not torch.equal(logits(one, batch()), logits(other, batch()))
+    assert one.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        ({"layers": [0, 4]}, "layers"),
+        ({"layers": [0], "hidden_size": 64}, "hidden_size"),
+        ({"layers": [0], "intermediate_size": 65}, "intermediate_size"),
+        ({"layers": [0], "heads": 8}, "heads"),
+        ({"layers": [0], "heads": 2}, "size of a head"),
+    ],
+)
+def test_a_student_larger_than_its_teacher_is_refused(teacher, shape, name):
+    with pytest.raises(UserError, match=f"student: {name}: "):
+        distill.make_student(teacher, Student(**shape), "teacher", 0)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfterCheckpoint(TrainerCallback):
+    def on_save(self, *_, **__):
+        raise Killed
+
+
+@pytest.fixture
+def learn(teacher, folder, tmp_path):
+    """Trains a narrow student with all losses in a folder of that name; returns it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = tokenized(TEXTS * 4, [0, 1, -1, 1] * 4, tokenizer, 16)
+    answers = [[0.5, -0.5]] * len(rows)
+    rows = rows.add_column("teacher_logits", answers)
+    options = Training(epochs=2.0, batch_size=4, learning_rate=1e-2)
+
+    def run(name, callbacks=()):
+        context = SimpleNamespace(work=tmp_path / name, seed=0, device="cpu")
+        shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
+        student = distill.make_student(teacher, shape, "teacher", 0)
+        before = {key: value.clone() for key, value in student.state_dict().items()}
+        with distill.inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
+            projection = student.hidden_projection.weight
+            start = projection.detach().clone()
+            train(student, tokenizer, rows, options, context, extra_loss=extra_loss, callbacks=callbacks)
+            assert not torch.equal(projection, start), "the projection must be trained"
+        assert not torch.equal(before["classifier.weight"], student.classifier.weight)
+        return student.eval()
+
+    return run
+
+
+def test_a_narrow_student_trains_and_reloads(learn, teacher, tmp_path):
+    before = logits(teacher, batch())
+    student = learn("work")
+    student.save_pretrained(tmp_path / "saved")
+    reloaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"], "what only training needs must not be saved"
+    assert torch.equal(logits(reloaded.eval(), batch()), logits(student, batch()))
+    assert logits(student, batch()).isfinite().all()
+    config = reloaded.config
+    sizes = config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads
+    assert sizes == (2, 16, 24, 2)
+    assert config.id2label == {0: "no", 1: "yes"}
+    assert torch.equal(logits(teacher, batch()), before), "the teacher must not learn"
+
+
+def test_a_killed_training_goes_on_to_the_same_student(learn):
+    with pytest.raises(Killed):
+        learn("killed", callbacks=[KillAfterCheckpoint()])
+    resumed, whole = learn("killed"), learn("whole")
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+# --- the transfer set
+
+
+@given(st.lists(st.lists(st.sampled_from("abcd")).map("  ".join) | st.text()), st.integers(0, 9))
+def test_augmentation_keeps_a_run_of_half_the_words_or_more(texts, seed):
+    copies = distill.augment(texts, seed)
+    assert copies == distill.augment(texts, seed)
+    assert len(copies) == len(texts)
+    for text, copy in zip(texts, copies, strict=True):
+        words, kept = text.split(), copy.split()
+        assert len(kept) >= min(len(words), max(3, len(words) / 2))
+        assert any(words[i : i + len(kept)] == kept for i in range(len(words) + 1))
+
+
+def test_augmentation_depends_on_the_seed_and_reaches_all_lengths():
+    text = " ".join(map(str, range(10)))
+    copies = [distill.augment([text], seed)[0] for seed in range(200)]
+    assert {len(copy.split()) for copy in copies} == set(range(5, 11))
+    assert {copy.split()[0] for copy in copies} == set("012345")
+
+
+def test_the_transfer_set_never_shows_a_label_it_should_not():
+    splits = {
+        "train": Dataset.from_dict({"text": ["a b c d e f", "g h"], "label": [0, 1]}),
+        "unlabelled": Dataset.from_dict({"text": ["x"], "label": [-1]}),
+    }
+    context = SimpleNamespace(splits=splits, seed=0)
+    assert distill.transfer_set(context, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
+    augmented, unlabelled = distill.transfer_set(context, ["augmented", "unlabelled"])
+    assert augmented == (distill.augment(["a b c d e f", "g h"], 0), [-1, -1])
+    assert unlabelled == (["x"], [-1])
+
+
+# --- vocabulary
+
+
+@pytest.fixture(scope="module")
+def trimmed(folder, tmp_path_factory):
+    """(old tokenizer, trimmed tokenizer, kept old ids, the trimmed one's folder)."""
+    old = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    counts = [count_pieces(old, TEXTS[:1]), count_pieces(old, TEXTS[1:])]
+    kept = choose_pieces(old, counts, 5 + 2 * len(CHARACTERS) + 7)
+    path = tmp_path_factory.mktemp("trimmed") / "tokenizer"
+    write_trimmed(folder, path, kept)
+    return old, Tokenizer.from_file(str(path / "tokenizer.json")), kept, path
+
+
+def test_the_pieces_kept_are_specials_characters_and_the_most_frequent(trimmed):
+    old, new, kept, _ = trimmed
+    pieces = [old.id_to_token(i) for i in kept]
+    assert [new.id_to_token(i) for i in range(len(kept))] == pieces
+    assert kept == sorted(kept)
+    assert pieces[0] == "[PAD]"
+    longer = {p for p in pieces if len(p.removeprefix("##")) > 1} - {"[PAD]", *SPECIALS}
+    # All of the first text's, then those that are twice in the others, then one of those that are there once.
+    assert longer > {"good", "film", "great", "story", "the", "of"}
+    assert len(longer) == 7
+    assert "[unused0]" not in longer
+
+
+def test_pieces_that_never_occur_are_left_out_and_too_small_a_size_is_refused(trimmed):
+    old = trimmed[0]
+    counts = [count_pieces(old, ["dull dull film"])]
+    pieces = {old.id_to_token(i) for i in choose_pieces(old, counts, 1000)}
+    assert {p for p in pieces if len(p.removeprefix("##")) > 1} == {"[PAD]", *SPECIALS, "dull", "film"}
+    with pytest.raises(UserError, match=f"10 pieces are too few.*{5 + 2 * len(CHARACTERS)}"):
+        choose_pieces(old, counts, 10)
+
+
+def check_same_unknowns(old, new, kept, text):
+    before, after = old.encode(text), new.encode(text)
+    unknown = [[o for o, t in zip(e.offsets, e.tokens, strict=True) if t == "[UNK]"] for e in (before, after)]
+    assert unknown[0] == unknown[1]
+    if set(before.ids) <= set(kept):
+        assert before.tokens == after.tokens
+        assert [kept[i] for i in after.ids] == before.ids
+    spelled = ["".join(t.removeprefix("##") for t in e.tokens) for e in (before, after)]
+    assert spelled[0] == spelled[1]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.text() | st.text(CHARACTERS + " Ωß\U0001f600") | st.lists(st.sampled_from(WORDS + SPECIALS)).map(" ".join))
+def test_any_text_has_the_same_unknowns_as_before(trimmed, text):
+    check_same_unknowns(*trimmed[:3], text)
+
+
+def test_the_auto_class_reads_the_trimmed_tokenizer_alike(trimmed):
+    _, new, kept, path = trimmed
+    auto = AutoTokenizer.from_pretrained(path)
+    assert auto.is_fast
+    assert len(auto) == auto.vocab_size == len(kept)
+    for text in [*TEXTS, "Ωnbelievable ☃ [MASK] film"]:
+        assert auto(text)["input_ids"] == new.encode(text).ids
+    assert (auto.pad_token_id, auto.unk_token_id) == (0, new.token_to_id("[UNK]"))
+    assert new.encode("a").tokens == ["[CLS]", "a", "[SEP]"]
+
+
+def test_a_trimmed_model_answers_as_before_on_kept_pieces(trimmed, teacher, tmp_path):
+    old, new, kept, _ = trimmed
+    model = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "teacher", 0)
+    trim_embeddings(model, kept)
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert (reloaded.config.vocab_size, reloaded.config.pad_token_id) == (len(kept), 0)
+    ids = [torch.tensor([tokenizer.encode(TEXTS[0]).ids]) for tokenizer in (old, new)]
+    assert torch.equal(logits(teacher, {"input_ids": ids[0]}), logits(reloaded, {"input_ids": ids[1]}))
+
+
+# --- the profile
+
+STUDENT = {"layers": [0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": {"layers": []}}, "student.layers"),
+        ({"student": {"layers": [-1]}}, "student.layers"),
+        ({"student": STUDENT | {"hidden_size": 20, "heads": 3}}, "not a multiple"),
+        ({"student": STUDENT | {"vocabulary": 99}, "hidden_weight": 1.0}, "must be 0"),
+        ({"student": STUDENT | {"vocabulary": 99}, "relation_weight": 0.5}, "must be 0"),
+        ({"transfer": ["train", "train"]}, "given twice"),
+        ({"transfer": ["test"]}, "transfer"),
+        ({"transfer": []}, "transfer"),
+        ({"hidden_weight": -1.0}, "hidden_weight"),
+        ({"transfer": ["train", "unlabelled"], "training": {"epochs": 1.0, "soft_weight": 0.0}}, "only labelled rows"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(changes, message):
+    fine = {"name": "d", "method": "distill", "parent": "p", "student": STUDENT}
+    fine |= {"training": {"epochs": 1.0, "learning_rate": 1e-3}}
+    Distill.model_validate(fine)
+    changes = changes | ({"training": fine["training"] | changes["training"]} if "training" in changes else {})
+    with pytest.raises(ValueError, match=message):
+        Distill.model_validate(fine | changes)
+
+
+def test_only_the_baseline_teaches(monkeypatch, tmp_path):
+    text = (PROFILES / "smoke.toml").read_text("utf-8")
+    head, found, rest = text.partition('name = "distill-1x32"')
+    changed = head + found + rest.replace('parent = "finetuned"', 'parent = "bert-orig"', 1)
+    (tmp_path / "smoke.toml").write_text(changed, "utf-8")
+    monkeypatch.setattr("compress.profile.PROFILES", tmp_path)
+    with pytest.raises(UserError, match=r"distill-1x32: parent: the teacher must be 'finetuned'"):
+        load_profile("smoke")
+
+
+@pytest.mark.parametrize("profile", ["minilm", "smoke"])
+def test_controls_differ_from_their_student_in_what_they_control_alone(profile):
+    variants = {v.name: v for v in load_profile(profile).variants if v.method == "distill"}
+    for name, control in variants.items():
+        student = variants.get(name.removesuffix("-scratch").removesuffix("-labels"))
+        if student is None or student is control:
+            continue
+        assert control.student == student.student
+        assert not control.timed
+        if name.endswith("-scratch"):
+            changed = {"name": name, "initialization": "random", "timed": False}
+            assert control == student.model_copy(update=changed)
+        else:
+            assert control.training.soft_weight == control.hidden_weight == control.relation_weight == 0
+            assert control.initialization == student.initialization
