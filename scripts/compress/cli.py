@@ -26,6 +26,7 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
     """Runs main(args); a UserError ends the command with its text and status 1, without a traceback."""
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="mtime may not be reliable")  # Trainer then orders checkpoints by number
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait lose most of their speed as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
