@@ -13,21 +13,24 @@ from compress.cli import add_run_options, main_guard
 def int8_dynamic(variant, context):
     """Linear weights (and embedding tables) as int8; the loader rebuilds torch's int8 modules from the integers."""
     from compress.model import load_model
+    from compress.quantize import quantize
     from torch import nn
 
     model = load_model(context.parent)
     kinds = (nn.Linear, nn.Embedding) if variant.embeddings else nn.Linear
-    bits = {name: 8 for name, module in model.named_modules() if isinstance(module, kinds)}
-    return packed_int8(model, bits, variant.per_channel)
+    encoded = {
+        f"{name}.weight": quantize(module.weight, 8, variant.per_channel)
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
+    return packed_int8(model, encoded)
 
 
-def packed_int8(model, bits, per_channel=True, **about):
-    """A Made whose named modules are stored with so many bits and run on int8."""
+def packed_int8(model, encoded, **about):
+    """A Made whose `encoded` weights are stored as integers and run on int8."""
     from compress.model import INT8, write_packed
-    from compress.quantize import quantize
     from compress.stage import made
 
-    encoded = {f"{name}.weight": quantize(model.get_submodule(name).weight, b, per_channel) for name, b in bits.items()}
     return made(model, lambda folder: write_packed(model, folder, encoded, execution=INT8), **about)
 
 
@@ -72,8 +75,8 @@ def mixed_precision(variant, context):
     import numpy as np
     from compress.model import load_model
     from compress.predict import load_tokenizer
+    from compress.quantize import is_matrix, quantize
     from compress.sensitivity import choose_bits, group_of, sensitivity
-    from torch import nn
 
     model = load_model(context.parent)
     split = context.splits["validation"]
@@ -82,12 +85,12 @@ def mixed_precision(variant, context):
     labels = np.array(split["label"])
     rows = sensitivity(model, ids, labels)
     chosen = choose_bits(model, ids, labels, rows, variant.tolerance)
-    bits = {
-        name: chosen[group_of(name)]
+    encoded = {
+        f"{name}.weight": quantize(module.weight, chosen[group_of(name)])
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding)
+        if is_matrix(module)
     }
-    return packed_int8(model, bits, details={"sensitivity": rows, "bits": chosen})
+    return packed_int8(model, encoded, details={"sensitivity": rows, "bits": chosen})
 
 
 def student_data(context, tokenizer):
@@ -114,14 +117,13 @@ def taught(model, variant, context, callbacks=()):
 
 def qat(variant, context):
     from compress.model import load_model
-    from compress.quantize import is_matrix, start_quantization_aware, stop_quantization_aware
+    from compress.quantize import start_quantization_aware, stop_quantization_aware
 
     model = load_model(context.parent)
     hooks = start_quantization_aware(model, variant.bits)
     seconds = taught(model, variant, context)
-    stop_quantization_aware(model, hooks)
-    bits = {name: variant.bits for name, module in model.named_modules() if is_matrix(module)}
-    return packed_int8(model, bits, train_seconds=seconds)
+    encoded = stop_quantization_aware(model, hooks)
+    return packed_int8(model, encoded, train_seconds=seconds)
 
 
 def prune(variant, context):

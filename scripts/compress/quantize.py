@@ -67,16 +67,24 @@ def int8_linear(weight: Integer, bias: torch.Tensor | None) -> nn.Module:
 
 
 class FakeQuantizedRows(nn.Module):
-    """Parametrization: the weight on its integer grid; gradients pass straight through (Bengio et al., 2013)."""
+    """Parametrization: the weight on an integer grid; gradients pass straight through (Bengio et al., 2013).
 
-    def __init__(self, bits: int):
+    The grid's scales are those that suit the weight at the start: one row moves little in fine-tuning.
+    """
+
+    def __init__(self, weight: torch.Tensor, bits: int):
         super().__init__()
-        self.bits = bits
+        self.bits, self.top = bits, (1 << (bits - 1)) - 1
+        self.register_buffer("scale", torch.from_numpy(quantize(weight, bits).scale))
+        self.register_buffer("zero", torch.zeros(len(self.scale), dtype=torch.int32))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        integers = quantize(weight, self.bits)
-        rounded = torch.from_numpy(integers.codes) * torch.from_numpy(integers.scale)[:, None]
-        return weight + (rounded - weight).detach()
+        return torch.fake_quantize_per_channel_affine(weight, self.scale, self.zero, 0, -self.top, self.top)
+
+    def integers(self, weight: torch.Tensor) -> Integer:
+        """The grid points that forward() stands for."""
+        codes = (weight / self.scale[:, None]).round().clamp(-self.top, self.top)
+        return Integer(codes.to(torch.int8).numpy(), self.scale.numpy(), self.bits)
 
 
 def fake_quantize_activations(_, inputs):
@@ -92,16 +100,21 @@ def start_quantization_aware(model: nn.Module, bits: int) -> list:
     """Makes every Linear and Embedding train on its integer grid; returns the hooks for stop_quantization_aware."""
     hooks = []
     for module in [m for m in model.modules() if is_matrix(m)]:
-        parametrize.register_parametrization(module, "weight", FakeQuantizedRows(bits))
+        parametrize.register_parametrization(module, "weight", FakeQuantizedRows(module.weight, bits))
         if isinstance(module, nn.Linear):
             hooks.append(module.register_forward_pre_hook(fake_quantize_activations))
     return hooks
 
 
-def stop_quantization_aware(model: nn.Module, hooks: list) -> None:
-    """Leaves the float weights that lie on the grid."""
+@torch.no_grad()
+def stop_quantization_aware(model: nn.Module, hooks: list) -> dict[str, Integer]:
+    """Leaves ordinary float weights that lie on the grid, and returns the integers behind them by parameter name."""
     for hook in hooks:
         hook.remove()
-    for module in model.modules():
+    found = {}
+    for name, module in list(model.named_modules()):
         if parametrize.is_parametrized(module, "weight"):
+            weights = module.parametrizations.weight
+            found[f"{name}.weight"] = weights[0].integers(weights.original)
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return found
