@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 BINS = 4096  # of the histogram behind one of the starts
+MOVES = 33  # places that a cut may take when clusters are rearranged: odd, so that it may stay
+TOLERANCE = 1e-6  # a smaller relative fall of the inertia is not worth another round
 ITERATIONS = 10_000  # far more than Lloyd needs; rounding must not make it run for ever
 
 
@@ -37,7 +39,8 @@ def kmeans(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(centroids float32 [k], ascending; the smallest value of each cluster but the first, float32 [k - 1]).
 
     In one dimension clusters are intervals, so that on sorted values with prefix sums one iteration of Lloyd's
-    algorithm costs O(k log n). The best of three starts counts. Raises ValueError as cluster() does.
+    algorithm costs O(k log n). The best of three starts is rearranged as long as that helps.
+    Raises ValueError as cluster() does.
     """
     if not 1 <= k <= 256:
         raise ValueError(f"k must lie in 1..256, is {k}")
@@ -49,12 +52,21 @@ def kmeans(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     if distinct < k:
         raise ValueError(f"{k} clusters need {k} distinct weights, there are {distinct}")
     x = ordered.astype(np.float64)
-    x -= x.mean()  # squares of what is far from zero would cancel
+    offset = x.mean()
+    x -= offset  # squares of what is far from zero would cancel
     sums = np.concatenate([[0.0], x.cumsum()])
     squares = float(x @ x)
     runs = [lloyd(x, sums, squares, start) for start in starts(x, k)]
-    cuts, _ = min(runs, key=lambda run: run[1][-1])
-    means = np.diff(sums[cuts]) / np.diff(cuts) + ordered.mean(dtype=np.float64)
+    cuts, inertias = min(runs, key=lambda run: run[1][-1])
+    if not np.diff(cuts).all():  # differences from the mean have become equal
+        raise ValueError("the weights are of too different magnitudes to be told apart in double precision")
+    while True:
+        rearranged = rearrange(sums, cuts)
+        better, after = lloyd(x, sums, squares, np.diff(sums[rearranged]) / np.diff(rearranged))
+        if not after[-1] < inertias[-1] * (1 - TOLERANCE):
+            break
+        cuts, inertias = better, after
+    means = np.diff(sums[cuts]) / np.diff(cuts) + offset
     return means.astype(np.float32), ordered[cuts[1:-1]]
 
 
@@ -84,7 +96,8 @@ def lloyd(x: np.ndarray, sums: np.ndarray, squares: float, centroids: np.ndarray
         cuts = np.concatenate([[0], inner, [x.size]])
         counts, totals = np.diff(cuts), np.diff(sums[cuts])
         full = counts > 0
-        inertias.append(squares - float((totals[full] ** 2 / counts[full]).sum()))
+        # Rounding can leave less than nothing where every cluster is a single value.
+        inertias.append(max(0.0, squares - float((totals[full] ** 2 / counts[full]).sum())))
         if full.all() and np.array_equal(cuts, before):
             break
         centroids = np.divide(totals, counts, out=centroids.copy(), where=full)
@@ -99,6 +112,30 @@ def _refill(x, cuts, centroids, full) -> np.ndarray:
     worst = ends[np.argmax(np.abs(ends - np.tile(centroids[full], 2)))]
     centroids[np.flatnonzero(~full)[0]] = worst
     return np.sort(centroids)
+
+
+def rearrange(sums: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """The best cuts [k + 1] of all that put each inner cut at one of MOVES places between its neighbours' places now.
+
+    Dynamic programming, O(k MOVES^2). It can hand one cluster from any place to any other, cuts in between moving up
+    one by one; Lloyd's algorithm can't, and stays where it is.
+    """
+    steps = np.linspace(-1, 1, MOVES)[:, None]
+    gaps = np.diff(cuts)
+    places = cuts[1:-1] + np.rint(np.where(steps < 0, steps * gaps[:-1], steps * gaps[1:])).astype(int)
+    gain, here, came_from = np.zeros(1), np.zeros(1, int), []
+    for there in [*places.T, cuts[-1:]]:
+        counts = there - here[:, None]
+        # Without its constant part a cluster's inertia is minus the square of its sum by its count.
+        new = (sums[there] - sums[here][:, None]) ** 2 / np.maximum(counts, 1)
+        total = np.where(counts > 0, gain[:, None] + new, -np.inf)
+        came_from.append(total.argmax(0))
+        gain, here = total.max(0), there
+    chosen, i = [cuts[-1]], came_from[-1][0]
+    for column, origins in zip(places.T[::-1], came_from[-2::-1], strict=True):
+        chosen.append(column[i])
+        i = origins[i]
+    return np.array([0, *chosen[::-1]])
 
 
 class Lookup(torch.autograd.Function):
