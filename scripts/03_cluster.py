@@ -30,7 +30,7 @@ def clustered(model, variant, context, **details):
 
     seconds = teach(model, variant, context)
     encoded = stop_clustering(model)
-    # The least that any coding of single codes can need, beside the codebooks themselves.
+    # What a code that is fixed for a whole matrix needs at least; one that adapts block by block can need less.
     details["entropy_bytes"] = sum(entropy_bytes(value.codes) for value in encoded.values())
     details["codebook_bytes"] = sum(value.codebook.nbytes for value in encoded.values())
     return made(model, lambda folder: write_packed(model, folder, encoded), train_seconds=seconds, details=details)
