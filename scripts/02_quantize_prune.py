@@ -93,35 +93,14 @@ def mixed_precision(variant, context):
     return packed_int8(model, encoded, details={"sensitivity": rows, "bits": chosen})
 
 
-def student_data(context, tokenizer):
-    """The training split with the baseline's answers beside its labels."""
-    from compress.training import teacher_logits, tokenized
-
-    split = context.splits["train"]
-    texts = split["text"][:]
-    dataset = tokenized(texts, split["label"][:], tokenizer, context.profile.data.max_length)
-    answers = teacher_logits(context, texts)
-    return dataset.add_column("teacher_logits", answers.tolist())
-
-
-def taught(model, variant, context, callbacks=()):
-    """Trains the model on the labels and the baseline's answers; returns the seconds, or None without training."""
-    from compress.training import train
-    from transformers import AutoTokenizer
-
-    if variant.training is None:
-        return None
-    tokenizer = AutoTokenizer.from_pretrained(context.parent)
-    return train(model, tokenizer, student_data(context, tokenizer), variant.training, context, callbacks=callbacks)
-
-
 def qat(variant, context):
     from compress.model import load_model
     from compress.quantize import start_quantization_aware, stop_quantization_aware
+    from compress.training import teach
 
     model = load_model(context.parent)
     hooks = start_quantization_aware(model, variant.bits)
-    seconds = taught(model, variant, context)
+    seconds = teach(model, variant, context)
     encoded = stop_quantization_aware(model, hooks)
     return packed_int8(model, encoded, train_seconds=seconds)
 
@@ -140,6 +119,7 @@ def prune(variant, context):
     )
     from compress.stage import made
     from compress.storage import Sparse
+    from compress.training import teach
 
     model = load_model(context.parent)
     weights = encoder_matrices(model)
@@ -152,7 +132,7 @@ def prune(variant, context):
         seconds = None
     else:
         schedule = gradual_pruning(model, variant.criterion, sparsity_of(weights), variant.sparsity, variant.pattern)
-        seconds = taught(model, variant, context, callbacks=[schedule])
+        seconds = teach(model, variant, context, callbacks=[schedule])
     sparse = {name: Sparse(weight.detach().numpy()) for name, weight in weights.items()}
     details = {"sparsity": sparsity_of(weights)}
     return made(model, lambda folder: write_packed(model, folder, sparse), train_seconds=seconds, details=details)
@@ -164,7 +144,7 @@ def structured(variant, context):
     from compress.model import load_model
     from compress.prune import choose_heads, encoder_matrices, remove_units, unit_importance
     from compress.stage import made
-    from compress.training import tokenized
+    from compress.training import teach, tokenized
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     model = load_model(context.parent)
@@ -180,7 +160,7 @@ def structured(variant, context):
     pruned = choose_heads(heads, keep_heads)
     remove_units(model, pruned, neurons.topk(variant.intermediate_size, dim=1).indices)
     removed = 1 - sum(weight.numel() for weight in encoder_matrices(model).values()) / before
-    seconds = taught(model, variant, context)
+    seconds = teach(model, variant, context)
     details = {"encoder_removed": removed, "heads_left": [heads.shape[1] - len(gone) for gone in pruned.values()]}
     return made(model, model.save_pretrained, train_seconds=seconds, details=details)
 

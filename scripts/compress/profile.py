@@ -186,6 +186,29 @@ class Structured(HW1):
     training: Training | None = None
 
 
+class HW2(BaseVariant):
+    stage: ClassVar[str] = "cluster"
+    chapter: ClassVar[str] = "HW2"
+    parent: str
+
+
+class Cluster(HW2):
+    """k shared values per matrix, by k-means, then trained with the baseline as teacher if there is a training."""
+
+    method: Literal["cluster"]
+    k: Annotated[int, Field(ge=2, le=256)]
+    training: Training | None = None
+
+
+class DeepCompression(HW2):
+    """A pruned parent clustered with a zero among the k values, the codebooks trained, everything entropy-coded."""
+
+    method: Literal["deep-compression"]
+    k: Annotated[int, Field(ge=2, le=256)]
+    embedding_k: Annotated[int, Field(ge=2, le=256)] | None = None  # of the embedding tables, if not k
+    training: Training
+
+
 class HW3(BaseVariant):
     """A smaller network; its parent is its teacher."""
 
@@ -238,7 +261,18 @@ class Distill(HW3):
 
 
 Variant = Annotated[
-    Untrained | Finetune | Int8 | TorchAO | Cast | Mixed | QAT | Prune | Structured | Distill,
+    Untrained
+    | Finetune
+    | Int8
+    | TorchAO
+    | Cast
+    | Mixed
+    | QAT
+    | Prune
+    | Structured
+    | Cluster
+    | DeepCompression
+    | Distill,
     Field(discriminator="method"),
 ]
 

@@ -1,11 +1,12 @@
-"""One file for weights of every form: packed.safetensors, each tensor raw or by one of four encodings.
+"""One file for weights of every form: packed.safetensors, each tensor raw or in one of four encodings.
 
 The safetensors header's metadata tells each tensor's encoding; its parts are ordinary safetensors entries.
 
-raw        name                                   the tensor itself
-sparse     name.mask, name.values                 coded bitmask and the nonzero values
-codebook   name.codes, name.codebook              coded indices into float values [k]
-integer    name.codes, name.scale                 coded signed integers of 2 to 8 bits; value = integer * scale per row
+raw              name                                   the tensor itself
+sparse           name.mask, name.values                 coded bitmask and the nonzero values
+codebook         name.codes, name.codebook              coded indices into float values [k]
+sparse-codebook  name.mask, name.codes, name.codebook   coded bitmask and the codebook of the nonzero values
+integer          name.codes, name.scale                 coded signed integers of 2 to 8 bits, times a scale per row
 """
 
 import json
@@ -63,9 +64,8 @@ def save(folder: Path, tensors: dict, **about: str) -> None:
             header[name] = {"encoding": "sparse", "shape": value.values.shape}
             parts[f"{name}.mask"], parts[f"{name}.values"] = encode_sparse(value.values)
         elif isinstance(value, Codebook):
-            bits = bits_for(len(value.codebook))
-            header[name] = {"encoding": "codebook", "shape": value.codes.shape, "bits": bits}
-            parts[f"{name}.codes"], parts[f"{name}.codebook"] = encode_codes(value.codes, bits), value.codebook
+            header[name], coded = _encode_codebook(value)
+            parts |= {f"{name}.{part}": array for part, array in coded.items()}
         elif isinstance(value, Integer):
             header[name] = {"encoding": "integer", "shape": value.codes.shape, "bits": value.bits}
             unsigned = (value.codes.astype(np.int16) + (1 << (value.bits - 1))).astype(np.uint8)
@@ -75,6 +75,27 @@ def save(folder: Path, tensors: dict, **about: str) -> None:
             parts[name] = value
     tensors = {k: v.contiguous() if torch.is_tensor(v) else torch.from_numpy(np.array(v)) for k, v in parts.items()}
     save_file(tensors, str(folder / FILE), metadata={**about, "encodings": json.dumps(header)})
+
+
+def _encode_codebook(value: Codebook) -> tuple[dict, dict[str, np.ndarray]]:
+    """(header entry, parts): the codes, or a bitmask and the codes of the nonzeros where those are smaller.
+
+    Codes share bytes, and Huffman coding gives each byte a bit at least: where nearly all are zero, a mask costs less.
+    """
+    bits = bits_for(len(value.codebook))
+    whole = {"codes": encode_codes(value.codes, bits), "codebook": value.codebook}
+    entry = {"encoding": "codebook", "shape": value.codes.shape, "bits": bits}
+    zeros = np.flatnonzero(value.codebook == 0)
+    if len(zeros) == 0:
+        return entry, whole
+    kept = value.codes != zeros[0]
+    codes = value.codes[kept]
+    fewer = bits_for(len(value.codebook) - 1)
+    sparse = {"mask": encode_codes(kept, 1), "codes": encode_codes(codes - (codes > zeros[0]), fewer)}
+    sparse["codebook"] = np.delete(value.codebook, zeros[0])
+    if sum(part.nbytes for part in sparse.values()) >= sum(part.nbytes for part in whole.values()):
+        return entry, whole
+    return entry | {"encoding": "sparse-codebook", "bits": fewer, "nonzeros": len(codes)}, sparse
 
 
 def load(folder: Path) -> tuple[dict, dict[str, str]]:
@@ -113,6 +134,10 @@ def load(folder: Path) -> tuple[dict, dict[str, str]]:
             elif encoding == "codebook":
                 codes = decode_codes(array(f"{name}.codes"), entry["bits"], count).reshape(shape)
                 tensors[name] = torch.from_numpy(Codebook(codes, array(f"{name}.codebook")).dense())
+            elif encoding == "sparse-codebook":
+                mask, codebook = array(f"{name}.mask"), array(f"{name}.codebook")
+                codes = decode_codes(array(f"{name}.codes"), entry["bits"], entry["nonzeros"])
+                tensors[name] = torch.from_numpy(decode_sparse(mask, codebook[codes], shape))
             elif encoding == "integer":
                 bits = entry["bits"]
                 codes = decode_codes(array(f"{name}.codes"), bits, count).astype(np.int16) - (1 << (bits - 1))

@@ -62,6 +62,24 @@ def distillation_loss(student, teacher, labels, temperature: float, soft_weight:
     return torch.lerp(hard, soft, soft_weight)
 
 
+def student_data(context, tokenizer):
+    """The training split with the baseline's answers beside its labels."""
+    split = context.splits["train"]
+    texts = split["text"][:]
+    dataset = tokenized(texts, split["label"][:], tokenizer, context.profile.data.max_length)
+    return dataset.add_column("teacher_logits", teacher_logits(context, texts).tolist())
+
+
+def teach(model, variant, context, callbacks=()) -> float | None:
+    """Trains the model on the labels and the baseline's answers; returns the seconds, or None without training."""
+    from transformers import AutoTokenizer
+
+    if variant.training is None:
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(context.parent)
+    return train(model, tokenizer, student_data(context, tokenizer), variant.training, context, callbacks=callbacks)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; a half-written one (the state is written last) is removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)

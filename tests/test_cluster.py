@@ -1,0 +1,444 @@
+"""Weight clustering against scikit-learn and autograd; packing and storage bit for bit, and what damage does."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from compress import storage
+from compress.cluster import Lookup, choose_sizes, cluster, kmeans, lloyd, start_clustering, starts, stop_clustering
+from compress.model import load_model, write_packed
+from compress.packing import (
+    bits_for,
+    decode_codes,
+    decode_sparse,
+    encode_codes,
+    encode_sparse,
+    entropy_bytes,
+    pack_bits,
+    unpack_bits,
+)
+from compress.profile import UserError
+from compress.prune import encoder_matrices, global_masks, magnitude
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from sklearn.cluster import KMeans
+
+SHAPES = array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=12)
+
+
+@st.composite
+def coded(draw):
+    """(codes uint8 of any shape, their bits 1..8), skewed often enough that Huffman coding wins."""
+    bits = draw(st.integers(1, 8))
+    top = draw(st.sampled_from([0, min(1, (1 << bits) - 1), (1 << bits) - 1]))
+    codes = draw(arrays(np.uint8, draw(SHAPES), elements=st.integers(0, top)))
+    repeats = draw(st.sampled_from([1, 40]))
+    return np.repeat(codes, repeats, axis=0), bits
+
+
+@given(coded())
+def test_packed_codes_come_back_and_take_the_bits_they_need(case):
+    codes, bits = case
+    packed = pack_bits(codes, bits)
+    assert packed.dtype == np.uint8
+    assert packed.size == -(-codes.size * bits // 8)
+    np.testing.assert_array_equal(unpack_bits(packed, bits, codes.size), codes.reshape(-1))
+    with pytest.raises(ValueError, match="bytes"):
+        unpack_bits(np.append(packed, np.uint8(0)), bits, codes.size)
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_a_code_that_does_not_fit_is_refused(bits):
+    with pytest.raises(ValueError, match="to fit"):
+        pack_bits(np.array([0, 1 << bits]), bits)
+
+
+@given(coded())
+def test_coded_codes_come_back_and_never_take_more_than_packed_ones(case):
+    codes, bits = case
+    block = encode_codes(codes, bits)
+    assert block.size <= 1 + pack_bits(codes, bits).size
+    decoded = decode_codes(block, bits, codes.size)
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, codes.reshape(-1))
+
+
+@given(coded(), st.data())
+def test_truncated_blocks_are_refused(case, data):
+    block = encode_codes(*case)
+    cut = block[: data.draw(st.integers(0, block.size - 1))]
+    with pytest.raises(ValueError, match=r"empty|truncated|damaged|need"):
+        decode_codes(cut, case[1], case[0].size)
+
+
+@given(coded(), st.data())
+def test_altered_blocks_are_refused_or_decode_to_as_many_codes_that_fit(case, data):
+    codes, bits = case
+    block = encode_codes(codes, bits).copy()
+    block[data.draw(st.integers(0, block.size - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded = decode_codes(block, bits, codes.size)
+    except ValueError:
+        return
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == (codes.size,)
+    assert not decoded.size or decoded.max() < 1 << bits
+
+
+@given(arrays(np.float32, SHAPES, elements=st.sampled_from([0.0, 0.0, 1.5, -2.0])))
+def test_sparse_arrays_come_back_bit_for_bit(values):
+    mask, nonzeros = encode_sparse(values)
+    out = decode_sparse(mask, nonzeros, values.shape)
+    assert out.dtype == values.dtype
+    assert out.tobytes() == values.tobytes()
+    with pytest.raises(ValueError, match="mask keeps"):
+        decode_sparse(mask, np.append(nonzeros, np.float32(1)), values.shape)
+
+
+@pytest.mark.parametrize("k", [8, 16, 32])
+def test_coded_gaussian_weights_take_their_entropy_and_no_more(k):
+    weights = np.random.default_rng(k).normal(size=(384, 1024)).astype(np.float32)
+    found = cluster(weights, k)
+    size = encode_codes(found.codes, bits_for(k)).nbytes + found.codebook.nbytes
+    assert size <= 1.03 * (entropy_bytes(found.codes) + found.codebook.nbytes)
+
+
+# --- k-means ---------------------------------------------------------------------------------------------------
+
+
+def inertia(weights, found) -> float:
+    return float(np.square(weights.astype(np.float64) - found.dense()).sum())
+
+
+@pytest.mark.parametrize("k", [4, 8, 16, 32])
+@pytest.mark.parametrize("draw", ["normal", "laplace", "standard_t", "uniform", "trained"])
+def test_inertia_is_scikit_learns_or_better(k, draw):
+    rng = np.random.default_rng(k)
+    if draw == "trained":  # a narrow bulk and two far bumps
+        parts = [rng.normal(0, 0.03, 3000), rng.normal(0.4, 0.02, 60), rng.normal(-0.5, 0.02, 40)]
+        weights = np.concatenate(parts)
+    else:
+        weights = rng.standard_t(5, 3000) if draw == "standard_t" else getattr(rng, draw)(size=3000)
+    weights = weights.astype(np.float32)
+    reference = KMeans(k, n_init=5, random_state=0).fit(weights[:, None].astype(np.float64)).inertia_
+    assert inertia(weights, cluster(weights, k)) <= 1.01 * reference
+
+
+def test_inertia_never_rises_and_every_weight_is_with_its_nearest_centroid():
+    weights = np.random.default_rng(0).laplace(size=20_000).astype(np.float32)
+    x = np.sort(weights).astype(np.float64)
+    sums, squares = np.concatenate([[0.0], x.cumsum()]), float(x @ x)
+    # The last start leaves nearly every cluster empty.
+    for start in [*starts(x, 32), np.linspace(100, 101, 32)]:
+        cuts, inertias = lloyd(x, sums, squares, start)
+        assert len(inertias) > 2
+        assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(inertias))
+        assert (np.diff(cuts) > 0).all()
+    found = cluster(weights, 32)
+    distances = np.abs(weights[:, None].astype(np.float64) - found.codebook)
+    own = distances[np.arange(weights.size), found.codes]
+    np.testing.assert_allclose(own, distances.min(1), atol=1e-6)
+
+
+def test_well_separated_weights_get_the_exact_answer():
+    centres = np.array([-5, -1, 0.5, 3, 40], np.float32)
+    codes = np.random.default_rng(0).integers(0, 5, (60, 7))
+    found = cluster(centres[codes], 5)
+    assert found.codes.dtype == np.uint8
+    assert found.codebook.dtype == np.float32
+    np.testing.assert_array_equal(found.codes, codes)
+    np.testing.assert_array_equal(found.codebook, centres)
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float32, array_shapes(max_dims=2, max_side=20), elements=st.floats(-8, 8, width=16)),
+    st.integers(1, 12),
+)
+def test_any_weights_get_k_ascending_centroids_or_the_reason_why_not(weights, k):
+    distinct = len(np.unique(weights))
+    if distinct < k:
+        with pytest.raises(ValueError, match=f"{k} distinct weights, there are {distinct}"):
+            cluster(weights, k)
+        return
+    found = cluster(weights, k)
+    assert found.codes.shape == weights.shape
+    assert found.codebook.shape == (k,)
+    assert (np.diff(found.codebook) >= 0).all()
+    assert len(np.unique(found.codes)) == k  # no cluster is empty
+    # Clusters are intervals: a greater weight never has a smaller code.
+    order = np.argsort(weights, axis=None)
+    assert (np.diff(found.codes.reshape(-1)[order].astype(int)) >= 0).all()
+
+
+def test_bad_weights_and_bad_k_are_refused():
+    weights = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        for i in (0, 500):
+            changed = weights.copy()
+            changed[i] = bad
+            with pytest.raises(ValueError, match="NaN or infinite"):
+                cluster(changed, 8)
+    with pytest.raises(ValueError, match="8 distinct weights, there are 1"):
+        cluster(np.full((40, 4), 0.5, np.float32), 8)
+    with pytest.raises(ValueError, match="there are 0"):
+        kmeans(np.empty(0, np.float32), 1)
+    with pytest.raises(ValueError, match="too different magnitudes"):
+        cluster(np.array([1e30, 1, 2, 3], np.float32), 4)
+    for k in (0, 257):
+        with pytest.raises(ValueError, match=r"1\.\.256"):
+            cluster(weights, k)
+
+
+def test_with_zeros_kept_they_alone_have_the_zero_centroid():
+    weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    weights[np.abs(weights) < 1] = 0
+    found = cluster(weights, 8, keep_zeros=True)
+    assert found.codebook.shape == (8,)
+    assert (np.diff(found.codebook) > 0).all()
+    np.testing.assert_array_equal(found.dense() == 0, weights == 0)
+    assert inertia(weights, found) < inertia(weights, cluster(weights, 7, keep_zeros=True))
+
+
+# --- trained centroids -----------------------------------------------------------------------------------------
+
+
+def test_a_centroids_gradient_is_autograds_own():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 6, (20, 7), generator=generator, dtype=torch.int32)
+    codebook = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)  # one has no weights
+    assert torch.autograd.gradcheck(lambda values: Lookup.apply(values, codes), codebook)
+    upstream = torch.randn(20, 7, generator=generator, dtype=torch.float64)
+    (ours,) = torch.autograd.grad(Lookup.apply(codebook, codes), codebook, upstream)
+    (reference,) = torch.autograd.grad(codebook[codes.long()], codebook, upstream)
+    torch.testing.assert_close(ours, reference)
+    assert ours[6] == 0
+
+
+@pytest.fixture
+def model():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    return BertForSequenceClassification(BertConfig(max_position_embeddings=16, **sizes)).eval()
+
+
+def train(model, steps=2):
+    """A few steps by hand on one made-up batch, with weight decay, which must not move a zero either."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    ids, labels = torch.arange(40).reshape(4, 10), torch.tensor([0, 1, 1, 0])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+
+
+def test_training_moves_codebooks_and_the_rest_but_no_code(model, tmp_path):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sizes = choose_sizes(model, 8)
+    assert "classifier.weight" in sizes  # 2 x 16 weights are just enough
+    start_clustering(model, sizes)
+    codes = {name: cluster(before[name].numpy(), k).codes for name, k in sizes.items()}
+    train(model)
+    encoded = stop_clustering(model)
+    after = model.state_dict()
+    assert set(after) == set(before)
+    assert set(encoded) == set(sizes)
+    for name, value in encoded.items():
+        np.testing.assert_array_equal(value.codes, codes[name])
+        np.testing.assert_array_equal(after[name].numpy(), value.dense())
+        assert not np.isin(value.codebook, cluster(before[name].numpy(), 8).codebook).all(), f"{name} was not trained"
+    for name in set(before) - set(sizes):
+        if "key.bias" not in name and "position_ids" not in name:  # softmax doesn't see the keys' bias
+            assert not torch.equal(before[name], after[name]), f"{name} was not trained"
+    write_packed(model, tmp_path, encoded)
+    loaded = load_model(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in after.items())
+    assert all(len(loaded[name].unique()) <= 8 for name in sizes)
+
+
+def test_small_matrices_biases_and_layernorms_are_left_alone(model):
+    sizes = choose_sizes(model, 16, embedding_k=4)
+    assert "classifier.weight" not in sizes  # 32 weights, 64 needed
+    assert "bert.embeddings.token_type_embeddings.weight" in sizes  # 32 weights, 16 needed
+    assert {k for name, k in sizes.items() if "embeddings." in name} == {4}
+    assert {k for name, k in sizes.items() if "embeddings." not in name} == {16}
+    assert not [name for name in sizes if "LayerNorm" in name or "bias" in name]
+
+
+def test_a_weight_that_cannot_be_clustered_is_named(model):
+    torch.nn.init.constant_(model.bert.pooler.dense.weight, 0.5)
+    with pytest.raises(UserError, match=r"bert\.pooler\.dense\.weight: 8 clusters need 8 distinct weights"):
+        start_clustering(model, choose_sizes(model, 8))
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.95])
+def test_deep_compression_keeps_every_zero_through_training(model, tmp_path, sparsity):
+    weights = encoder_matrices(model)
+    masks = global_masks(magnitude(weights, None), sparsity)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.mul_(masks[name])
+    start_clustering(model, choose_sizes(model, 4), tuple(weights))
+    train(model)
+    encoded = stop_clustering(model)
+    write_packed(model, tmp_path, encoded)
+    loaded = load_model(tmp_path).state_dict()
+    for name, mask in masks.items():
+        assert torch.equal(loaded[name] != 0, mask)
+        assert len(loaded[name].unique()) <= 4
+        assert encoded[name].codebook.shape == (4,)
+    assert torch.equal(loaded["bert.embeddings.LayerNorm.bias"], model.bert.embeddings.LayerNorm.bias)
+
+
+# --- storage ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tensors():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 5, (30, 40)).astype(np.uint8)
+    pruned = np.where(rng.random((30, 40)) < 0.95, 2, codes).astype(np.uint8)
+    values = np.array([-2, -1, 0, 1, 3], np.float32)
+    integers = rng.integers(-7, 8, (30, 40)).astype(np.int8)
+    return {
+        "raw": torch.from_numpy(rng.normal(size=7)).half(),
+        "sparse": storage.Sparse(values[pruned]),
+        "codebook": storage.Codebook(codes, values + 0.5),
+        "sparse-codebook": storage.Codebook(pruned, values),
+        "integer": storage.Integer(integers, rng.random(30).astype(np.float32), 4),
+    }
+
+
+def header_of(path):
+    """(header, the bytes after it) of a safetensors file."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def test_every_encoding_comes_back_bit_for_bit(tensors, tmp_path):
+    storage.save(tmp_path, tensors, execution="dense")
+    header, _ = header_of(tmp_path / storage.FILE)
+    encodings = json.loads(header["__metadata__"]["encodings"])
+    assert {name: entry["encoding"] for name, entry in encodings.items()} == {name: name for name in tensors}
+    loaded, about = storage.load(tmp_path)
+    assert about == {"execution": "dense"}
+    assert torch.equal(loaded["raw"], tensors["raw"])
+    assert loaded["sparse"].numpy().tobytes() == tensors["sparse"].values.tobytes()
+    for name in ("codebook", "sparse-codebook"):
+        assert loaded[name].numpy().tobytes() == tensors[name].dense().tobytes()
+    np.testing.assert_array_equal(loaded["integer"].codes, tensors["integer"].codes)
+    np.testing.assert_array_equal(loaded["integer"].scale, tensors["integer"].scale)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 256), st.floats(0, 1), st.integers(0, 300), st.booleans())
+def test_codebooks_of_every_size_and_sparsity_come_back(tmp_path_factory, k, sparsity, count, with_zero):
+    rng = np.random.default_rng(k)
+    codebook = np.sort(rng.normal(size=k)).astype(np.float32)
+    zero = int(rng.integers(k))
+    if with_zero:
+        codebook[zero] = 0
+    codes = np.where(rng.random(count) < sparsity, zero, rng.integers(0, k, count)).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("codebook")
+    value = storage.Codebook(codes, codebook)
+    storage.save(folder, {"w": value})
+    assert storage.load(folder)[0]["w"].numpy().tobytes() == value.dense().tobytes()
+
+
+def test_at_high_sparsity_the_mask_pays():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(384, 384)).astype(np.float32)
+    for sparsity, encoding in ((0.0, "codebook"), (0.9, "sparse-codebook")):
+        weights[np.abs(weights) < np.quantile(np.abs(weights), sparsity)] = 0
+        found = cluster(weights, 16, keep_zeros=True)
+        entry, parts = storage._encode_codebook(found)
+        assert entry["encoding"] == encoding
+        assert sum(part.nbytes for part in parts.values()) <= 1.03 * entropy_bytes(found.codes) + 64
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("raw", "raw"),
+        ("sparse", "sparse.mask"),
+        ("sparse", "sparse.values"),
+        ("codebook", "codebook.codes"),
+        ("codebook", "codebook.codebook"),
+        ("sparse-codebook", "sparse-codebook.mask"),
+        ("sparse-codebook", "sparse-codebook.codes"),
+        ("sparse-codebook", "sparse-codebook.codebook"),
+        ("integer", "integer.codes"),
+        ("integer", "integer.scale"),
+    ],
+)
+def test_a_missing_part_names_its_tensor(tensors, tmp_path, name, part):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    storage.save(tmp_path, tensors)
+    path = str(tmp_path / storage.FILE)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        parts = {key: file.get_tensor(key) for key in file.keys() if key != part}  # noqa: SIM118 (no mapping)
+    save_file(parts, path, metadata=about)
+    with pytest.raises(UserError, match=rf"packed\.safetensors: tensor {name}: .*{part}"):
+        storage.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "shape"),
+    [
+        ("sparse", "values", (3,)),
+        ("codebook", "codebook", (2,)),
+        ("codebook", "codes", (9,)),
+        ("sparse-codebook", "codebook", (1,)),
+        ("sparse-codebook", "mask", (4,)),
+        ("integer", "codes", (9,)),
+    ],
+)
+def test_a_part_of_another_length_names_its_tensor(tensors, tmp_path, name, part, shape):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    storage.save(tmp_path, tensors)
+    path = str(tmp_path / storage.FILE)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        parts = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    parts[f"{name}.{part}"] = torch.zeros(shape, dtype=parts[f"{name}.{part}"].dtype)
+    save_file(parts, path, metadata=about)
+    with pytest.raises(UserError, match=rf"packed\.safetensors: tensor {name}: "):
+        storage.load(tmp_path)
+
+
+def test_missing_truncated_and_foreign_files_are_named(tensors, tmp_path):
+    with pytest.raises(UserError, match=r"packed\.safetensors: missing"):
+        storage.load(tmp_path)
+    storage.save(tmp_path, tensors)
+    content = (tmp_path / storage.FILE).read_bytes()
+    for length in (0, 5, 200, len(content) - 1):
+        (tmp_path / storage.FILE).write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"packed\.safetensors: damaged"):
+            storage.load(tmp_path)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(3)}, str(tmp_path / storage.FILE))
+    with pytest.raises(UserError, match=r"packed\.safetensors: damaged, or not written by this project"):
+        storage.load(tmp_path)
+
+
+def test_another_models_file_is_refused(model, tensors, tmp_path):
+    model.config.save_pretrained(tmp_path)
+    storage.save(tmp_path, tensors)
+    with pytest.raises(UserError, match=r"packed\.safetensors: not the weights of config\.json"):
+        load_model(tmp_path)
+    state = model.state_dict()
+    storage.save(tmp_path, state | {"classifier.weight": torch.zeros(3, 16)})
+    with pytest.raises(UserError, match=r"another shape.*(?s:.)*classifier\.weight"):
+        load_model(tmp_path)
