@@ -16,7 +16,7 @@ def cluster(variant, context):
     from compress.model import load_model
 
     model = load_model(context.parent)
-    start_clustering(model, choose_sizes(model, variant.k))
+    start_clustering(model, choose_sizes(model, variant.k), rate=variant.rate)
     return clustered(model, variant, context)
 
 
@@ -45,7 +45,7 @@ def deep_compression(variant, context):
     model = load_model(context.parent)
     pruned = encoder_matrices(model)
     sparsity = sparsity_of(pruned)
-    start_clustering(model, choose_sizes(model, variant.k, variant.embedding_k), tuple(pruned))
+    start_clustering(model, choose_sizes(model, variant.k, variant.embedding_k), tuple(pruned), variant.rate)
     return clustered(model, variant, context, sparsity=sparsity)
 
 

@@ -17,17 +17,19 @@ TOLERANCE = 1e-6  # a smaller relative fall of the inertia is not worth another 
 ITERATIONS = 10_000  # far more than Lloyd needs; rounding must not make it run for ever
 
 
-def cluster(weights: np.ndarray, k: int, keep_zeros: bool = False) -> Codebook:
+def cluster(weights: np.ndarray, k: int, keep_zeros: bool = False, rate: float = 0.0) -> Codebook:
     """k-means of float weights (any shape): codes uint8 in that shape, codebook float32 [k], ascending.
 
     With keep_zeros one of the k centroids is exactly zero and holds the zeros alone; the others share the nonzeros.
+    rate > 0 lets a weight go to a centroid that is not the nearest if its code is shorter (entropy_constrained), and
+    can leave fewer than k centroids.
     Raises ValueError for weights that are not finite, k outside 1..256, or more centroids than distinct values.
     """
     weights = np.asarray(weights, np.float32)
     if not keep_zeros:
-        codebook, first = kmeans(weights, k)
+        codebook, first = kmeans(weights, k, rate)
         return Codebook(np.searchsorted(first, weights, side="right").astype(np.uint8), codebook)
-    codebook, first = kmeans(weights[weights != 0], k - 1)
+    codebook, first = kmeans(weights[weights != 0], k - 1, rate)
     zero = int(np.searchsorted(codebook, 0))
     codes = np.searchsorted(first, weights, side="right").astype(np.uint8)
     codes += codes >= zero  # makes room for the zero
@@ -35,7 +37,7 @@ def cluster(weights: np.ndarray, k: int, keep_zeros: bool = False) -> Codebook:
     return Codebook(codes, np.insert(codebook, zero, 0))
 
 
-def kmeans(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def kmeans(values: np.ndarray, k: int, rate: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """(centroids float32 [k], ascending; the smallest value of each cluster but the first, float32 [k - 1]).
 
     In one dimension clusters are intervals, so that on sorted values with prefix sums one iteration of Lloyd's
@@ -66,6 +68,8 @@ def kmeans(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if not after[-1] < inertias[-1] * (1 - TOLERANCE):
             break
         cuts, inertias = better, after
+    if rate:
+        cuts = entropy_constrained(x, sums, cuts, rate * inertias[-1] / x.size)
     means = np.diff(sums[cuts]) / np.diff(cuts) + offset
     return means.astype(np.float32), ordered[cuts[1:-1]]
 
@@ -138,6 +142,26 @@ def rearrange(sums: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     return np.array([0, *chosen[::-1]])
 
 
+def entropy_constrained(x: np.ndarray, sums: np.ndarray, cuts: np.ndarray, price: float) -> np.ndarray:
+    """Cuts [at most k + 1] of locally least mean squared error + price * entropy in bits per value.
+
+    Chou, Lookabaugh and Gray (1989): Lloyd's algorithm with the length of a centroid's code, -log2 of its share, added
+    to the squared distance. In one dimension that moves the cut between two neighbours towards the rarer one.
+    """
+    best, lowest = cuts, np.inf
+    while True:
+        counts, totals = np.diff(cuts), np.diff(sums[cuts])
+        centroids, lengths = totals / counts, -np.log2(counts / x.size)
+        cost = (price * (counts * lengths).sum() - (totals**2 / counts).sum()) / x.size  # without its constant part
+        if not cost < lowest - TOLERANCE * abs(cost):
+            return best
+        best, lowest = cuts, cost
+        between = np.diff(centroids**2) + price * np.diff(lengths)
+        inner = np.searchsorted(x, between / (2 * np.diff(centroids)))
+        # A centroid whose code is too long for anyone loses its whole interval, and goes.
+        cuts = np.unique(np.concatenate([[0], np.maximum.accumulate(inner), [x.size]]))
+
+
 class Lookup(torch.autograd.Function):
     """weight = codebook[codes]; a centroid's gradient is the sum over its weights (Deep Compression, equation 3).
 
@@ -192,7 +216,7 @@ def choose_sizes(model: nn.Module, k: int, embedding_k: int | None = None) -> di
     return sizes
 
 
-def start_clustering(model: nn.Module, sizes: dict[str, int], pruned: tuple[str, ...] = ()) -> None:
+def start_clustering(model: nn.Module, sizes: dict[str, int], pruned: tuple[str, ...] = (), rate: float = 0) -> None:
     """Puts k-means codebooks in the place of the named weights, in place; those of `pruned` keep their zeros.
 
     Raises UserError naming the weight that can't be clustered.
@@ -200,7 +224,7 @@ def start_clustering(model: nn.Module, sizes: dict[str, int], pruned: tuple[str,
     for name, k in sizes.items():
         module = model.get_submodule(name.removesuffix(".weight"))
         try:
-            found = cluster(module.weight.detach().numpy(), k, keep_zeros=name in pruned)
+            found = cluster(module.weight.detach().numpy(), k, keep_zeros=name in pruned, rate=rate)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
         parametrize.register_parametrization(module, "weight", Centroids(found))

@@ -197,6 +197,7 @@ class Cluster(HW2):
 
     method: Literal["cluster"]
     k: Annotated[int, Field(ge=2, le=256)]
+    rate: Annotated[float, Field(ge=0)] = 0.0  # price of a bit, in mean squared errors of plain k-means
     training: Training | None = None
 
 
@@ -206,6 +207,7 @@ class DeepCompression(HW2):
     method: Literal["deep-compression"]
     k: Annotated[int, Field(ge=2, le=256)]
     embedding_k: Annotated[int, Field(ge=2, le=256)] | None = None  # of the embedding tables, if not k
+    rate: Annotated[float, Field(ge=0)] = 0.0
     training: Training
 
 
