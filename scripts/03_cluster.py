@@ -20,7 +20,7 @@ def cluster(variant, context):
     return clustered(model, variant, context)
 
 
-def clustered(model, variant, context, **details):
+def clustered(model, variant, context, seconds_before=0.0, **details):
     """The Made of a model whose codebooks are in place: trained, if the variant asks for it, and stored as codes."""
     from compress.cluster import stop_clustering
     from compress.model import write_packed
@@ -33,20 +33,36 @@ def clustered(model, variant, context, **details):
     # What a code that is fixed for a whole matrix needs at least; one that adapts block by block can need less.
     details["entropy_bytes"] = sum(entropy_bytes(value.codes) for value in encoded.values())
     details["codebook_bytes"] = sum(value.codebook.nbytes for value in encoded.values())
+    seconds = None if seconds is None else seconds + seconds_before
     return made(model, lambda folder: write_packed(model, folder, encoded), train_seconds=seconds, details=details)
 
 
 def deep_compression(variant, context):
-    """A pruned parent's nonzeros share k - 1 trained centroids, its zeros stay zero: Han et al. (ICLR 2016)."""
+    """Prune, cluster, entropy-code (Han et al., ICLR 2016), in two trainings.
+
+    First the pruned parent gets used to embeddings of few values, its zeros staying zero; then its nonzeros share
+    k - 1 trained centroids.
+    """
+    from dataclasses import replace
+
     from compress.cluster import choose_sizes, start_clustering
     from compress.model import load_model
-    from compress.prune import encoder_matrices, sparsity_of
+    from compress.prune import encoder_matrices, gradual_pruning, sparsity_of
+    from compress.training import teach
 
     model = load_model(context.parent)
     pruned = encoder_matrices(model)
     sparsity = sparsity_of(pruned)
-    start_clustering(model, choose_sizes(model, variant.k, variant.embedding_k), tuple(pruned), variant.rate)
-    return clustered(model, variant, context, sparsity=sparsity)
+    sizes = choose_sizes(model, variant.k, variant.embedding_k)
+    first = {name: size for name, size in sizes.items() if "embeddings" in name}
+    start_clustering(model, first, rate=variant.rate)
+    keep_zeros = gradual_pruning(model, "magnitude", sparsity, sparsity, "unstructured")
+    adapting = variant.model_copy(update={"training": variant.adaptation})
+    work = replace(context, work=context.work / "adaptation")
+    seconds = teach(model, adapting, work, callbacks=[keep_zeros])
+    rest = {name: size for name, size in sizes.items() if name not in first}
+    start_clustering(model, rest, tuple(pruned), variant.rate)
+    return clustered(model, variant, context, seconds, sparsity=sparsity)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -208,7 +208,8 @@ class DeepCompression(HW2):
     k: Annotated[int, Field(ge=2, le=256)]
     embedding_k: Annotated[int, Field(ge=2, le=256)] | None = None  # of the embedding tables, if not k
     rate: Annotated[float, Field(ge=0)] = 0.0
-    training: Training
+    adaptation: Training  # of the weights that are left, to clustered embeddings
+    training: Training  # of the codebooks
 
 
 class HW3(BaseVariant):
