@@ -97,5 +97,7 @@ def batches(ids: Sequence[Sequence[int]], size: int, by_length: bool = False) ->
 
 
 def predict(predictor: Predictor, ids: Sequence[Sequence[int]], batch_size: int = 1) -> np.ndarray:
-    """Logits float32 [sentences, classes] in the order of `ids`, batches of neighbours padded together."""
-    return np.concatenate([predictor(input_ids, mask) for _, input_ids, mask in batches(ids, batch_size)])
+    """Logits float32 [sentences, classes] in the order of `ids`; sentences of like length are padded together."""
+    found = [(positions, predictor(*arrays)) for positions, *arrays in batches(ids, batch_size, by_length=True)]
+    order = np.concatenate([positions for positions, _ in found])
+    return np.concatenate([logits for _, logits in found])[np.argsort(order)]
