@@ -75,9 +75,9 @@ class Measure(Strict):
     """Budgets of the measurement protocol; they are the same for every variant."""
 
     warmup: Positive = 30
-    latency_calls: Positive = 300
+    latency_calls: Positive = 200
     throughput_sentences: Positive = 512
-    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [8, 16, 32, 64]
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [16, 32]
 
 
 class Training(Strict):
