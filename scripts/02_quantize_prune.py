@@ -63,12 +63,19 @@ def torchao(variant, context):
 
 
 def cast(variant, context):
+    """Weights stored in 16 bits; the config asks for float32 arithmetic, since few CPUs multiply 16-bit floats."""
     import torch
     from compress.model import load_model
     from compress.stage import made
 
     model = load_model(context.parent).to(getattr(torch, variant.dtype))
-    return made(model, model.save_pretrained)
+
+    def write(folder):
+        model.save_pretrained(folder)
+        model.config.dtype = "float32"  # what the ordinary loader turns the weights into
+        model.config.save_pretrained(folder)
+
+    return made(model, write)
 
 
 def mixed_precision(variant, context):

@@ -145,7 +145,7 @@ class TorchAO(HW1):
 
 
 class Cast(HW1):
-    """Weights and arithmetic in 16-bit floating point."""
+    """Weights stored as 16-bit floats, float32 again when loaded."""
 
     method: Literal["cast"]
     dtype: Literal["bfloat16", "float16"]
