@@ -7,7 +7,7 @@ Example: python scripts/01_finetune.py --profile minilm --seed 0
 
 import argparse
 
-from compress.cli import add_run_options, main_guard
+from compress.cli import main_guard, stage_parser
 
 
 def pretrained(context):
@@ -56,6 +56,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_run_options(parser)
-    main_guard(main, parser)
+    main_guard(main, stage_parser(__doc__))

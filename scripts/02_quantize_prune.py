@@ -7,7 +7,7 @@ Example: python scripts/02_quantize_prune.py --profile minilm --only prune-magni
 
 import argparse
 
-from compress.cli import add_run_options, main_guard
+from compress.cli import main_guard, stage_parser
 
 
 def int8_dynamic(variant, context):
@@ -207,6 +207,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_run_options(parser)
-    main_guard(main, parser)
+    main_guard(main, stage_parser(__doc__))

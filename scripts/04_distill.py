@@ -7,7 +7,7 @@ Example: python scripts/04_distill.py --profile minilm --only distill-3x384
 
 import argparse
 
-from compress.cli import add_run_options, main_guard
+from compress.cli import main_guard, stage_parser
 
 
 def distill(variant, context):
@@ -41,6 +41,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_run_options(parser)
-    main_guard(main, parser)
+    main_guard(main, stage_parser(__doc__))

@@ -10,7 +10,7 @@ import argparse
 import csv
 import io
 
-from compress.cli import add_profile, main_guard
+from compress.cli import main_guard, profile_parser
 
 COLUMNS = (  # noqa: SIM905
     "variant chapter method parent backend precision device trained seed f1_test f1_ci_low f1_ci_high "
@@ -185,8 +185,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_profile(parser)
+    parser = profile_parser(__doc__)
     parser.add_argument("--seeds", default="0", help="seeds to collate, separated by spaces (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="device whose records to collate (default: %(default)s)")
     main_guard(main, parser)

@@ -7,7 +7,7 @@ Example: python scripts/figures.py --profile minilm
 
 import argparse
 
-from compress.cli import add_profile, main_guard
+from compress.cli import main_guard, profile_parser
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too; every chapter has its own marker besides.
 CHAPTERS = {
@@ -270,6 +270,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_profile(parser)
-    main_guard(main, parser)
+    main_guard(main, profile_parser(__doc__))

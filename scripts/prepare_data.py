@@ -6,7 +6,7 @@ Example: python scripts/prepare_data.py --profile minilm
 
 import argparse
 
-from compress.cli import add_profile, main_guard
+from compress.cli import main_guard, profile_parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -20,6 +20,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_profile(parser)
-    main_guard(main, parser)
+    main_guard(main, profile_parser(__doc__))

@@ -8,18 +8,22 @@ import warnings
 from compress.profile import DEFAULT_PROFILE, PROFILES, UserError
 
 
-def add_profile(parser: argparse.ArgumentParser) -> None:
+def profile_parser(doc: str) -> argparse.ArgumentParser:
+    """The parser of a script: its docstring as help, and the profile."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.toml")))
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"one of: {known} (default: %(default)s)")
+    return parser
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a numbered script: what to make, with which seed, on what."""
-    add_profile(parser)
+def stage_parser(doc: str) -> argparse.ArgumentParser:
+    """The parser of a numbered script: what to make, with which seed, on what."""
+    parser = profile_parser(doc)
     parser.add_argument("--seed", type=int, default=0, help="of training and of random weights (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
     parser.add_argument("--only", metavar="VARIANT", help="make only this variant (and what it needs)")
+    return parser
 
 
 def main_guard(main, parser: argparse.ArgumentParser) -> None:
