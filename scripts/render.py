@@ -44,7 +44,7 @@ def names_of(rows) -> list[str]:
 
 
 def headline(rows, course) -> str:
-    """Baselines and every row of the course's kinds that nothing of ours beats in size or time, then the course's."""
+    """The rows in the course's columns, and the course's own rows below them."""
     header = ["Name", "Device", "Training", "F1_test", "Size(mb)", "Time for 1 predict(s)"]
     ours = [
         [

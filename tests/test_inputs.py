@@ -164,7 +164,7 @@ def artifact(tmp_path):
     tokenizer.mkdir()
     for name in data.TOKENIZER_FILES:
         (tokenizer / name).write_text("{}")
-    about = dict(variant="v", method="m", parent=None, backend="torch", precision="fp32", parameters=2)
+    about = dict(variant="v", method="m", parent=None, backend="torch", parameters=2)
     about |= dict(
         nonzero_parameters=1, labels=["a", "b"], max_length=8, options={}, key="k", train_seconds=None, details={}
     )

@@ -23,7 +23,6 @@ class Artifact(Strict):
     method: str
     parent: str | None
     backend: str
-    precision: str
     parameters: int
     nonzero_parameters: int
     labels: list[str]

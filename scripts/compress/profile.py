@@ -94,9 +94,8 @@ class Training(Strict):
 
 
 class BaseVariant(Strict):
-    """What every entry of [[variants]] has; the class variables say what the CSV's columns of the same name say."""
+    """What every entry of [[variants]] has; the class variable is the CSV's column of the same name."""
 
-    stage: ClassVar[str]
     chapter: ClassVar[str]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     parent: str | None = None
@@ -106,7 +105,6 @@ class BaseVariant(Strict):
 class Untrained(BaseVariant):
     """The pretrained encoder under a random classification head."""
 
-    stage: ClassVar[str] = "finetune"
     chapter: ClassVar[str] = "baseline"
     method: Literal["untrained"]
     parent: None = None
@@ -115,7 +113,6 @@ class Untrained(BaseVariant):
 class Finetune(BaseVariant):
     """The whole network trained on the labels."""
 
-    stage: ClassVar[str] = "finetune"
     chapter: ClassVar[str] = "baseline"
     method: Literal["finetune"]
     parent: None = None
@@ -124,7 +121,6 @@ class Finetune(BaseVariant):
 
 
 class HW1(BaseVariant):
-    stage: ClassVar[str] = "quantize-prune"
     chapter: ClassVar[str] = "HW1"
     parent: str
 
@@ -187,7 +183,6 @@ class Structured(HW1):
 
 
 class HW2(BaseVariant):
-    stage: ClassVar[str] = "cluster"
     chapter: ClassVar[str] = "HW2"
     parent: str
 
@@ -215,7 +210,6 @@ class DeepCompression(HW2):
 class HW3(BaseVariant):
     """A smaller network; its parent is its teacher."""
 
-    stage: ClassVar[str] = "distill"
     chapter: ClassVar[str] = "HW3"
     parent: str
 

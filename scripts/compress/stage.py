@@ -35,7 +35,6 @@ class Made:
     parameters: int
     nonzero_parameters: int
     backend: str = "torch"
-    precision: str = "fp32"
     train_seconds: float | None = None
     details: dict = field(default_factory=dict)  # what a reader should know of its making, JSON
     tokenizer: Path | None = None  # a folder with its own tokenizer; else the parent's
@@ -185,7 +184,6 @@ class Stage:
             method=variant.method,
             parent=variant.parent,
             backend=made.backend,
-            precision=made.precision,
             parameters=made.parameters,
             nonzero_parameters=made.nonzero_parameters,
             labels=self.card["labels"],
