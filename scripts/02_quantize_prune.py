@@ -133,13 +133,13 @@ def qat(variant, context):
 
 def prune(variant, context):
     """Zeros in the encoder's matrices; stored as bitmask and values, dense again when loaded."""
-    import torch
     from compress.model import load_model, write_packed
     from compress.prune import (
         encoder_matrices,
         global_masks,
         gradual_pruning,
         magnitude,
+        set_zeros,
         sparsity_of,
         two_of_four_masks,
     )
@@ -152,9 +152,7 @@ def prune(variant, context):
     if variant.training is None:
         scores = magnitude(weights, None)
         masks = two_of_four_masks(scores) if variant.pattern == "2:4" else global_masks(scores, variant.sparsity)
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.mul_(masks[name])
+        set_zeros(weights, masks)
         seconds = None
     else:
         schedule = gradual_pruning(model, variant.criterion, sparsity_of(weights), variant.sparsity, variant.pattern)

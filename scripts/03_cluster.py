@@ -22,14 +22,14 @@ def cluster(variant, context):
 
 def clustered(model, variant, context, seconds_before=0.0, **details):
     """The Made of a model whose codebooks are in place: trained, if the variant asks for it, and stored as codes."""
-    from compress.cluster import stop_clustering
     from compress.model import write_packed
     from compress.packing import entropy_bytes
+    from compress.quantize import fix_weights
     from compress.stage import made
     from compress.training import teach
 
     seconds = teach(model, variant, context)
-    encoded = stop_clustering(model)
+    encoded = fix_weights(model)
     # What a code that is fixed for a whole matrix needs at least; one that adapts block by block can need less.
     details["entropy_bytes"] = sum(entropy_bytes(value.codes) for value in encoded.values())
     details["codebook_bytes"] = sum(value.codebook.nbytes for value in encoded.values())

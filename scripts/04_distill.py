@@ -14,10 +14,10 @@ def distill(variant, context):
     """A student cut from the teacher (or random), trained on the transfer set."""
     import math
 
-    from compress.distill import inner_losses, make_student, transfer_rows, trim_vocabulary
+    from compress.distill import inner_losses, make_student, transfer_set, trim_vocabulary
     from compress.model import load_model
     from compress.stage import made
-    from compress.training import train
+    from compress.training import student_data, train
     from transformers import AutoTokenizer
 
     options = variant.training
@@ -27,7 +27,8 @@ def distill(variant, context):
     size = variant.student.vocabulary
     own_tokenizer = trim_vocabulary(student, context, size) if size else None
     tokenizer = AutoTokenizer.from_pretrained(own_tokenizer or context.parent)
-    rows = transfer_rows(context, variant.transfer, tokenizer, soft=options.soft_weight > 0)
+    parts = transfer_set(context, variant.transfer)
+    rows = student_data(context, tokenizer, parts, soft=options.soft_weight > 0)
     with inner_losses(student, teacher, variant.hidden_weight, variant.relation_weight) as extra_loss:
         seconds = train(student, tokenizer, rows, options, context, extra_loss=extra_loss)
     details = {"rows": len(rows), "steps": math.ceil(options.epochs * math.ceil(len(rows) / options.batch_size))}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from compress import storage
-from compress.cluster import Lookup, choose_sizes, cluster, kmeans, lloyd, start_clustering, starts, stop_clustering
+from compress.cluster import Lookup, choose_sizes, cluster, kmeans, lloyd, start_clustering, starts
 from compress.model import load_model, write_packed
 from compress.packing import (
     bits_for,
@@ -21,6 +21,7 @@ from compress.packing import (
 )
 from compress.profile import UserError
 from compress.prune import encoder_matrices, global_masks, magnitude
+from compress.quantize import fix_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -256,7 +257,7 @@ def test_training_moves_codebooks_and_the_rest_but_no_code(model, tmp_path):
     start_clustering(model, sizes)
     codes = {name: cluster(before[name].numpy(), k).codes for name, k in sizes.items()}
     train(model)
-    encoded = stop_clustering(model)
+    encoded = fix_weights(model)
     after = model.state_dict()
     assert set(after) == set(before)
     assert set(encoded) == set(sizes)
@@ -297,7 +298,7 @@ def test_deep_compression_keeps_every_zero_through_training(model, tmp_path, spa
             weight.mul_(masks[name])
     start_clustering(model, choose_sizes(model, 4), tuple(weights))
     train(model)
-    encoded = stop_clustering(model)
+    encoded = fix_weights(model)
     write_packed(model, tmp_path, encoded)
     loaded = load_model(tmp_path).state_dict()
     for name, mask in masks.items():

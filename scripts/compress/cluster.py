@@ -197,8 +197,8 @@ class Centroids(nn.Module):
     def forward(self, codebook: torch.Tensor) -> torch.Tensor:
         return Lookup.apply(codebook * self.free, self.codes)
 
-    def result(self, codebook: torch.Tensor) -> Codebook:
-        values = (codebook.detach() * self.free).cpu().numpy()
+    def stored(self, codebook: torch.Tensor) -> Codebook:
+        values = (codebook * self.free).cpu().numpy()
         return Codebook(self.codes.cpu().numpy().astype(np.uint8), values)
 
 
@@ -219,7 +219,7 @@ def choose_sizes(model: nn.Module, k: int, embedding_k: int | None = None) -> di
 def start_clustering(model: nn.Module, sizes: dict[str, int], pruned: tuple[str, ...] = (), rate: float = 0) -> None:
     """Puts k-means codebooks in the place of the named weights, in place; those of `pruned` keep their zeros.
 
-    Raises UserError naming the weight that can't be clustered.
+    compress.quantize.fix_weights ends it. Raises UserError naming the weight that can't be clustered.
     """
     for name, k in sizes.items():
         module = model.get_submodule(name.removesuffix(".weight"))
@@ -228,14 +228,3 @@ def start_clustering(model: nn.Module, sizes: dict[str, int], pruned: tuple[str,
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
         parametrize.register_parametrization(module, "weight", Centroids(found))
-
-
-def stop_clustering(model: nn.Module) -> dict[str, Codebook]:
-    """Leaves ordinary weights of the codebooks' values; returns what is to be stored, by weight name."""
-    encoded = {}
-    for name, module in list(model.named_modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            weight = module.parametrizations.weight
-            encoded[f"{name}.weight"] = weight[0].result(weight.original)
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return encoded

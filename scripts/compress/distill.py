@@ -142,20 +142,6 @@ def transfer_set(context, parts: Sequence[str]) -> list[tuple[list[str], list[in
     return [found[part] for part in parts]
 
 
-def transfer_rows(context, parts: Sequence[str], tokenizer, soft: bool):
-    """The transfer set as a Dataset for compress.training.train; if `soft`, with the teacher's logits."""
-    from compress.training import teacher_logits, tokenized
-
-    rows = transfer_set(context, parts)
-    texts, labels = ([item for part in column for item in part] for column in zip(*rows, strict=True))
-    dataset = tokenized(texts, labels, tokenizer, context.profile.data.max_length)
-    if not soft:
-        return dataset
-    # Part by part: variants that share a part share its cached answers.
-    answers = [logits for part, _ in rows for logits in teacher_logits(context, part).tolist()]
-    return dataset.add_column("teacher_logits", answers)
-
-
 def trim_vocabulary(model, context, size: int):
     """Cuts the model's embeddings to `size` pieces in place and returns the folder of the tokenizer that goes with it.
 

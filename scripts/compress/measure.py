@@ -104,7 +104,8 @@ def ask(variant, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
     batched = predict(variant, ids["test"], INVARIANCE_BATCH)
     alone = predict(variant, ids["test"][:INVARIANCE_SENTENCES])
     invariant = bool(np.abs(batched[: len(alone)] - alone).max() <= INVARIANCE_TOLERANCE)
-    rest = batched[len(alone) :] if invariant else predict(variant, ids["test"])[len(alone) :]
+    left = ids["test"][len(alone) :]
+    rest = predict(variant, left) if left and not invariant else batched[len(alone) :]
     out = {f"logits/{name}": predict(variant, rows, INVARIANCE_BATCH) for name, rows in ids.items() if name != "test"}
     out |= {"logits/test": np.concatenate([alone, rest]), "logits_batched/test": batched}
     return out, invariant

@@ -38,6 +38,13 @@ def two_of_four_masks(scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return masks
 
 
+@torch.no_grad()
+def set_zeros(weights: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> None:
+    """Zeroes, in place, what the masks drop."""
+    for name, weight in weights.items():
+        weight.mul_(masks[name])
+
+
 def cubic_sparsity(start: float, end: float, progress: float) -> float:
     """end + (start - end) (1 - progress)^3, Zhu and Gupta (2017), equation 1; progress is clipped to 0..1."""
     return end + (start - end) * (1 - min(max(progress, 0.0), 1.0)) ** 3
@@ -74,7 +81,7 @@ def gradual_pruning(model, criterion: str, start: float, end: float, pattern: st
                 self.masks = two_of_four_masks(magnitude(encoder_matrices(model), None))
             else:  # also after a resumed checkpoint: what is zero stays zero
                 self.masks = {name: weight != 0 for name, weight in encoder_matrices(model).items()}
-            self.apply()
+            set_zeros(encoder_matrices(model), self.masks)
 
         def on_optimizer_step(self, args, state, control, optimizer=None, **_):
             step = state.global_step + 1
@@ -86,12 +93,7 @@ def gradual_pruning(model, criterion: str, start: float, end: float, pattern: st
                 # What is gone has the least score of all and can't come back.
                 scores = {name: score.masked_fill(~self.masks[name], -1.0) for name, score in scores.items()}
                 self.masks = global_masks(scores, cubic_sparsity(start, end, step / max(last, 1)))
-            self.apply()
-
-        def apply(self):
-            with torch.no_grad():
-                for name, weight in encoder_matrices(model).items():
-                    weight.mul_(self.masks[name])
+            set_zeros(encoder_matrices(model), self.masks)
 
     return GradualPruning()
 

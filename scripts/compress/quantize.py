@@ -81,7 +81,7 @@ class FakeQuantizedRows(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.fake_quantize_per_channel_affine(weight, self.scale, self.zero, 0, -self.top, self.top)
 
-    def integers(self, weight: torch.Tensor) -> Integer:
+    def stored(self, weight: torch.Tensor) -> Integer:
         """The grid points that forward() stands for."""
         codes = (weight / self.scale[:, None]).round().clamp(-self.top, self.top)
         return Integer(codes.to(torch.int8).numpy(), self.scale.numpy(), self.bits)
@@ -106,15 +106,23 @@ def start_quantization_aware(model: nn.Module, bits: int) -> list:
     return hooks
 
 
-@torch.no_grad()
 def stop_quantization_aware(model: nn.Module, hooks: list) -> dict[str, Integer]:
     """Leaves ordinary float weights that lie on the grid, and returns the integers behind them by parameter name."""
     for hook in hooks:
         hook.remove()
+    return fix_weights(model)
+
+
+@torch.no_grad()
+def fix_weights(model: nn.Module) -> dict:
+    """Leaves ordinary weights in the place of parametrized ones; returns what is to be stored, by parameter name.
+
+    The parametrization's stored(original) says in which form: Integer here, Codebook in compress.cluster.
+    """
     found = {}
     for name, module in list(model.named_modules()):
         if parametrize.is_parametrized(module, "weight"):
             weights = module.parametrizations.weight
-            found[f"{name}.weight"] = weights[0].integers(weights.original)
+            found[f"{name}.weight"] = weights[0].stored(weights.original)
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     return found

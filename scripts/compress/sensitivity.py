@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from compress.metrics import quality
-from compress.predict import batches
+from compress.predict import TorchPredictor, predict
 from compress.quantize import is_matrix, quantize
 
 
@@ -27,13 +27,7 @@ def groups(model) -> dict[str, list[torch.nn.Module]]:
 
 
 def logits_of(model, ids) -> np.ndarray:
-    out = np.empty((len(ids), model.config.num_labels), np.float32)
-    with torch.inference_mode():
-        for positions, input_ids, mask in batches(ids, 64, by_length=True):
-            out[positions] = model(
-                input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(mask)
-            ).logits.numpy()
-    return out
+    return predict(TorchPredictor(model, "cpu", "fp32", torch.get_num_threads()), ids, batch_size=64)
 
 
 def set_bits(modules, bits: int | None, originals) -> None:

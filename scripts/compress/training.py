@@ -28,7 +28,7 @@ def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length
 def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
     """The teacher's logits float32 [texts, classes], computed once per teacher and list of texts, then cached."""
     from compress.artifact import read_artifact
-    from compress.predict import batches, load, load_tokenizer
+    from compress.predict import load, load_tokenizer, predict
 
     teacher = context.teacher
     artifact = read_artifact(teacher)
@@ -36,10 +36,7 @@ def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
     if not path.exists():
         tokenizer = load_tokenizer(teacher, artifact.max_length)
         ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-        predictor = load(teacher, context.device, context.threads)
-        logits = np.empty((len(ids), len(artifact.labels)), np.float32)
-        for positions, input_ids, mask in batches(ids, 32, by_length=True):
-            logits[positions] = predictor(input_ids, mask)
+        logits = predict(load(teacher, context.device, context.threads), ids, batch_size=32)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, logits)
     return np.load(path)
@@ -62,12 +59,15 @@ def distillation_loss(student, teacher, labels, temperature: float, soft_weight:
     return torch.lerp(hard, soft, soft_weight)
 
 
-def student_data(context, tokenizer):
-    """The training split with the baseline's answers beside its labels."""
-    split = context.splits["train"]
-    texts = split["text"][:]
-    dataset = tokenized(texts, split["label"][:], tokenizer, context.profile.data.max_length)
-    return dataset.add_column("teacher_logits", teacher_logits(context, texts).tolist())
+def student_data(context, tokenizer, parts: Sequence[tuple[Sequence[str], Sequence[int]]], soft: bool = True):
+    """The (texts, labels) of every part as one Dataset for train(); if `soft`, with the baseline's logits."""
+    texts, labels = ([item for part in column for item in part] for column in zip(*parts, strict=True))
+    dataset = tokenized(texts, labels, tokenizer, context.profile.data.max_length)
+    if not soft:
+        return dataset
+    # Part by part: variants that share a part share its cached answers.
+    answers = [logits for part, _ in parts for logits in teacher_logits(context, part).tolist()]
+    return dataset.add_column("teacher_logits", answers)
 
 
 def teach(model, variant, context, callbacks=()) -> float | None:
@@ -77,7 +77,9 @@ def teach(model, variant, context, callbacks=()) -> float | None:
     if variant.training is None:
         return None
     tokenizer = AutoTokenizer.from_pretrained(context.parent)
-    return train(model, tokenizer, student_data(context, tokenizer), variant.training, context, callbacks=callbacks)
+    split = context.splits["train"]
+    dataset = student_data(context, tokenizer, [(split["text"][:], split["label"][:])])
+    return train(model, tokenizer, dataset, variant.training, context, callbacks=callbacks)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
