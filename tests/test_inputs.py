@@ -37,6 +37,7 @@ def profile_text(monkeypatch, tmp_path):
         ('baseline = "finetuned"', 'baseline = "other"', "baseline"),
         ('name = "bert-orig"', 'name = "finetuned"', "finetuned"),
         ('name = "smoke"', 'name = "smoke', "TOML"),
+        ('name = "smoke"', 'name = "smoke"\nextends = "other"', "extends"),
     ],
 )
 def test_a_wrong_profile_names_file_and_key(profile_text, old, new, key):
