@@ -28,8 +28,7 @@ endif
 BUILD := build/$(PROFILE)
 RUN := --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS)
 TAG := $(DEVICE)-$(THREADS)threads
-PROFILES := $(addprefix scripts/profiles/,$(addsuffix .toml,$(PROFILE) $(shell sed -n 's/^extends = "\(.*\)"/\1/p' scripts/profiles/$(PROFILE).toml 2>/dev/null)))
-CORE := $(wildcard scripts/compress/*.py) $(PROFILES)
+CORE := $(wildcard scripts/compress/*.py) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
 RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.json methods.json)
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
@@ -109,7 +108,7 @@ distclean: ## remove build/ and .venv too
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(BUILD)/.data: scripts/prepare_data.py scripts/compress/data.py scripts/compress/archives.py $(PROFILES) | $(ENV)
+$(BUILD)/.data: scripts/prepare_data.py scripts/compress/data.py scripts/compress/archives.py scripts/profiles/$(PROFILE).toml | $(ENV)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 

@@ -59,7 +59,7 @@ def write_json(path: Path, value) -> None:
 def source_hash(path: Path, function: str | None = None, without: tuple[str, ...] = ()) -> str:
     """Hash of a Python source and of every module of this repository that it imports, however deep.
 
-    With `function`, only that function of the source counts, with the functions beside it that it uses.
+    With `function`, only that function of the source counts, with the functions and constants beside it that it uses.
     `without` names modules (compress/stage.py) that are left out with what they alone import.
     Comments, docstrings and layout do not count: rewording a sentence must not retrain a model.
     """
@@ -72,7 +72,7 @@ def source_hash(path: Path, function: str | None = None, without: tuple[str, ...
             continue
         tree = ast.parse(path.read_text("utf-8"), str(path))
         if function is not None and not seen:
-            tree.body = _used_functions(tree, function)
+            tree.body = _used_definitions(tree, function)
         for node in ast.walk(tree):
             todo += _local_imports(node)
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -81,16 +81,24 @@ def source_hash(path: Path, function: str | None = None, without: tuple[str, ...
     return digest(seen)
 
 
-def _used_functions(tree: ast.Module, function: str) -> list[ast.stmt]:
-    """The function of that name and every other definition of the module that it names, directly or not."""
-    definitions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+def _used_definitions(tree: ast.Module, function: str) -> list[ast.stmt]:
+    """The function of that name and every other definition or constant of the module that it names, directly or not."""
+    definitions = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            definitions[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            definitions |= {
+                name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            }
     used, todo = set(), [function]
     while todo:
         name = todo.pop()
         if name in definitions and name not in used:
             used.add(name)
             todo += [node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)]
-    return [node for name, node in definitions.items() if name in used]
+    return [node for node in tree.body if any(node is definitions[name] for name in used)]
 
 
 def _local_imports(node: ast.AST) -> list[Path]:

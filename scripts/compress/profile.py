@@ -1,8 +1,7 @@
 """Profiles: which backbone, which data, which budgets, which variants; and where each artifact lies.
 
 A profile is one TOML file in scripts/profiles/. Every field is checked on load, and an unknown, missing
-or mistyped key is an error that names the file and the key. `extends = "other"` takes over what the profile
-does not say itself, and puts the other's variants before its own.
+or mistyped key is an error that names the file and the key.
 """
 
 import tomllib
@@ -359,29 +358,15 @@ def load_profile(name: str) -> Profile:
     known = sorted(p.stem for p in PROFILES.glob("*.toml"))
     if name not in known:
         raise UserError(f"unknown profile {name!r}: choose one of {', '.join(known)}")
-    content = _read(path)
-    if (base := content.pop("extends", None)) is not None:
-        if base not in known:
-            raise UserError(f"{path}: extends: unknown profile {base!r}: choose one of {', '.join(known)}")
-        # Not further: an `extends` of the base stays in, and is refused as an unknown key.
-        inherited, own = _read(PROFILES / f"{base}.toml"), content.get("variants", [])
-        content = inherited | content
-        if isinstance(own, list):
-            content["variants"] = inherited.get("variants", []) + own
     try:
-        profile = Profile.model_validate(content)
+        profile = Profile.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise UserError(explain(path, error)) from error
     if profile.name != name:
         raise UserError(f"{path}: name: is {profile.name!r}, must be the file's own name {name!r}")
     return profile
-
-
-def _read(path: Path) -> dict:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
 
 
 def explain(path: Path, error: ValidationError) -> str:

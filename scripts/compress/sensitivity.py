@@ -62,22 +62,24 @@ def sensitivity(model, ids, labels) -> list[dict]:
 
 
 def choose_bits(model, ids, labels, rows: list[dict], tolerance: float) -> dict[str, int]:
-    """Bits per group: 8 everywhere, then 4 for the groups of least error per byte saved.
+    """Bits per group: 8 everywhere, then 4 for one group after the other, least error per byte saved first.
 
-    Groups join in that order as long as validation F1 stays within `tolerance` points of the float model's.
+    A group keeps 4 bits if validation F1 then stays within `tolerance` points of the all-8-bit model's; else it goes
+    back to 8, and the next is tried.
     """
     parts = groups(model)
     originals = {module: module.weight.data for modules in parts.values() for module in modules}
     four = {row["group"]: row["rms_error"] ** 2 / row["bytes_saved"] for row in rows if row["bits"] == 4}
-    floor = rows[0]["f1"] - tolerance / 100
     chosen = dict.fromkeys(parts, 8)
-    for group, modules in parts.items():
-        set_bits(modules, chosen[group], originals)
+    for modules in parts.values():
+        set_bits(modules, 8, originals)
+    floor = quality(logits_of(model, ids), labels)["f1"] - tolerance / 100
     for group in sorted(four, key=four.get):
         set_bits(parts[group], 4, originals)
-        if quality(logits_of(model, ids), labels)["f1"] < floor:
-            break
-        chosen[group] = 4
+        if quality(logits_of(model, ids), labels)["f1"] >= floor:
+            chosen[group] = 4
+        else:
+            set_bits(parts[group], 8, originals)
     for modules in parts.values():
         set_bits(modules, None, originals)
     return chosen
