@@ -2,7 +2,8 @@
 
 Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and
 methods.json, environment.json, data.json.
-Fails if a variant of the profile has no record, and when a record says that a variant failed.
+Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
+Other seeds may be there in part: what is not is counted in the last lines.
 Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
 """
 
@@ -24,7 +25,7 @@ NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
 
 
 def read_records(profile, seeds, device) -> dict:
-    """The checked records by (seed, variant); raises UserError for a missing one or for foreign data."""
+    """The checked records by (seed, variant); raises UserError for foreign data or one that the first seed lacks."""
     from compress.data import load_card
     from compress.profile import UserError, run_name
     from compress.record import read_record
@@ -34,6 +35,8 @@ def read_records(profile, seeds, device) -> dict:
     for seed in seeds:
         for variant in profile.variants:
             path = profile.record(run_name(variant.name, seed, device))
+            if seed != seeds[0] and not path.exists():
+                continue
             try:
                 record = read_record(path)
                 if record.data_fingerprint != fingerprint:
@@ -180,6 +183,9 @@ def main(args: argparse.Namespace) -> int:
     write_json(profile.results / "environment.json", environment(profile, records))
     write_json(profile.results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
     failed = [row["variant"] for row in rows if row["status"] == "failed"]
+    for seed in seeds[1:]:
+        made = sum(row["seed"] == seed for row in rows)
+        print(f"seed {seed}: {made} of {len(profile.variants)} variants")
     print(f"{profile.results}: {len(rows)} rows" + (f", FAILED: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -37,25 +37,19 @@ def table(header: list[str], body: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def names_of(rows) -> list[str]:
-    """The variants' names, with the seed where the table has several."""
-    several = len({row["seed"] for row in rows}) > 1
-    return [f"{row['variant']} (seed {row['seed']:.0f})" if several else row["variant"] for row in rows]
-
-
 def headline(rows, course) -> str:
     """The rows in the course's columns, and the course's own rows below them."""
     header = ["Name", "Device", "Training", "F1_test", "Size(mb)", "Time for 1 predict(s)"]
     ours = [
         [
-            f"**{name}**",
+            f"**{row['variant']}**",
             row["device"],
             "yes" if row["trained"] == "True" else "no",
             number(row["f1_test"], 3),
             number(row["size_mb"], 3),
             number(row["latency_ms_p50"] and row["latency_ms_p50"] / 1e3, 4),
         ]
-        for name, row in zip(names_of(rows), rows, strict=True)
+        for row in rows
     ]
     theirs = [
         [f"course: {c['name']}", c["device"], c["trained"], c["f1_test"], c["size_mb"], c["seconds_per_prediction"]]
@@ -68,7 +62,7 @@ def quality_table(rows) -> str:
     header = ["Variant", "F1", "Drop", "p (Holm)", "Accuracy", "ECE", "Flips", "Batch flips"]
     body = [
         [
-            name,
+            row["variant"],
             span(row, "f1_test", "f1_ci_low", "f1_ci_high", 3),
             span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 1),
             "" if row["mcnemar_p_holm"] is None else f"{row['mcnemar_p_holm']:.2g}",
@@ -77,16 +71,13 @@ def quality_table(rows) -> str:
             number(row["flip_rate"], 3),
             number(row["batch_flip_rate"], 4),
         ]
-        for name, row in zip(names_of(rows), rows, strict=True)
+        for row in rows
     ]
     return table(header, body)
 
 
 def domain_table(rows) -> str:
-    body = [
-        [name, *(number(row[f"f1_{d}"], 3) for d in ("test", "amazon", "tweets", "nyt"))]
-        for name, row in zip(names_of(rows), rows, strict=True)
-    ]
+    body = [[row["variant"], *(number(row[f"f1_{d}"], 3) for d in ("test", "amazon", "tweets", "nyt"))] for row in rows]
     return table(["Variant", "Movies", "Amazon", "Tweets", "NYT"], body)
 
 
@@ -94,7 +85,7 @@ def cost_table(rows, methods) -> str:
     header = ["Variant", "MB", "smaller", "ms p50", "ms p95", "faster", "per s", "faster", "RSS MB", "Train s", "All s"]
     body = [
         [
-            name,
+            row["variant"],
             number(row["size_mb"], 2),
             number(row["size_ratio"], 1),
             number(row["latency_ms_p50"], 2),
@@ -106,9 +97,27 @@ def cost_table(rows, methods) -> str:
             number(row["train_seconds"], 0),
             number(methods[row["variant"]]["seconds"], 0),
         ]
-        for name, row in zip(names_of(rows), rows, strict=True)
+        for row in rows
     ]
     return table(header, body)
+
+
+def seed_table(rows) -> str:
+    """F1 over training seeds, for the variants that were trained with more than one; empty if there are none."""
+    import numpy as np
+
+    by_name: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["f1_test"] is not None:
+            by_name.setdefault(row["variant"], []).append(row)
+    body = []
+    for name, several in by_name.items():
+        f1, drop = (np.array([row[column] for row in several]) for column in ("f1_test", "f1_drop_points"))
+        if len(several) > 1:
+            numbers = [f"{f1.mean():.4f}", f"{f1.std(ddof=1):.4f}", f"{f1.min():.4f}", f"{f1.max():.4f}"]
+            body.append([name, str(len(several)), *numbers, f"{drop.mean():.2f}"])
+    header = ["Variant", "Seeds", "Mean F1", "Standard deviation", "Least", "Largest", "Mean drop"]
+    return table(header, body) if body else ""
 
 
 def sensitivity_table(methods) -> str:
@@ -175,10 +184,11 @@ def markdown(profile, results) -> tuple[str, str]:
     engine.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     text = engine.from_string((ROOT / "report" / "report.md.j2").read_text("utf-8")).render(
         description=environment["description"],
-        rows=rows,
+        rows=first,
+        seeds=seed_table(rows),
         ok=[row for row in first if row["status"] == "ok"],
         skipped=[row for row in first if row["status"] == "skipped"],
-        chapter=lambda name: [row for row in rows if row["chapter"] == name and row["status"] == "ok"],
+        chapter=lambda name: [row for row in first if row["chapter"] == name and row["status"] == "ok"],
         row=by_name,
         base=by_name[environment["baseline"]],
         orig=by_name["bert-orig"],
