@@ -144,6 +144,21 @@ def test_swapped_predictions_are_refused(copy):
     assert "finetuned.npz" in done.stderr
 
 
+def test_a_second_seed_may_be_there_in_part_but_not_the_first(copy):
+    assert run(copy, *FINETUNE, "--seed", "1", "--only", "finetuned").returncode == 0
+    done = run(copy, *COLLATE, "--seeds", "0 1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    variants = load_profile("smoke").variants
+    assert f"seed 1: 1 of {len(variants)} variants" in done.stdout
+    assert run(copy, PYTHON, "scripts/render.py", "--profile", "smoke").returncode == 0
+    seeds = (copy / "report/smoke/report.md").read_text().partition("### Training seeds")[2].partition("##")[0]
+    assert "| finetuned | 2 |" in seeds
+    assert "bert-orig" not in seeds
+    second_first = run(copy, *COLLATE, "--seeds", "1 2")
+    assert second_first.returncode == 1
+    assert "bert-orig-seed1.json" in second_first.stderr
+
+
 def test_a_failed_variant_is_recorded_told_and_never_reused(copy):
     (copy / "build/smoke/data/backbone/model.safetensors").write_bytes(b"not weights")
     shutil.rmtree(copy / "build/smoke/models/bert-orig")
