@@ -147,9 +147,8 @@ def codebook_curve(by_method, base):
 
     series: dict[str, list] = {}
     for row, options in by_method["cluster"]:
-        series.setdefault("trained centroids" if options["training"] else "k-means alone", []).append(
-            (options["k"], row)
-        )
+        name = "trained centroids" if options["training"] else "k-means alone"
+        series.setdefault(name + (", price on bits" if options["rate"] else ""), []).append((options["k"], row))
     figure, axes = new_axes()
     base_line(axes, base)
     lines(axes, series)
