@@ -219,11 +219,12 @@ def markdown(profile, results) -> tuple[str, str]:
 
 
 def headline_rows(rows, baseline) -> list[dict]:
-    """The baselines, and of the timed rows those that no smaller or no faster row beats in F1."""
+    """The baselines, and the rows that no smaller one beats in F1, or, of those that were timed, no faster one."""
     from figures import pareto
 
-    timed = [row for row in rows if row["latency_ms_p50"] is not None]
-    best = [row["variant"] for column in ("size_mb", "latency_ms_p50") for row in pareto(timed, column)]
+    ok = [row for row in rows if row["status"] == "ok"]
+    timed = [row for row in ok if row["latency_ms_p50"] is not None]
+    best = [row["variant"] for row in pareto(ok, "size_mb") + pareto(timed, "latency_ms_p50")]
     return [row for row in rows if row["chapter"] == "baseline" or row["variant"] in best]
 
 
