@@ -32,9 +32,10 @@ def span(row, value: str, low: str, high: str, digits: int) -> str:
 
 
 def table(header: list[str], body: list[list[str]]) -> str:
-    """A Markdown table; columns after the first are aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A Markdown table; columns after the first are aligned to the right, their dashes give pandoc their widths."""
+    widths = [max(3, *(len(str(cell)) for cell in column)) for column in zip(header, *body, strict=True)]
+    dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, dashes, *body])
 
 
 def headline(rows, course) -> str:
