@@ -33,7 +33,7 @@ def span(row, value: str, low: str, high: str, digits: int) -> str:
 
 def table(header: list[str], body: list[list[str]]) -> str:
     """A Markdown table; columns after the first are aligned to the right, their dashes give pandoc their widths."""
-    widths = [max(3, *(len(str(cell)) for cell in column)) for column in zip(header, *body, strict=True)]
+    widths = [max(3, *map(len, column)) for column in zip(header, *body, strict=True)]
     dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, dashes, *body])
 
@@ -113,10 +113,11 @@ def seed_table(rows) -> str:
             by_name.setdefault(row["variant"], []).append(row)
     body = []
     for name, several in by_name.items():
+        if len(several) == 1:
+            continue
         f1, drop = (np.array([row[column] for row in several]) for column in ("f1_test", "f1_drop_points"))
-        if len(several) > 1:
-            numbers = [f"{f1.mean():.4f}", f"{f1.std(ddof=1):.4f}", f"{f1.min():.4f}", f"{f1.max():.4f}"]
-            body.append([name, str(len(several)), *numbers, f"{drop.mean():.2f}"])
+        numbers = [f"{f1.mean():.4f}", f"{f1.std(ddof=1):.4f}", f"{f1.min():.4f}", f"{f1.max():.4f}"]
+        body.append([name, str(len(several)), *numbers, f"{drop.mean():.2f}"])
     header = ["Variant", "Seeds", "Mean F1", "Standard deviation", "Least", "Largest", "Mean drop"]
     return table(header, body) if body else ""
 
@@ -179,7 +180,7 @@ def markdown(profile, results) -> tuple[str, str]:
     commits = [f"`{commit[:12]}`" if commit else "unknown" for commit in environment["commit"]]
     if any(environment["dirty"]):
         commits.append("with uncommitted changes")
-    head = headline(headline_rows(first, environment["baseline"]), course)
+    head = headline(headline_rows(first), course)
     figures = os.path.relpath(profile.figures, profile.report)
     engine = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     engine.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
@@ -219,7 +220,7 @@ def markdown(profile, results) -> tuple[str, str]:
     return text, head
 
 
-def headline_rows(rows, baseline) -> list[dict]:
+def headline_rows(rows) -> list[dict]:
     """The baselines, and the rows that no smaller one beats in F1, or, of those that were timed, no faster one."""
     from figures import pareto
 
