@@ -13,17 +13,10 @@ from compress.cli import main_guard, stage_parser
 def int8_dynamic(variant, context):
     """Linear weights (and embedding tables) as int8; the loader rebuilds torch's int8 modules from the integers."""
     from compress.model import load_model
-    from compress.quantize import quantize
-    from torch import nn
+    from compress.quantize import quantized
 
     model = load_model(context.parent)
-    kinds = (nn.Linear, nn.Embedding) if variant.embeddings else nn.Linear
-    encoded = {
-        f"{name}.weight": quantize(module.weight, 8, variant.per_channel)
-        for name, module in model.named_modules()
-        if isinstance(module, kinds)
-    }
-    return packed_int8(model, encoded)
+    return packed_int8(model, quantized(model, variant.per_channel, variant.embeddings))
 
 
 def packed_int8(model, encoded, **about):

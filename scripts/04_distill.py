@@ -11,22 +11,23 @@ from compress.cli import main_guard, stage_parser
 
 
 def distill(variant, context):
-    """A student cut from the teacher (or random), trained on the transfer set."""
+    """A student cut from the parent (or random), trained on the transfer set with the baseline as teacher."""
     import math
 
-    from compress.distill import inner_losses, make_student, transfer_set, trim_vocabulary
+    from compress.distill import check_same_pieces, inner_losses, make_student, transfer_set, trim_vocabulary
     from compress.model import load_model
     from compress.stage import made
     from compress.training import student_data, train
     from transformers import AutoTokenizer
 
     options = variant.training
-    teacher = load_model(context.parent)
-    student = make_student(teacher, variant.student, variant.initialization, context.seed)
-    teacher.to(context.device)
+    student = make_student(load_model(context.parent), variant.student, variant.initialization, context.seed)
+    teacher = load_model(context.teacher).to(context.device)
     size = variant.student.vocabulary
     own_tokenizer = trim_vocabulary(student, context, size) if size else None
     tokenizer = AutoTokenizer.from_pretrained(own_tokenizer or context.parent)
+    if variant.hidden_weight or variant.relation_weight:
+        check_same_pieces(student, teacher)
     parts = transfer_set(context, variant.transfer)
     rows = student_data(context, tokenizer, parts, soft=options.soft_weight > 0)
     with inner_losses(student, teacher, variant.hidden_weight, variant.relation_weight) as extra_loss:
@@ -35,10 +36,21 @@ def distill(variant, context):
     return made(student, student.save_pretrained, train_seconds=seconds, details=details, tokenizer=own_tokenizer)
 
 
+def trim(variant, context):
+    """The parent with the word pieces that its texts use most, and the rows of its embeddings that go with them."""
+    from compress.distill import trim_vocabulary
+    from compress.model import load_model
+    from compress.stage import made
+
+    model = load_model(context.parent)
+    tokenizer = trim_vocabulary(model, context, variant.vocabulary)
+    return made(model, model.save_pretrained, tokenizer=tokenizer)
+
+
 def main(args: argparse.Namespace) -> int:
     from compress.stage import run_stage
 
-    return run_stage(__file__, {"distill": distill}, args)
+    return run_stage(__file__, {"distill": distill, "trim": trim}, args)
 
 
 if __name__ == "__main__":

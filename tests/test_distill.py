@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from compress import distill
-from compress.profile import PROFILES, Distill, Student, Training, UserError, load_profile
+from compress.profile import Distill, Student, Training, UserError, load_profile
 from compress.training import UNLABELLED, distillation_loss, tokenized, train
 from compress.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from datasets import Dataset
@@ -154,7 +154,7 @@ def test_inner_losses_are_zero_for_twins_and_blind_to_padding(dtype):
 
 
 def test_inner_losses_of_a_network_with_its_twin_are_zero_and_leave_no_trace(teacher):
-    twin = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "teacher", 0)
+    twin = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
     inputs = batch()
     names = list(twin.state_dict())
     with distill.inner_losses(twin, teacher, 1.0, 1.0) as extra_loss:
@@ -170,14 +170,14 @@ def test_inner_losses_of_a_network_with_its_twin_are_zero_and_leave_no_trace(tea
 
 @pytest.mark.parametrize("sizes", [{}, {"hidden_size": 32, "intermediate_size": 64, "heads": 4}])
 def test_a_student_of_full_size_is_its_teacher(teacher, sizes):
-    student = distill.make_student(teacher, Student(layers=[0, 1, 2, 3], **sizes), "teacher", 0)
+    student = distill.make_student(teacher, Student(layers=[0, 1, 2, 3], **sizes), "parent", 0)
     assert torch.allclose(logits(student, batch()), logits(teacher, batch()), atol=1e-6)
     student.classifier.weight.data.zero_()
     assert teacher.classifier.weight.abs().min() > 0, "the student must not share the teacher's memory"
 
 
 def test_chosen_layers_are_the_teachers(teacher):
-    student = distill.make_student(teacher, Student(layers=[0, 3]), "teacher", 0)
+    student = distill.make_student(teacher, Student(layers=[0, 3]), "parent", 0)
     for own, theirs in enumerate((0, 3)):
         want = teacher.bert.encoder.layer[theirs].state_dict()
         got = student.bert.encoder.layer[own].state_dict()
@@ -185,16 +185,16 @@ def test_chosen_layers_are_the_teachers(teacher):
 
 
 def test_neurons_that_do_nothing_go_first(teacher):
-    copy = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "teacher", 0)
+    copy = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
     for i, layer in enumerate(copy.bert.encoder.layer):
         dead = torch.randperm(64, generator=torch.Generator().manual_seed(i))[:24]
         layer.output.dense.weight.data[:, dead] = 0
-    student = distill.make_student(copy, Student(layers=[0, 1, 2, 3], intermediate_size=40), "teacher", 0)
+    student = distill.make_student(copy, Student(layers=[0, 1, 2, 3], intermediate_size=40), "parent", 0)
     assert torch.allclose(logits(student, batch()), logits(copy, batch()), atol=1e-5)
 
 
 def test_narrow_students_take_whole_heads_and_one_set_of_dimensions(teacher):
-    student = distill.make_student(teacher, Student(layers=[1, 2], hidden_size=16, heads=2), "teacher", 0)
+    student = distill.make_student(teacher, Student(layers=[1, 2], hidden_size=16, heads=2), "parent", 0)
     shared = distill.shared_indices(teacher, student.config)
     stream = shared["hidden"]
     words = teacher.bert.embeddings.word_embeddings.weight
@@ -208,7 +208,7 @@ def test_narrow_students_take_whole_heads_and_one_set_of_dimensions(teacher):
         output = theirs.attention.output.dense.weight.view(32, 4, 8)[:, heads].reshape(32, 16)
         assert torch.equal(own.attention.output.dense.weight, output[stream])
     assert torch.equal(student.classifier.weight, teacher.classifier.weight[:, shared["pooled"]])
-    smaller = distill.make_student(teacher, Student(layers=[0], hidden_size=16, heads=4), "teacher", 0)
+    smaller = distill.make_student(teacher, Student(layers=[0], hidden_size=16, heads=4), "parent", 0)
     query = teacher.bert.encoder.layer[0].attention.self.query.bias.view(4, 8)[:, :4].flatten()
     assert torch.equal(smaller.bert.encoder.layer[0].attention.self.query.bias, query)
 
@@ -233,7 +233,7 @@ def test_random_students_depend_on_the_seed_alone(teacher):
 )
 def test_a_student_larger_than_its_teacher_is_refused(teacher, shape, name):
     with pytest.raises(UserError, match=f"student: {name}: "):
-        distill.make_student(teacher, Student(**shape), "teacher", 0)
+        distill.make_student(teacher, Student(**shape), "parent", 0)
 
 
 class Killed(Exception):
@@ -257,7 +257,7 @@ def learn(teacher, folder, tmp_path):
     def run(name, callbacks=()):
         context = SimpleNamespace(work=tmp_path / name, seed=0, device="cpu")
         shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
-        student = distill.make_student(teacher, shape, "teacher", 0)
+        student = distill.make_student(teacher, shape, "parent", 0)
         before = {key: value.clone() for key, value in student.state_dict().items()}
         with distill.inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
             projection = student.hidden_projection.weight
@@ -392,7 +392,7 @@ def test_the_auto_class_reads_the_trimmed_tokenizer_alike(trimmed):
 
 def test_a_trimmed_model_answers_as_before_on_kept_pieces(trimmed, teacher, tmp_path):
     old, new, kept, _ = trimmed
-    model = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "teacher", 0)
+    model = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
     trim_embeddings(model, kept)
     model.save_pretrained(tmp_path)
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -430,14 +430,12 @@ def test_options_that_make_no_sense_are_refused(changes, message):
         Distill.model_validate(fine | changes)
 
 
-def test_only_the_baseline_teaches(monkeypatch, tmp_path):
-    text = (PROFILES / "smoke.toml").read_text("utf-8")
-    head, found, rest = text.partition('name = "distill-1x32"')
-    changed = head + found + rest.replace('parent = "finetuned"', 'parent = "bert-orig"', 1)
-    (tmp_path / "smoke.toml").write_text(changed, "utf-8")
-    monkeypatch.setattr("compress.profile.PROFILES", tmp_path)
-    with pytest.raises(UserError, match=r"distill-1x32: parent: the teacher must be 'finetuned'"):
-        load_profile("smoke")
+def test_a_student_with_other_pieces_than_the_teacher_has_no_common_hidden_states(teacher):
+    student = distill.make_student(teacher, Student(layers=[0]), "parent", 0)
+    distill.check_same_pieces(student, teacher)
+    trim_embeddings(student, list(range(50)))
+    with pytest.raises(UserError, match="other word pieces"):
+        distill.check_same_pieces(student, teacher)
 
 
 @pytest.mark.parametrize("profile", ["minilm", "smoke"])

@@ -31,6 +31,7 @@ class Artifact(Strict):
     key: str  # of everything that went in: options, data, parent, sources
     train_seconds: float | None
     details: dict
+    runtime: dict  # how its backend is to run it: settings of the engine, or of torch
     files: dict[str, File]
 
     @property

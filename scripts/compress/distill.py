@@ -1,4 +1,4 @@
-"""Knowledge distillation: a student cut from its teacher, its transfer set, and losses on what happens inside."""
+"""Knowledge distillation: a student cut from a larger model, its transfer set, and losses on what happens inside."""
 
 import math
 import random
@@ -23,24 +23,24 @@ AXES = {
 }
 
 
-def make_student(teacher, student: Student, initialization: str, seed: int):
-    """A BERT classifier of the student's shape: weights cut out of the teacher's, or random by the seed alone.
+def make_student(parent, student: Student, initialization: str, seed: int):
+    """A BERT classifier of the student's shape: weights cut out of the parent's, or random by the seed alone.
 
-    The vocabulary stays the teacher's here. Raises UserError if there is nothing to cut such a student from.
+    The vocabulary stays the parent's here. Raises UserError if there is nothing to cut such a student from.
     """
     from transformers import AutoModelForSequenceClassification, set_seed
 
-    if initialization == "teacher":
-        check_shape(teacher.config, student)
+    if initialization == "parent":
+        check_shape(parent.config, student)
     set_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(student_config(teacher.config, student))
-    if initialization == "teacher":
-        model.load_state_dict(cut_weights(teacher, model, student.layers))
+    model = AutoModelForSequenceClassification.from_config(student_config(parent.config, student))
+    if initialization == "parent":
+        model.load_state_dict(cut_weights(parent, model, student.layers))
     return model.eval()
 
 
 def student_config(config, student: Student):
-    """The teacher's config with the student's sizes; what the student leaves open is the teacher's."""
+    """The parent's config with the student's sizes; what the student leaves open is the parent's."""
     sizes = {
         "hidden_size": student.hidden_size,
         "intermediate_size": student.intermediate_size,
@@ -51,7 +51,7 @@ def student_config(config, student: Student):
 
 
 def check_shape(config, student: Student) -> None:
-    """Raises UserError naming the first size that is more than the teacher has."""
+    """Raises UserError naming the first size that is more than the parent has."""
     small = student_config(config, student)
     limits = [
         ("layers", max(student.layers), config.num_hidden_layers - 1),
@@ -62,19 +62,19 @@ def check_shape(config, student: Student) -> None:
     ]
     for name, asked, most in limits:
         if asked > most:
-            raise UserError(f"student: {name}: {asked} asked for, but the teacher only has up to {most}")
+            raise UserError(f"student: {name}: {asked} asked for, but the parent only has up to {most}")
 
 
 def head_size(config) -> int:
     return config.hidden_size // config.num_attention_heads
 
 
-def cut_weights(teacher, student, layers: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The student's state dict cut out of the teacher's: layer i is the teacher's layer layers[i], narrowed."""
-    source = teacher.state_dict()
-    shared = shared_indices(teacher, student.config)
+def cut_weights(parent, student, layers: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The student's state dict cut out of the parent's: layer i is the parent's layer layers[i], narrowed."""
+    source = parent.state_dict()
+    shared = shared_indices(parent, student.config)
     by_layer = [
-        layer_indices(teacher.base_model.encoder.layer[layer], teacher.config, student.config) for layer in layers
+        layer_indices(parent.base_model.encoder.layer[layer], parent.config, student.config) for layer in layers
     ]
     state = {}
     for name in student.state_dict():
@@ -89,22 +89,22 @@ def cut_weights(teacher, student, layers: Sequence[int]) -> dict[str, torch.Tens
     return state
 
 
-def shared_indices(teacher, config) -> dict[str, torch.Tensor]:
+def shared_indices(parent, config) -> dict[str, torch.Tensor]:
     """The residual stream's dimensions that stay, the same ones in every layer, and those of the pooler's output.
 
     A dimension's importance is what the embeddings send into it: the norm of its column times its LayerNorm weight.
     The pooler's output has a space of its own, ranked by what the classifier reads from it.
     """
-    embeddings = teacher.base_model.embeddings
+    embeddings = parent.base_model.embeddings
     stream = embeddings.word_embeddings.weight.norm(dim=0) * embeddings.LayerNorm.weight.abs()
-    pooled = teacher.classifier.weight.norm(dim=0)
+    pooled = parent.classifier.weight.norm(dim=0)
     return {"hidden": largest(stream, config.hidden_size), "pooled": largest(pooled, config.hidden_size)}
 
 
 def layer_indices(layer, wide, narrow) -> dict[str, torch.Tensor]:
-    """Attention units and FFN neurons of one teacher layer that stay: whole heads by their output projection's norm.
+    """Attention units and FFN neurons of one parent layer that stay: whole heads by their output projection's norm.
 
-    Where the student's heads are smaller than the teacher's, each keeps its leading dimensions.
+    Where the student's heads are smaller than the parent's, each keeps its leading dimensions.
     """
     size = head_size(wide)
     output = layer.attention.output.dense.weight.view(wide.hidden_size, wide.num_attention_heads, size)
@@ -117,6 +117,14 @@ def layer_indices(layer, wide, narrow) -> dict[str, torch.Tensor]:
 def largest(importance: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending indices of the `count` largest values."""
     return importance.topk(count).indices.sort().values
+
+
+def check_same_pieces(student, teacher) -> None:
+    """Raises UserError if the two number their word pieces differently: their hidden states could not be compared."""
+    if student.config.vocab_size != teacher.config.vocab_size:
+        raise UserError(
+            "hidden_weight and relation_weight must be 0: the parent has other word pieces than the teacher"
+        )
 
 
 def augment(texts: Sequence[str], seed: int) -> list[str]:

@@ -208,16 +208,16 @@ class DeepCompression(HW2):
 
 
 class HW3(BaseVariant):
-    """A smaller network; its parent is its teacher."""
+    """A smaller network, cut out of its parent; the baseline is the teacher."""
 
     chapter: ClassVar[str] = "HW3"
     parent: str
 
 
 class Student(Strict):
-    """The student's shape; a size that is left out is the teacher's."""
+    """The student's shape; a size that is left out is its parent's."""
 
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # of the teacher, from 0
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # of the parent, from 0
     hidden_size: Positive | None = None
     intermediate_size: Positive | None = None
     heads: Positive | None = None
@@ -235,7 +235,7 @@ class Distill(HW3):
 
     method: Literal["distill"]
     student: Student
-    initialization: Literal["teacher", "random"] = "teacher"  # random: of student.layers only the number counts
+    initialization: Literal["parent", "random"] = "parent"  # random: of student.layers only the number counts
     transfer: Annotated[list[Literal["train", "augmented", "unlabelled"]], Field(min_length=1)] = ["train"]
     hidden_weight: Annotated[float, Field(ge=0)] = 0.0  # of the last layer's hidden states
     relation_weight: Annotated[float, Field(ge=0)] = 0.0  # of its attention and value relations
@@ -257,6 +257,13 @@ class Distill(HW3):
         return self
 
 
+class Trim(HW3):
+    """The parent with fewer word pieces, and nothing trained."""
+
+    method: Literal["trim"]
+    vocabulary: Positive
+
+
 Variant = Annotated[
     Untrained
     | Finetune
@@ -269,7 +276,8 @@ Variant = Annotated[
     | Structured
     | Cluster
     | DeepCompression
-    | Distill,
+    | Distill
+    | Trim,
     Field(discriminator="method"),
 ]
 
@@ -294,8 +302,6 @@ class Profile(Strict):
             # Parents come first: a stage makes its variants in the profile's order.
             if variant.parent is not None and variant.parent not in names[: names.index(variant.name)]:
                 raise ValueError(f"variants: {variant.name}: parent: no variant before it is {variant.parent!r}")
-            if isinstance(variant, HW3) and variant.parent != self.baseline:
-                raise ValueError(f"variants: {variant.name}: parent: the teacher must be {self.baseline!r}")
         return self
 
     def ancestors(self, name: str) -> set[str]:

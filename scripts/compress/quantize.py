@@ -34,6 +34,16 @@ def quantize(weight: torch.Tensor, bits: int, per_channel: bool = True) -> Integ
     return Integer(codes.reshape(weight.shape).numpy(), best.reshape(-1).numpy(), bits)
 
 
+def quantized(model: nn.Module, per_channel: bool = True, embeddings: bool = True) -> dict[str, Integer]:
+    """The weights of every Linear (and Embedding) as 8-bit integers, by parameter name."""
+    kinds = (nn.Linear, nn.Embedding) if embeddings else nn.Linear
+    return {
+        f"{name}.weight": quantize(module.weight, 8, per_channel)
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
+
+
 def is_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Embedding)
 

@@ -37,6 +37,7 @@ class Made:
     backend: str = "torch"
     train_seconds: float | None = None
     details: dict = field(default_factory=dict)  # what a reader should know of its making, JSON
+    runtime: dict = field(default_factory=dict)  # how the backend is to run it; see compress.predict
     tokenizer: Path | None = None  # a folder with its own tokenizer; else the parent's
 
 
@@ -192,6 +193,7 @@ class Stage:
             key=key,
             train_seconds=made.train_seconds,
             details=made.details,
+            runtime=made.runtime,
         )
         for old in (profile.build / "checkpoints").glob(f"{run}-*"):
             remove(old)
