@@ -434,7 +434,7 @@ def test_a_student_with_other_pieces_than_the_teacher_has_no_common_hidden_state
     student = distill.make_student(teacher, Student(layers=[0]), "parent", 0)
     distill.check_same_pieces(student, teacher)
     trim_embeddings(student, list(range(50)))
-    with pytest.raises(UserError, match="other word pieces"):
+    with pytest.raises(UserError, match="have other pieces"):
         distill.check_same_pieces(student, teacher)
 
 
