@@ -34,7 +34,7 @@ RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.js
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
 # A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads
 stamps = $(foreach seed,$(SEEDS),$(BUILD)/.$1-seed$(seed)-$(TAG))
-STAGES := finetune quantize-prune distill cluster
+STAGES := finetune quantize-prune distill cluster export optimum
 # One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
 HELD ?= 0
 LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
@@ -65,6 +65,10 @@ quantize-prune: $(call stamps,quantize-prune) ## HW1: quantized, pruned and smal
 cluster: $(call stamps,cluster) ## HW2: weights that share k values
 
 distill: $(call stamps,distill) ## HW3: smaller students of the fine-tuned teacher
+
+export: $(call stamps,export) ## HW4: ONNX Runtime and OpenVINO
+
+optimum: $(call stamps,optimum) ## HW6: Optimum, compiled PyTorch, and the champions
 
 results: $(ENV) ## records to results/<profile>/
 	$(COLLATE)
@@ -123,6 +127,8 @@ $(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.finetune-seed%-$$(TAG))
 $(eval $(call STAGE,distill,04_distill.py,.finetune-seed%-$$(TAG)))
 # Clustered are pruned models and students, too.
 $(eval $(call STAGE,cluster,03_cluster.py,.quantize-prune-seed%-$$(TAG) $$(BUILD)/.distill-seed%-$$(TAG)))
+$(eval $(call STAGE,export,05_export.py,.cluster-seed%-$$(TAG)))
+$(eval $(call STAGE,optimum,06_optimum.py,.export-seed%-$$(TAG)))
 
 stages: $(STAGES)
 

@@ -25,6 +25,7 @@ INVARIANCE_BATCH = 16
 INVARIANCE_SENTENCES = 200  # that are asked alone and in a batch before batches are trusted
 INVARIANCE_TOLERANCE = 1e-4  # logits
 ROUNDS = 4
+COLD_LENGTHS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Job:
     latency_calls: int
     throughput_sentences: int
     batch_sizes: list[int]
+    shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
 
 
 def measure(job: Job, output: Path) -> None:
@@ -76,7 +78,9 @@ def run(job: Job) -> dict[str, np.ndarray]:
             began = time.perf_counter()
             ids[name].append(tokenizer.encode(text).ids)
             tokenize_seconds[name].append(time.perf_counter() - began)
-    out, invariant = ask(variant, ids)
+    out = {"cold_seconds": time_cold_calls(variant, ids["test"])}
+    answers, invariant = ask(variant, ids)
+    out |= answers
     peak_rss = peak_rss_bytes()
     about = {
         "peak_rss_bytes": peak_rss,
@@ -90,6 +94,8 @@ def run(job: Job) -> dict[str, np.ndarray]:
         arrays, timed_about = time_beside_baseline(job, variant, ids["test"])
         out |= arrays | {"tokenize_seconds": np.array(tokenize_seconds["test"])}
         about |= timed_about
+    if job.shapes:
+        out["shape_seconds"] = time_shapes(folder, job.device, ids["test"], job.shapes)
     out["about"] = np.array(json.dumps(about))
     return out
 
@@ -132,6 +138,43 @@ def time_beside_baseline(job: Job, variant, ids) -> tuple[dict[str, np.ndarray],
         "baseline_batch_size": best[1],
         "throughput_sentences": len(subset),
     }
+
+
+def time_cold_calls(model, ids) -> np.ndarray:
+    """Seconds [lengths, 2] of the first and the second call at each of some lengths that the model has not seen yet.
+
+    The very first number is what the first request after a start waits for.
+    """
+    by_length = {len(row): row for row in reversed(ids)}
+    times = np.empty((min(COLD_LENGTHS, len(by_length)), 2))
+    for i, row in enumerate(list(by_length.values())[: len(times)]):
+        inputs = _single(row)
+        for again in (0, 1):
+            began = time.perf_counter()
+            model(*inputs)
+            times[i, again] = time.perf_counter() - began
+    return times
+
+
+def time_shapes(folder: Path, device: str, ids, shapes: dict) -> np.ndarray:
+    """Seconds [threads, batches, lengths, calls] for inputs of given shapes; real tokens, each run once unmeasured."""
+    from compress.predict import load
+
+    tokens = np.array([token for row in ids for token in row], np.int64)
+    axes = [shapes[name] for name in ("threads", "batches", "lengths")]
+    times = np.empty([*map(len, axes), shapes["calls"]])
+    for t, threads in enumerate(axes[0]):
+        model = load(folder, device, threads)
+        for b, batch in enumerate(axes[1]):
+            for n, length in enumerate(axes[2]):
+                input_ids = np.resize(tokens, (batch, length))
+                mask = np.ones_like(input_ids)
+                model(input_ids, mask)
+                for call in range(shapes["calls"]):
+                    began = time.perf_counter()
+                    model(input_ids, mask)
+                    times[t, b, n, call] = time.perf_counter() - began
+    return times
 
 
 def peak_rss_bytes() -> int:
@@ -184,8 +227,7 @@ def time_throughput(models, pairs, batch_sizes) -> np.ndarray:
 def _throughput_pass(model, ids, size: int) -> None:
     from compress.predict import batches
 
-    for _, input_ids, mask in batches(ids, size, by_length=True):
-        model(input_ids, mask)
+    model.many(arrays for _, *arrays in batches(ids, size, by_length=True))
 
 
 def _single(ids) -> tuple[np.ndarray, np.ndarray]:

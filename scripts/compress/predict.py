@@ -1,14 +1,15 @@
 """The one predictor interface: load a folder, then token ids and mask in, float32 logits out.
 
-A backend is a function (folder, artifact, device, threads) -> Predictor and one line in BACKENDS.
+A backend is a function (folder, artifact, device, threads) -> Predictor and one line in BACKENDS. What is special in
+how a variant is run stands in the artifact's `runtime`: properties of OpenVINO, or {"compile": true} for torch.
 Heavy libraries are imported only by the backend that needs them.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from compress.artifact import Artifact, read_artifact
@@ -16,16 +17,21 @@ from compress.profile import UserError
 from tokenizers import Tokenizer
 
 
-class Predictor(Protocol):
+class Predictor(ABC):
     precision: str  # of the arithmetic that runs, read back from the loaded model
     threads: int  # read back likewise
 
+    @abstractmethod
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """int64 [batch, length] twice -> float32 [batch, classes]; returns when the answer is on the host."""
 
+    def many(self, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """The answers to several batches; an engine that works on some of them at a time does so here."""
+        return [self(*arrays) for arrays in inputs]
+
 
 @dataclass(frozen=True)
-class TorchPredictor:
+class TorchPredictor(Predictor):
     model: object
     device: str
     precision: str
@@ -40,6 +46,54 @@ class TorchPredictor:
             return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
 
 
+class OrtPredictor(Predictor):
+    def __init__(self, session, precision: str, threads: int):
+        self.session, self.precision, self.threads = session, precision, threads
+        self.names = [entry.name for entry in session.get_inputs()]
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self.session.run(None, named(self.names, input_ids, attention_mask))[0]
+
+
+class OpenVINOPredictor(Predictor):
+    """One request for single calls; a queue with a request per stream for many."""
+
+    def __init__(self, compiled):
+        from compress.ov import INTEGERS, products, text
+
+        self.compiled, self.request = compiled, compiled.create_infer_request()
+        self.names = [entry.any_name for entry in compiled.inputs]
+        self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        declared = text(compiled.get_property("INFERENCE_PRECISION_HINT"))
+        integers = INTEGERS & set(products(compiled))
+        self.precision = "int8" if integers else {"f32": "fp32", "f16": "fp16"}.get(declared, declared)
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        # share_outputs is off: the request's own memory is written again by the next call.
+        return self.request.infer(named(self.names, input_ids, attention_mask), share_inputs=True)[0]
+
+    def many(self, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        if self.compiled.get_property("NUM_STREAMS") == 1:
+            return super().many(inputs)
+        import openvino
+
+        found = {}
+        queue = openvino.AsyncInferQueue(self.compiled)
+        queue.set_callback(lambda request, i: found.__setitem__(i, request.get_output_tensor().data.copy()))
+        for i, (input_ids, mask) in enumerate(inputs):
+            queue.start_async(named(self.names, input_ids, mask), i)
+        queue.wait_all()
+        return [found[i] for i in range(len(found))]
+
+
+def named(names: Sequence[str], input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """An engine's inputs by name; a file that asks for token types gets those of a single sentence."""
+    known = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if "token_type_ids" in names:
+        known["token_type_ids"] = np.zeros_like(input_ids)
+    return known
+
+
 def load_torch(folder: Path, artifact: Artifact, device: str, threads: int) -> TorchPredictor:
     import torch
     from compress.model import load_model, precision_of
@@ -47,10 +101,38 @@ def load_torch(folder: Path, artifact: Artifact, device: str, threads: int) -> T
     check_device(device)
     torch.set_num_threads(threads)
     model = load_model(folder).to(device)
-    return TorchPredictor(model, device, precision_of(model), torch.get_num_threads())
+    precision = precision_of(model)
+    if artifact.runtime.get("compile"):
+        model = torch.compile(model, dynamic=True)
+    return TorchPredictor(model, device, precision, torch.get_num_threads())
 
 
-BACKENDS = {"torch": (load_torch, "torch")}
+def load_ort(folder: Path, artifact: Artifact, device: str, threads: int) -> OrtPredictor:
+    from compress import ort
+
+    only_cpu(folder, artifact, device)
+    # ONNX Runtime does not tell what its kernels compute in: it was counted in its own graph when the file was made.
+    return OrtPredictor(ort.session(folder / ort.FILE, threads), artifact.runtime["precision"], threads)
+
+
+def load_openvino(folder: Path, artifact: Artifact, device: str, threads: int) -> OpenVINOPredictor:
+    from compress import ov
+
+    only_cpu(folder, artifact, device)
+    return OpenVINOPredictor(ov.compile_model(folder / ov.FILE, threads, artifact.runtime))
+
+
+# The library's name in Python; the loader.
+BACKENDS = {
+    "torch": ("torch", load_torch),
+    "onnxruntime": ("onnxruntime", load_ort),
+    "openvino": ("openvino", load_openvino),
+}
+
+
+def only_cpu(folder: Path, artifact: Artifact, device: str) -> None:
+    if device != "cpu":
+        raise UserError(f"{folder}: {artifact.backend} runs on the CPU here, not on {device}")
 
 
 def load(folder: Path, device: str = "cpu", threads: int = 1) -> Predictor:
@@ -59,7 +141,7 @@ def load(folder: Path, device: str = "cpu", threads: int = 1) -> Predictor:
     if artifact.backend not in BACKENDS:
         known = ", ".join(sorted(BACKENDS))
         raise UserError(f"{folder}/artifact.json: backend: unknown {artifact.backend!r}, known: {known}")
-    loader, library = BACKENDS[artifact.backend]
+    library, loader = BACKENDS[artifact.backend]
     if importlib.util.find_spec(library) is None:
         raise UserError(f"{folder}: needs the library {library}, which is not installed; run: make env")
     return loader(folder, artifact, device, threads)

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 ROOT = SCRIPTS.parent
@@ -71,6 +71,16 @@ class Data(Source):
     max_length: Annotated[int, Field(ge=8, le=512)] = 128
 
 
+class Shapes(Strict):
+    """Latency over batch, length and threads, for a few variants: what sentences of the data don't show."""
+
+    variants: list[str]
+    batches: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 16, 64]
+    lengths: Annotated[list[Annotated[int, Field(ge=2, le=512)]], Field(min_length=1)] = [16, 32, 64, 128, 256]
+    threads: Annotated[list[Positive], Field(min_length=1)] = [1, 2]
+    calls: Positive = 3
+
+
 class Measure(Strict):
     """Budgets of the measurement protocol; they are the same for every variant."""
 
@@ -78,6 +88,7 @@ class Measure(Strict):
     latency_calls: Positive = 200
     throughput_sentences: Positive = 512
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [16, 32]
+    shapes: Shapes = Shapes(variants=[])
 
 
 class Training(Strict):
@@ -264,6 +275,94 @@ class Trim(HW3):
     vocabulary: Positive
 
 
+class HW4(BaseVariant):
+    """The parent in an inference engine."""
+
+    chapter: ClassVar[str] = "HW4"
+    parent: str
+
+
+class Calibrated(HW4):
+    calibration_sentences: Positive = 200  # of the training split
+
+
+class Onnx(Calibrated):
+    """An ONNX file for ONNX Runtime."""
+
+    method: Literal["onnx"]
+    precision: Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+    fused: bool = True  # ONNX Runtime's own operators for BERT
+    calibration: Literal["minmax", "percentile"] | None = None
+
+    @model_validator(mode="after")
+    def options_fit(self):
+        static = self.precision == "int8-static"
+        if static != (self.calibration is not None):
+            raise ValueError('calibration: goes with precision "int8-static", and only with it')
+        if static and self.fused:
+            raise ValueError('fused: must be false for "int8-static": the quantizer leaves fused attention in float')
+        if self.precision == "fp16" and not self.fused:
+            raise ValueError('fused: must be true for "fp16"')
+        return self
+
+
+class OpenVINO(Calibrated):
+    """OpenVINO's own format."""
+
+    method: Literal["openvino"]
+    compression: (
+        Literal["fp16", "int8", "int8-smooth", "int8-accuracy", "int8-weights", "int4-weights", "codebook-weights"]
+        | None
+    ) = None
+    execution: Literal["f32", "default"] = "f32"  # of what is not quantized; default: what the engine picks
+    hint: Literal["LATENCY", "THROUGHPUT"] = "LATENCY"
+    tolerance: Annotated[float, Field(gt=0)] = 1.0  # F1 points on validation that int8-accuracy may lose
+
+
+class HW6(BaseVariant):
+    chapter: ClassVar[str] = "HW6"
+    parent: str
+
+
+class OptimumOrt(HW6):
+    """ONNX Runtime through optimum-onnx."""
+
+    method: Literal["optimum-onnx"]
+    level: Literal["O1", "O2", "O3", "O4"] | None = None
+    quantization: Literal["dynamic", "static"] | None = None
+    twin: str  # the variant that does the same thing without Optimum
+
+    @model_validator(mode="after")
+    def one_thing(self):
+        if (self.level is None) == (self.quantization is None):
+            raise ValueError("give exactly one of the keys 'level' and 'quantization'")
+        return self
+
+
+class OptimumIntel(HW6):
+    """OpenVINO through optimum-intel."""
+
+    method: Literal["optimum-intel"]
+    quantization: Literal["int8", "int8-weights", "int4-weights"]
+    twin: str
+
+
+class TorchRuntime(HW6):
+    """The parent in PyTorch with another arithmetic, or compiled."""
+
+    method: Literal["torch"]
+    precision: Literal["fp32", "bf16", "int8"]
+    compile: bool = False
+
+
+class Champion(HW6):
+    """The best variant before it by a rule on validation F1 and measured cost; its parent is the baseline."""
+
+    method: Literal["champion"]
+    goal: Literal["balanced", "fast", "tiny"]
+    tolerance: Annotated[float, Field(ge=0)]  # F1 points on validation that it may lose
+
+
 Variant = Annotated[
     Untrained
     | Finetune
@@ -277,7 +376,13 @@ Variant = Annotated[
     | Cluster
     | DeepCompression
     | Distill
-    | Trim,
+    | Trim
+    | Onnx
+    | OpenVINO
+    | OptimumOrt
+    | OptimumIntel
+    | TorchRuntime
+    | Champion,
     Field(discriminator="method"),
 ]
 
@@ -291,6 +396,26 @@ class Profile(Strict):
     measure: Measure = Measure()
     variants: Annotated[list[Variant], Field(min_length=1)]
 
+    @field_validator("variants", mode="before")
+    @classmethod
+    def one_per_parent(cls, entries):
+        """An entry with `parents` in the place of `parent` stands for one variant each; {parent} in its name is filled."""
+        if not isinstance(entries, list):
+            return entries
+        found = []
+        for entry in entries:
+            if not isinstance(entry, dict) or not isinstance(entry.get("parents"), list):
+                found.append(entry)
+                continue
+            if "{parent}" not in str(entry.get("name")):
+                raise ValueError(f"{entry.get('name')}: name: must hold {{parent}} where parents are given")
+            for parent in entry["parents"]:
+                name = entry["name"].replace("{parent}", str(parent))
+                found.append(
+                    {key: value for key, value in entry.items() if key != "parents"} | {"name": name, "parent": parent}
+                )
+        return found
+
     @model_validator(mode="after")
     def names_fit(self):
         names = [variant.name for variant in self.variants]
@@ -298,10 +423,14 @@ class Profile(Strict):
             raise ValueError(f"variants: the name {sorted(twice)[0]!r} is given twice")
         if self.baseline not in names:
             raise ValueError(f"baseline: no variant is called {self.baseline!r}")
+        if unknown := set(self.measure.shapes.variants) - set(names):
+            raise ValueError(f"measure.shapes.variants: no variant is called {sorted(unknown)[0]!r}")
         for variant in self.variants:
             # Parents come first: a stage makes its variants in the profile's order.
             if variant.parent is not None and variant.parent not in names[: names.index(variant.name)]:
                 raise ValueError(f"variants: {variant.name}: parent: no variant before it is {variant.parent!r}")
+            if getattr(variant, "twin", None) not in [None, *names]:
+                raise ValueError(f"variants: {variant.name}: twin: no variant is called {variant.twin!r}")
         return self
 
     def ancestors(self, name: str) -> set[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from compress import measure as measuring
 from compress.artifact import read_artifact, save_artifact
+from compress.champions import candidates
 from compress.data import load_card, load_splits
 from compress.files import digest, remove, sha256_file, source_hash
 from compress.metrics import quality
@@ -120,18 +121,24 @@ class Stage:
         made_from = [read_artifact(self.folder(name), verify=False).key for name in parents]
         options = variant.model_dump(mode="json", exclude={"timed"})
         source = self.sources[variant.method]
+        if variant.method == "champion":
+            made_from += [c.evidence for c in candidates(self.profile, variant.name, self.seed, self.device)]
         return digest(
             [options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], made_from, source]
         )
 
     def measure_key(self, variant: Variant, key: str) -> str:
         baseline = read_artifact(self.folder(self.profile.baseline), verify=False).key
-        budgets = self.profile.measure.model_dump(mode="json")
-        return digest([key, baseline, budgets, self.is_timed(variant), self.threads, self.measure_source])
+        budgets = self.profile.measure.model_dump(mode="json", exclude={"shapes"})
+        shapes = self.profile.measure.shapes.model_dump(mode="json") if self.is_shaped(variant) else None
+        return digest([key, baseline, budgets, shapes, self.is_timed(variant), self.threads, self.measure_source])
 
     def is_timed(self, variant: Variant) -> bool:
         """Times come from the first seed: another seed's model has the same shape and arithmetic."""
         return variant.timed and self.seed == 0
+
+    def is_shaped(self, variant: Variant) -> bool:
+        return self.is_timed(variant) and variant.name in self.profile.measure.shapes.variants
 
     def folder(self, variant: str) -> Path:
         return self.profile.model(self.name(variant))
@@ -211,7 +218,8 @@ class Stage:
             seed=self.seed,
             texts={name: splits[name]["text"][:] for name in asked},
             timed=self.is_timed(variant),
-            **budgets.model_dump(),
+            shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
+            **budgets.model_dump(exclude={"shapes"}),
         )
         output = profile.predictions(run)
         measuring.measure(job, output)

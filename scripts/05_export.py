@@ -1,0 +1,147 @@
+"""HW4, inference engines: every useful checkpoint as ONNX for ONNX Runtime, and in OpenVINO's own format.
+
+Reads build/<profile>/data/ and the models of the stages before it; writes models/, predictions/ and records/ beside
+them. A killed run goes on where it stopped; what is finished and unchanged is kept.
+Example: python scripts/05_export.py --profile minilm --only ort-int8
+"""
+
+import argparse
+
+from compress.cli import main_guard, stage_parser
+
+PARITY = 1e-4  # logits of an fp32 export may differ from PyTorch's by so much
+PARITY_SENTENCES = 100  # of the validation split
+
+
+def onnx(variant, context):
+    """The parent as model.onnx, fused and quantized as the variant says."""
+    from compress import ort
+    from compress.predict import OrtPredictor
+
+    model, plain = exported(context)
+    target = context.work / ort.FILE
+    if variant.precision == "int8-static":
+        ids = ort.of_one_length(sentences(context, "train"), variant.calibration_sentences)
+        ort.quantize_static(plain, target, ids, variant.calibration)
+    else:
+        source = plain
+        if variant.fused:
+            source = context.work / "fused.onnx"
+            ort.fuse(plain, source, half=variant.precision == "fp16")
+        if variant.precision == "int8-dynamic":
+            ort.quantize_dynamic(source, target)
+        else:
+            source.rename(target)
+    facts = ort.inspect(target)
+    precision = variant.precision.partition("-")[0]
+    facts |= compared(context, model, OrtPredictor(ort.session(target, context.threads), precision, context.threads))
+    check(facts, precision)
+    return packaged(context, model, [target], facts, backend="onnxruntime", runtime={"precision": precision})
+
+
+def openvino(variant, context):
+    """The parent as model.xml and model.bin, compressed by NNCF as the variant says."""
+    import numpy as np
+    import openvino
+    from compress import ov
+    from compress.metrics import quality
+    from compress.predict import OpenVINOPredictor
+
+    model, plain = exported(context)
+    converted = openvino.convert_model(plain)
+    kind = variant.compression or ""
+    calibration = sentences(context, "train")[: variant.calibration_sentences]
+    if kind == "int8-accuracy":
+        labels = np.array(context.splits["validation"]["label"])
+        converted = ov.with_accuracy_control(
+            converted,
+            calibration,
+            sentences(context, "validation"),
+            score=lambda logits: quality(logits, labels)["f1"],
+            most=variant.tolerance / 100,
+        )
+    elif kind.endswith("-weights"):
+        converted = ov.weights_only(converted, kind.removesuffix("-weights"))
+    elif kind.startswith("int8"):
+        converted = ov.post_training(converted, calibration, smooth=kind == "int8-smooth")
+    target = context.work / ov.FILE
+    openvino.save_model(converted, target, compress_to_fp16=kind == "fp16")
+    runtime = {"PERFORMANCE_HINT": variant.hint}
+    if variant.execution == "f32":
+        runtime["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = ov.compile_model(target, context.threads, runtime)
+    facts = ov.inspect(target, compiled)
+    predictor = OpenVINOPredictor(compiled)
+    facts |= compared(context, model, predictor)
+    integers = kind.startswith("int8") and not kind.endswith("-weights")
+    check(facts, "int8" if integers else predictor.precision if not kind else "")
+    return packaged(context, model, [target, target.with_suffix(".bin")], facts, backend="openvino", runtime=runtime)
+
+
+def exported(context):
+    """(the parent as a float torch model, its plain ONNX file in a new working folder)."""
+    from compress import ort
+    from compress.files import remove
+    from compress.model import load_model
+
+    model = load_model(context.parent, dense=True)
+    remove(context.work)
+    context.work.mkdir(parents=True)
+    plain = context.work / "plain.onnx"
+    ort.export(model, plain)
+    return model, plain
+
+
+def sentences(context, split):
+    """Token ids of every sentence of a split, as the parent's tokenizer has them."""
+    from compress.predict import load_tokenizer
+
+    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    return [encoding.ids for encoding in tokenizer.encode_batch(context.splits[split]["text"][:])]
+
+
+def compared(context, model, predictor):
+    """How far the engine's answers lie from PyTorch's, on sentences of the validation split at batch 1."""
+    import numpy as np
+    from compress.predict import TorchPredictor, predict
+
+    ids = sentences(context, "validation")[:PARITY_SENTENCES]
+    wanted = predict(TorchPredictor(model, "cpu", "fp32", context.threads), ids)
+    found = predict(predictor, ids)
+    return {
+        "largest_logit_difference": float(np.abs(found - wanted).max()),
+        "label_agreement": float(np.mean(found.argmax(1) == wanted.argmax(1))),
+    }
+
+
+def check(facts, precision):
+    """Raises UserError if an fp32 export is not the parent's equal, or an int8 one multiplies no integers."""
+    from compress.profile import UserError
+
+    if precision == "fp32" and facts["largest_logit_difference"] > PARITY:
+        raise UserError(f"logits differ from PyTorch's by {facts['largest_logit_difference']:.2g}, more than {PARITY}")
+    if precision == "int8" and not facts["integer_products"]:
+        raise UserError("quantized, but the engine multiplies no integers")
+
+
+def packaged(context, model, files, facts, **about):
+    """The Made of finished files in the working folder."""
+    import shutil
+
+    from compress.stage import made
+
+    def write(folder):
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+
+    return made(model, write, details=facts, **about)
+
+
+def main(args: argparse.Namespace) -> int:
+    from compress.stage import run_stage
+
+    return run_stage(__file__, {"onnx": onnx, "openvino": openvino}, args)
+
+
+if __name__ == "__main__":
+    main_guard(main, stage_parser(__doc__))

@@ -1,0 +1,77 @@
+"""Champions: the best variant by a rule that looks at validation F1 and at measured cost, never at a test set."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from compress.profile import Profile, UserError, run_name
+from compress.record import read_arrays, read_record
+
+# What a goal is the largest of.
+SCORES = {
+    "balanced": lambda candidate: (candidate.size_ratio * candidate.latency_speedup) ** 0.5,
+    "fast": lambda candidate: candidate.latency_speedup,
+    "tiny": lambda candidate: candidate.size_ratio,
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    name: str
+    evidence: str  # hash of its raw logits and times
+    logits: np.ndarray  # of the validation split: float32 [sentences, classes]
+    size_ratio: float  # of the baseline's bytes to its own
+    latency_speedup: float  # 0 if it was not timed
+
+
+def candidates(profile: Profile, before: str, seed: int, device: str) -> list[Candidate]:
+    """Every measured variant of the profile before the one named, the baseline first; champions are none themselves.
+
+    Raises UserError for a record that is missing or damaged.
+    """
+    names = [variant.name for variant in profile.variants]
+    earlier = [v.name for v in profile.variants[: names.index(before)] if v.method != "champion"]
+    order = [profile.baseline, *(name for name in earlier if name != profile.baseline)]
+    found, whole = [], None
+    for name in order:
+        record = read_record(profile.record(run_name(name, seed, device)))
+        if record.status != "ok":
+            continue
+        whole = whole or record.sizes.bytes
+        arrays = read_arrays(profile, record)
+        times = arrays.get("latency_seconds")
+        speedup = 0.0 if times is None else float(np.median(times[:, 1] / times[:, 0]))
+        found.append(
+            Candidate(
+                name,
+                record.measured.predictions_sha256,
+                arrays["logits/validation"],
+                whole / record.sizes.bytes,
+                speedup,
+            )
+        )
+    return found
+
+
+def choose(rows: list[Candidate], labels: np.ndarray, goal: str, tolerance: float) -> tuple[Candidate, dict]:
+    """(the winner, facts about the choice): largest score of the goal among those within `tolerance` F1 points.
+
+    rows[0] is the baseline, which the points are counted from. The cost of a variant that was not timed is unknown to
+    every goal but tiny.
+    """
+    from compress.metrics import quality
+
+    f1 = [quality(row.logits, labels)["f1"] for row in rows]
+    drops = [100 * (f1[0] - value) for value in f1]
+    score = SCORES[goal]
+    fit = [i for i, row in enumerate(rows) if drops[i] <= tolerance and score(row) > 0]
+    if not fit:
+        raise UserError(f"no variant is within {tolerance} points of {rows[0].name} on validation")
+    best = max(fit, key=lambda i: score(rows[i]))
+    facts = {
+        "chosen": rows[best].name,
+        "candidates": len(rows),
+        "within_tolerance": len(fit),
+        "validation_drop_points": drops[best],
+        "score": score(rows[best]),
+    }
+    return rows[best], facts
