@@ -105,17 +105,16 @@ def text(value) -> str:
 
 
 def products(compiled) -> dict[str, int]:
-    """Matrix products of the compiled graph by the type they run in, {'u8': 38} and the like; fused ones not counted."""
+    """Matrix products of the compiled graph by the type they run in: {'u8': 38}; fused ones are not among them."""
     found = Counter(precision for kind, precision, _ in nodes(compiled) if kind in PRODUCTS)
     return dict(sorted(found.items()))
 
 
 def nodes(compiled) -> list[tuple[str, str, str]]:
     """(kind, type it runs in, names of the layers it stands for) of every node of the compiled graph."""
+    keys = ("layerType", "runtimePrecision", "originalLayersNames")
     about = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
-    return [
-        tuple(item[key].value for key in ("layerType", "runtimePrecision", "originalLayersNames")) for item in about
-    ]
+    return [tuple(item[key].value for key in keys) for item in about]
 
 
 def inspect(path: Path, compiled) -> dict:

@@ -399,7 +399,7 @@ class Profile(Strict):
     @field_validator("variants", mode="before")
     @classmethod
     def one_per_parent(cls, entries):
-        """An entry with `parents` in the place of `parent` stands for one variant each; {parent} in its name is filled."""
+        """An entry with `parents` for `parent` stands for one variant each; {parent} in its name is filled in."""
         if not isinstance(entries, list):
             return entries
         found = []
@@ -409,11 +409,9 @@ class Profile(Strict):
                 continue
             if "{parent}" not in str(entry.get("name")):
                 raise ValueError(f"{entry.get('name')}: name: must hold {{parent}} where parents are given")
+            rest = {key: value for key, value in entry.items() if key != "parents"}
             for parent in entry["parents"]:
-                name = entry["name"].replace("{parent}", str(parent))
-                found.append(
-                    {key: value for key, value in entry.items() if key != "parents"} | {"name": name, "parent": parent}
-                )
+                found.append(rest | {"name": entry["name"].replace("{parent}", str(parent)), "parent": parent})
         return found
 
     @model_validator(mode="after")
