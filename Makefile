@@ -15,6 +15,10 @@ ifeq ($(filter grouped-target,$(.FEATURES)),)
 $(error GNU make $(MAKE_VERSION) is too old: install GNU make 4.3 or newer)
 endif
 
+MAX_MB ?=
+MAX_MS ?=
+MIN_F1 ?=
+
 CONDA_NAME := bert-compression
 CONDA_DEFAULT_ENV ?=
 ifeq ($(CONDA_DEFAULT_ENV),$(CONDA_NAME))
@@ -78,6 +82,9 @@ figures: $(BUILD)/.figures ## results/ to figures/
 
 report: $(BUILD)/.report ## results/ and figures/ to report/ and the README's table
 
+recommend: $(ENV) ## which variant to use: make recommend MAX_MB=25 MAX_MS=2 MIN_F1=0.85
+	$(PY) scripts/recommend.py --profile $(PROFILE) $(if $(MAX_MB),--max-mb $(MAX_MB)) $(if $(MAX_MS),--max-ms $(MAX_MS)) $(if $(MIN_F1),--min-f1 $(MIN_F1))
+
 pdf: $(BUILD)/.report ## report.pdf (Debian: texlive-xetex texlive-fonts-recommended texlive-plain-generic lmodern)
 	@command -v xelatex >/dev/null || { echo "no xelatex: apt-get install --no-install-recommends texlive-xetex texlive-fonts-recommended texlive-plain-generic lmodern" >&2; exit 1; }
 	cd $(REPORT) && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex
@@ -101,7 +108,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report pdf lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend pdf lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt

@@ -1,7 +1,7 @@
 """Records to results: checks every record of a profile and computes every metric from raw logits and times.
 
 Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and
-methods.json, environment.json, data.json.
+methods.json, environment.json, data.json, and a model card (README.md) into each model's folder.
 Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
 Other seeds may be there in part: what is not is counted in the last lines.
 Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
@@ -142,16 +142,88 @@ def write_csv(path, rows) -> None:
     write_text(path, text.getvalue())
 
 
-def methods(profile, records, seed) -> dict:
-    """How each variant of one seed was made: its entry in the profile, what its maker found out, its seconds."""
-    return {
-        variant.name: {
+def methods(profile, records, seed, labels) -> dict:
+    """How each variant of one seed was made, in what time, what its maker found out, and what has no column."""
+    found = {}
+    for variant in profile.variants:
+        record = records[seed, variant.name]
+        found[variant.name] = {
             "options": variant.model_dump(mode="json", exclude={"name"}),
-            "details": records[seed, variant.name].details,
-            "seconds": round(records[seed, variant.name].seconds, 1),
+            "details": record.details,
+            "seconds": round(record.seconds, 1),
+            "measured": measured_beside(profile, record, labels) if record.status == "ok" else {},
         }
-        for variant in profile.variants
+    return found
+
+
+def measured_beside(profile, record, labels) -> dict:
+    """Validation F1, what a cold start and a new length cost (ms), and latency (ms) over shapes where it was taken."""
+    import numpy as np
+    from compress.metrics import quality
+    from compress.record import read_arrays
+
+    arrays = read_arrays(profile, record)
+    cold = 1e3 * arrays["cold_seconds"]
+    found = {
+        "validation_f1": quality(arrays["logits/validation"], labels["validation"])["f1"],
+        "load_ms": 1e3 * record.measured.load_seconds,
+        "first_ms": cold[0, 0],
+        "new_length_ms": float(np.median(cold[1:, 0])),
+        "same_length_ms": float(np.median(cold[1:, 1])),
+        "batch_size": record.measured.batch_size,
     }
+    found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
+    if "shape_seconds" in arrays:
+        shapes = profile.measure.shapes
+        axes = {"threads": shapes.threads, "batches": shapes.batches, "lengths": shapes.lengths}
+        milliseconds = 1e3 * np.median(arrays["shape_seconds"], -1)
+        found["shapes"] = axes | {"milliseconds": [[[float(f"{x:.4g}") for x in r] for r in t] for t in milliseconds]}
+    return found
+
+
+CARD = """# {variant}
+
+{description}. Classes: {labels}. Method: {method}{of_parent}. Runs on {backend}, arithmetic {precision}.
+
+| F1 on the test set | 95 % interval | points below the fine-tuned model | MB | ms at batch 1 |
+|---|---|---|---|---|
+| {f1_test:.4f} | {f1_ci_low:.4f} to {f1_ci_high:.4f} | {f1_drop_points:.2f} | {size_mb:.2f} | {milliseconds} |
+
+To load it, from the repository's folder:
+
+```python
+import sys; sys.path.insert(0, "scripts")
+from pathlib import Path; from compress.predict import load, load_tokenizer, predict
+folder = Path("{folder}")
+ids = [row.ids for row in load_tokenizer(folder, {max_length}).encode_batch(["A film that grows on you."])]
+print(predict(load(folder, threads={threads}), ids))  # logits, a column per class
+```
+
+Or: `python scripts/predict.py --model {folder} "A film that grows on you."`
+"""
+
+
+def write_cards(profile, rows) -> None:
+    """A model card for each measured model; it is not counted among the bytes that inference needs."""
+    from compress.artifact import read_artifact
+    from compress.files import write_text
+    from compress.profile import ROOT, run_name
+
+    for row in rows:
+        folder = profile.model(run_name(row["variant"], row["seed"], row["device"]))
+        if row["status"] != "ok" or not folder.exists():
+            continue
+        artifact = read_artifact(folder, verify=False)
+        latency = row["latency_ms_p50"]
+        about = {
+            "description": profile.description[:1].upper() + profile.description[1:],
+            "labels": ", ".join(artifact.labels),
+            "of_parent": f" of {row['parent']}" if row["parent"] else "",
+            "milliseconds": "not timed" if latency is None else f"{latency:.2f}",
+            "folder": folder.relative_to(ROOT),
+            "max_length": artifact.max_length,
+        }
+        write_text(folder / "README.md", CARD.format(**row | about))
 
 
 def environment(profile, records) -> dict:
@@ -179,9 +251,10 @@ def main(args: argparse.Namespace) -> int:
         of_seed = {name: record for (s, name), record in records.items() if s == seed}
         rows += seed_rows(profile, of_seed, labels)
     write_csv(profile.results / "variants.csv", rows)
-    write_json(profile.results / "methods.json", methods(profile, records, seeds[0]))
+    write_json(profile.results / "methods.json", methods(profile, records, seeds[0], labels))
     write_json(profile.results / "environment.json", environment(profile, records))
     write_json(profile.results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
+    write_cards(profile, rows)
     failed = [row["variant"] for row in rows if row["status"] == "failed"]
     for seed in seeds[1:]:
         made = sum(row["seed"] == seed for row in rows)

@@ -224,6 +224,122 @@ def sensitivity_map(table):
     return figure
 
 
+# Columns of the grid: what a model's name is followed by where it runs so.
+CELLS = {
+    "": "torch\nfp32",
+    "-torch-bf16": "torch\nbf16",
+    "-torch-int8": "torch\nint8",
+    "-compiled-fp32": "compiled\nfp32",
+    "-compiled-bf16": "compiled\nbf16",
+    "-ort-fp32": "ORT\nfp32",
+    "-ort-fp16": "ORT\nfp16",
+    "-ort-int8": "ORT\nint8",
+    "-ov-fp32": "OpenVINO\nfp32",
+    "-ov-default": "OpenVINO\ndefault",
+    "-ov-int8": "OpenVINO\nint8",
+}
+
+
+def grid_cells(by_name, baseline: str) -> dict[tuple[str, str], dict]:
+    """Measured rows by (model, engine's suffix), for the models that run in both engines."""
+    models = [name for name in by_name if {name + "-ort-fp32", name + "-ov-fp32"} <= set(by_name)]
+    # The baseline's own int8 row is HW1's.
+    other = {(baseline, "-torch-int8"): "int8-dynamic"}
+    names = {(model, suffix): other.get((model, suffix), model + suffix) for model in models for suffix in CELLS}
+    return {cell: by_name[name] for cell, name in names.items() if name in by_name}
+
+
+def grid(cells):
+    """Every model in every engine: how many times faster it answers one sentence, and the F1 points it loses."""
+    import numpy as np
+
+    models = list(dict.fromkeys(model for model, _ in cells))
+    columns = [suffix for suffix in CELLS if any((model, suffix) in cells for model in models)]
+    speed = np.full((len(models), len(columns)), np.nan)
+    figure, axes = new_axes(1.6 + 0.72 * len(columns), 0.9 + 0.52 * len(models))
+    for i, model in enumerate(models):
+        for j, suffix in enumerate(columns):
+            row = cells.get((model, suffix))
+            if row is not None and row["latency_speedup"] is not None:
+                speed[i, j] = row["latency_speedup"]
+    image = axes.imshow(speed, aspect="auto", cmap="cividis", norm="log")
+    middle = np.sqrt(np.nanmin(speed) * np.nanmax(speed))
+    for i, model in enumerate(models):
+        for j, suffix in enumerate(columns):
+            if np.isnan(speed[i, j]):
+                continue
+            text = f"{speed[i, j]:.1f}x\n{-cells[model, suffix]['f1_drop_points']:+.1f}"
+            axes.text(
+                j, i, text, ha="center", va="center", fontsize=7, color="white" if speed[i, j] < middle else "black"
+            )
+    axes.set_xticks(range(len(columns)), [CELLS[suffix] for suffix in columns], fontsize=7)
+    axes.set_yticks(range(len(models)), models)
+    figure.colorbar(image, label="times faster at batch 1", format="%g")
+    axes.set_title("above: times faster than the fine-tuned fp32 PyTorch model; below: F1 points gained", fontsize=8)
+    return figure
+
+
+def shapes(name, slow, fast):
+    """How many times faster one variant is than the other, over batch and length, for each number of threads."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    ratio = np.array(slow["milliseconds"]) / np.array(fast["milliseconds"])
+    figure, panels = plt.subplots(1, len(ratio), figsize=(3.6 * len(ratio), 2.8), layout="constrained", squeeze=False)
+    norm = plt.Normalize(ratio.min(), ratio.max())
+    for axes, values, times, threads in zip(panels[0], ratio, fast["milliseconds"], fast["threads"], strict=True):
+        image = axes.imshow(values, aspect="auto", cmap="cividis", norm=norm)
+        for (b, n), value in np.ndenumerate(values):
+            colour = "white" if norm(value) < 0.5 else "black"
+            text = f"{value:.1f}x\n{times[b][n]:.3g} ms"
+            axes.text(n, b, text, ha="center", va="center", fontsize=6.5, color=colour)
+        axes.set_xticks(range(len(fast["lengths"])), fast["lengths"])
+        axes.set_yticks(range(len(fast["batches"])), fast["batches"])
+        axes.set_xlabel("length, pieces")
+        axes.set_title(f"{threads} thread{'s' if threads > 1 else ''}", fontsize=9)
+    panels[0][0].set_ylabel("batch")
+    figure.colorbar(image, ax=list(panels[0]), label=f"times faster: {name}")
+    return figure
+
+
+def lineage(name: str, methods, by_name) -> list[dict]:
+    """The rows that lead from the baseline to what a champion was chosen from: each adds one ingredient."""
+    row = by_name[methods[name]["details"]["chosen"]]
+    found = [row]
+    while row["parent"]:
+        row = by_name[row["parent"]]
+        found.insert(0, row)
+    return found
+
+
+def waterfall(rows, champion):
+    """Bytes, latency and F1 after each ingredient of a champion."""
+    import matplotlib.pyplot as plt
+    from matplotlib import ticker
+
+    names = [row["variant"] for row in rows]
+    places = range(len(rows))[::-1]
+    figure, panels = plt.subplots(1, 3, figsize=(7.4, 0.9 + 0.36 * len(rows)), layout="constrained", sharey=True)
+    columns = (("size_mb", "MB on disk"), ("latency_ms_p50", "ms at batch 1"))
+    for axes, (column, label) in zip(panels, columns, strict=False):
+        values = [row[column] or 0.0 for row in rows]
+        before = [values[0], *values[:-1]]
+        axes.barh(places, before, color="0.88")
+        axes.barh(places, values, color="#0072B2")
+        for place, value in zip(places, values, strict=True):
+            axes.text(value, place, f" {value:.3g}" if value else " not timed", va="center", fontsize=7)
+        axes.set_xlabel(label)
+        axes.set_xlim(0, 1.2 * max(values))
+    panels[2].errorbar(
+        [row["f1_test"] for row in rows], places, xerr=error_bars(rows), fmt="o", color="#009E73", capsize=3
+    )
+    panels[2].set_xlabel(F1_LABEL)
+    panels[2].xaxis.set_major_locator(ticker.MaxNLocator(4))
+    panels[0].set_yticks(places, names, fontsize=7)
+    figure.suptitle(f"{champion}: grey is the step before", fontsize=8)
+    return figure
+
+
 def draw(profile, results) -> dict:
     """Every figure by name that the profile has rows for; of the first seed."""
     first = results.rows[0]["seed"]
@@ -246,6 +362,15 @@ def draw(profile, results) -> dict:
     for variant, method in results.methods.items():
         if "sensitivity" in method["details"]:
             figures[f"sensitivity_{variant}"] = sensitivity_map(method["details"]["sensitivity"])
+    by_name = {row["variant"]: row for row in rows}
+    if cells := grid_cells(by_name, profile.baseline):
+        figures["grid"] = grid(cells)
+    shaped = {name: method["measured"].get("shapes") for name, method in results.methods.items()}
+    for row, _ in by_method.get("champion", ()):
+        name = row["variant"]
+        figures[f"ablation_{name}"] = waterfall(lineage(name, results.methods, by_name), name)
+        if shaped[name] and shaped[profile.baseline]:
+            figures[f"shapes_{name}"] = shapes(name, shaped[profile.baseline], shaped[name])
     return figures
 
 

@@ -139,6 +139,94 @@ def sensitivity_table(methods) -> str:
     return table(header, body)
 
 
+def engine_table(rows, methods) -> str:
+    """What each engine's file holds and really runs, and how far its answers lie from PyTorch's."""
+    header = [
+        "Variant",
+        "Runs in",
+        "Integer products",
+        "Float",
+        "Fused attention",
+        "Weights",
+        "Logit error",
+        "Same label",
+    ]
+    body = []
+    for row in rows:
+        details = methods[row["variant"]]["details"]
+        if "integer_products" not in details:
+            continue
+        held = {kind: size for kind, size in details["initializer_bytes"].items() if size > 1e5}
+        largest = details.get("largest_logit_difference")
+        body.append(
+            [
+                row["variant"],
+                row["precision"],
+                *(str(details[name]) for name in ("integer_products", "float_products", "fused_attention")),
+                ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in held.items()),
+                "" if largest is None else f"{largest:.2g}",
+                number(details.get("label_agreement"), 2),
+            ]
+        )
+    return table(header, body)
+
+
+def cold_table(rows, methods) -> str:
+    """What a user meets on the first request, and whenever a sentence has a length that was not there before."""
+    header = ["Variant", "load ms", "first call ms", "new length ms", "same length ms", "set to"]
+    body = []
+    for row in rows:
+        method = methods[row["variant"]]
+        properties = method["details"].get("properties", {})
+        names = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
+        measured = method["measured"]
+        body.append(
+            [
+                row["variant"],
+                number(measured["load_ms"], 0),
+                *(number(measured[name], 2) for name in ("first_ms", "new_length_ms", "same_length_ms")),
+                ", ".join(properties[name].lower() for name in names if name in properties),
+            ]
+        )
+    return table(header, body)
+
+
+def twin_table(by_name, methods) -> str:
+    """Optimum's variants beside the same thing done without it."""
+    header = ["Optimum", "without it", "F1", "without", "MB", "without", "faster", "without"]
+    body = []
+    for name, method in methods.items():
+        twin = by_name.get(method["options"].get("twin"))
+        row = by_name.get(name)
+        if twin is None or row is None:
+            continue
+        pairs = [(column, digits) for column, digits in (("f1_test", 3), ("size_mb", 2), ("latency_speedup", 2))]
+        numbers = [number(side[column], digits) for column, digits in pairs for side in (row, twin)]
+        body.append([name, twin["variant"], *numbers])
+    return table(header, body)
+
+
+def champion_table(rows, methods) -> str:
+    header = ["Champion", "is", "points lost, validation", "test", "smaller", "faster", "throughput", "MB", "ms", "of"]
+    body = []
+    for row in rows:
+        if row["method"] != "champion":
+            continue
+        details = methods[row["variant"]]["details"]
+        body.append(
+            [
+                row["variant"],
+                details["chosen"],
+                number(details["validation_drop_points"], 2),
+                span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 2),
+                *(number(row[name], 2) for name in ("size_ratio", "latency_speedup", "throughput_speedup")),
+                *(number(row[name], 2) for name in ("size_mb", "latency_ms_p50")),
+                f"{details['within_tolerance']}/{details['candidates']}",
+            ]
+        )
+    return table(header, body)
+
+
 def split_table(data) -> str:
     header = ["Split", "Sentences", "Positive", "Mean pieces", "Median", "Longest"]
     body = [
@@ -215,6 +303,10 @@ def markdown(profile, results) -> tuple[str, str]:
         domain_table=domain_table,
         cost_table=lambda rows: cost_table(rows, results.methods),
         sensitivity_table=sensitivity_table(results.methods),
+        engine_table=lambda rows: engine_table(rows, results.methods),
+        cold_table=lambda rows: cold_table(rows, results.methods),
+        twins=twin_table(by_name, results.methods),
+        champions=champion_table(first, results.methods),
         minutes=lambda name: sum(results.methods[r["variant"]]["seconds"] for r in first if r["chapter"] == name) / 60,
     )
     return text, head

@@ -1,0 +1,76 @@
+"""Which variant to use: the best F1 within a budget of megabytes, milliseconds and F1, and how to load it.
+
+Reads results/<profile>/ and nothing else. Status 1 if nothing fits; then it says which limit stands in the way.
+F1 is that of the test set: a choice among near equals by it is a little optimistic.
+Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.85
+"""
+
+import argparse
+
+from compress.cli import main_guard, profile_parser
+
+# Option: (column, its unit, +1 if the value must not be larger, -1 if not smaller).
+LIMITS = {
+    "max_mb": ("size_mb", "MB", 1),
+    "max_ms": ("latency_ms_p50", "ms at batch 1", 1),
+    "min_f1": ("f1_test", "F1", -1),
+}
+
+
+def fits(row, limits) -> bool:
+    """True if the row keeps every limit; a value that was not measured keeps none."""
+    for name, limit in limits.items():
+        column, _, sign = LIMITS[name]
+        if row[column] is None or sign * row[column] > sign * limit:
+            return False
+    return True
+
+
+def best(rows, limits):
+    """The row of best F1 that keeps the limits, the smaller of equals; None if there is none."""
+    return max(
+        (row for row in rows if fits(row, limits)), key=lambda row: (row["f1_test"], -row["size_mb"]), default=None
+    )
+
+
+def describe(row) -> str:
+    speed = "not timed" if row["latency_ms_p50"] is None else f"{row['latency_ms_p50']:.2f} ms at batch 1"
+    return f"{row['variant']}: F1 {row['f1_test']:.3f}, {row['size_mb']:.2f} MB, {speed} ({row['backend']})"
+
+
+def main(args: argparse.Namespace) -> int:
+    from compress.profile import load_profile, run_name
+    from compress.results import read_results
+
+    profile = load_profile(args.profile)
+    rows = read_results(profile).rows
+    rows = [
+        row for row in rows if row["status"] == "ok" and row["trained"] == "True" and row["seed"] == rows[0]["seed"]
+    ]
+    limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
+    row = best(rows, limits)
+    if row:
+        folder = f"build/{profile.name}/models/{run_name(row['variant'], int(row['seed']), row['device'])}"
+        print(describe(row))
+        print(
+            f'make it:  make all PROFILE={profile.name}\nrun it:   python scripts/predict.py --model {folder} "a text"'
+        )
+        return 0
+    print("nothing keeps every limit")
+    ways = []
+    for name in limits:
+        column, unit, _ = LIMITS[name]
+        without = best(rows, {other: limit for other, limit in limits.items() if other != name})
+        if without:
+            value = "not measured" if without[column] is None else f"{without[column]:.4g} {unit}"
+            ways.append(f"without --{name.replace('_', '-')} {limits[name]:g} (it has {value}): {describe(without)}")
+    print("\n".join(ways) or "no limit alone stands in the way: give up more than one")
+    return 1
+
+
+if __name__ == "__main__":
+    parser = profile_parser(__doc__)
+    parser.add_argument("--max-mb", type=float, help="bytes on disk without the tokenizer, in MB of 10^6")
+    parser.add_argument("--max-ms", type=float, help="median latency of one sentence, in ms")
+    parser.add_argument("--min-f1", type=float, help="F1 on the test set")
+    main_guard(main, parser)
