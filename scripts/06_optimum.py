@@ -47,7 +47,7 @@ def quantize_onnx(exported, folder, context, static):
     if static:
         rows = calibration(context, one_length=True)
         method = AutoCalibrationConfig.minmax(rows)
-        ranges = quantizer.fit(rows, method, folder / "augmented.onnx", config.operators_to_quantize, batch_size=8)
+        ranges = quantizer.fit(rows, method, folder / "augmented.onnx", config.operators_to_quantize)
         (folder / "augmented.onnx").unlink()
     quantizer.quantize(config, folder, calibration_tensors_range=ranges)
 

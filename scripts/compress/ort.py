@@ -27,7 +27,6 @@ FLOAT_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention"}
 FUSED_ATTENTION = {"Attention", "QAttention", "MultiHeadAttention"}
 # Every operator that holds weights of BERT, in either form of the graph.
 QUANTIZED = ["MatMul", "Gemm", "Gather", "Attention", "EmbedLayerNormalization"]
-CALIBRATION_BATCH = 8
 
 
 def export(model, path: Path, opset: int = OPSET) -> None:
@@ -134,15 +133,14 @@ def products_of_activations(path: Path) -> list[str]:
 
 
 class Reader:
-    """Calibration sentences as ONNX Runtime's quantizer asks for them, one batch at a time."""
+    """Calibration sentences as ONNX Runtime's quantizer asks for them, one at a time."""
 
     def __init__(self, ids: Sequence[Sequence[int]]):
-        starts = range(0, len(ids), CALIBRATION_BATCH)
-        self.batches = (np.array(ids[start : start + CALIBRATION_BATCH], np.int64) for start in starts)
+        self.rows = (np.array([row], np.int64) for row in ids)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else dict(zip(INPUTS, (batch, np.ones_like(batch)), strict=True))
+        row = next(self.rows, None)
+        return None if row is None else dict(zip(INPUTS, (row, np.ones_like(row)), strict=True))
 
 
 def of_one_length(ids: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
