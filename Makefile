@@ -38,7 +38,7 @@ RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.js
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
 # A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads
 stamps = $(foreach seed,$(SEEDS),$(BUILD)/.$1-seed$(seed)-$(TAG))
-STAGES := finetune quantize-prune distill cluster export optimum
+STAGES := finetune distill quantize-prune cluster export optimum
 # One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
 HELD ?= 0
 LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
@@ -130,10 +130,10 @@ $$(BUILD)/.$1-seed%-$$(TAG): scripts/$2 $$(CORE) $$(BUILD)/$3 | $$(ENV)
 	@touch $$@
 endef
 $(eval $(call STAGE,finetune,01_finetune.py,.data))
-$(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.finetune-seed%-$$(TAG)))
+# 04 comes before 02 and 03: students are quantized and clustered, too.
 $(eval $(call STAGE,distill,04_distill.py,.finetune-seed%-$$(TAG)))
-# Clustered are pruned models and students, too.
-$(eval $(call STAGE,cluster,03_cluster.py,.quantize-prune-seed%-$$(TAG) $$(BUILD)/.distill-seed%-$$(TAG)))
+$(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.distill-seed%-$$(TAG)))
+$(eval $(call STAGE,cluster,03_cluster.py,.quantize-prune-seed%-$$(TAG)))
 $(eval $(call STAGE,export,05_export.py,.cluster-seed%-$$(TAG)))
 $(eval $(call STAGE,optimum,06_optimum.py,.export-seed%-$$(TAG)))
 

@@ -268,13 +268,16 @@ def grid(cells):
         for j, suffix in enumerate(columns):
             if np.isnan(speed[i, j]):
                 continue
-            text = f"{speed[i, j]:.1f}x\n{-cells[model, suffix]['f1_drop_points']:+.1f}"
+            # + 0.0 turns a rounded -0.0 into 0.0
+            text = f"{speed[i, j]:.1f}x\n{round(-cells[model, suffix]['f1_drop_points'], 1) + 0.0:+.1f}"
             axes.text(
                 j, i, text, ha="center", va="center", fontsize=7, color="white" if speed[i, j] < middle else "black"
             )
     axes.set_xticks(range(len(columns)), [CELLS[suffix] for suffix in columns], fontsize=7)
     axes.set_yticks(range(len(models)), models)
-    figure.colorbar(image, label="times faster at batch 1", format="%g")
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if np.nanmin(speed) <= tick <= np.nanmax(speed)]
+    bar = figure.colorbar(image, label="times faster at batch 1", ticks=ticks, format="%g")
+    bar.minorticks_off()
     axes.set_title("above: times faster than the fine-tuned fp32 PyTorch model; below: F1 points gained", fontsize=8)
     return figure
 
