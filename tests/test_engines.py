@@ -199,6 +199,18 @@ def test_predict_reads_lines_and_writes_json_lines(smoke):
     assert "nowhere: no model there" in missing.stderr
 
 
+def test_the_card_of_a_model_loads_it_in_the_lines_it_shows(smoke):
+    folder, _ = smoke
+    card = (folder / "build/smoke/models/champion-tiny/README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    done = run(folder, PYTHON, "-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.split()) >= 2
+    with open(folder / "results/smoke/variants.csv", newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["variant"] == "champion-tiny")
+    assert f"| {float(row['f1_test']):.4f} |" in card
+
+
 def test_recommend_names_a_variant_or_the_limit_that_binds(smoke):
     folder, _ = smoke
     command = (PYTHON, "scripts/recommend.py", "--profile", "smoke")
