@@ -2,7 +2,7 @@
 
 Reads build/<profile>/data/ and the models of the stages before it; writes models/, predictions/ and records/ beside
 them. A killed run goes on where it stopped; what is finished and unchanged is kept.
-Example: python scripts/05_export.py --profile minilm --only ort-int8
+Example: python scripts/05_export.py --profile minilm --only finetuned-ort-int8
 """
 
 import argparse
@@ -16,7 +16,9 @@ PARITY_SENTENCES = 100  # of the validation split
 def onnx(variant, context):
     """The parent as model.onnx, fused and quantized as the variant says."""
     from compress import ort
+    from compress.exporting import check_integers, copying, sentences
     from compress.predict import OrtPredictor
+    from compress.stage import made
 
     model, plain = exported(context)
     target = context.work / ort.FILE
@@ -33,10 +35,14 @@ def onnx(variant, context):
         else:
             source.rename(target)
     facts = ort.inspect(target)
-    precision = variant.precision.partition("-")[0]
+    precision = ort.precision_of(facts)
     facts |= compared(context, model, OrtPredictor(ort.session(target, context.threads), precision, context.threads))
-    check(facts, precision)
-    return packaged(context, model, [target], facts, backend="onnxruntime", runtime={"precision": precision})
+    if variant.precision == "fp32":
+        check_parity(facts)
+    elif variant.precision.startswith("int8"):
+        check_integers(facts)
+    runtime = {"precision": precision}
+    return made(model, copying({target: target.name}), details=facts, backend="onnxruntime", runtime=runtime)
 
 
 def openvino(variant, context):
@@ -44,8 +50,10 @@ def openvino(variant, context):
     import numpy as np
     import openvino
     from compress import ov
+    from compress.exporting import check_integers, copying, sentences
     from compress.metrics import quality
     from compress.predict import OpenVINOPredictor
+    from compress.stage import made
 
     model, plain = exported(context)
     converted = openvino.convert_model(plain)
@@ -73,36 +81,30 @@ def openvino(variant, context):
     facts = ov.inspect(target, compiled)
     predictor = OpenVINOPredictor(compiled)
     facts |= compared(context, model, predictor)
-    integers = kind.startswith("int8") and not kind.endswith("-weights")
-    check(facts, "int8" if integers else predictor.precision if not kind else "")
-    return packaged(context, model, [target, target.with_suffix(".bin")], facts, backend="openvino", runtime=runtime)
+    if not kind and predictor.precision == "fp32":
+        check_parity(facts)
+    elif kind.startswith("int8") and not kind.endswith("-weights"):
+        check_integers(facts)
+    files = {file: file.name for file in (target, target.with_suffix(".bin"))}
+    return made(model, copying(files), details=facts, backend="openvino", runtime=runtime)
 
 
 def exported(context):
     """(the parent as a float torch model, its plain ONNX file in a new working folder)."""
     from compress import ort
-    from compress.files import remove
+    from compress.exporting import fresh
     from compress.model import load_model
 
     model = load_model(context.parent, dense=True)
-    remove(context.work)
-    context.work.mkdir(parents=True)
-    plain = context.work / "plain.onnx"
+    plain = fresh(context.work) / "plain.onnx"
     ort.export(model, plain)
     return model, plain
-
-
-def sentences(context, split):
-    """Token ids of every sentence of a split, as the parent's tokenizer has them."""
-    from compress.predict import load_tokenizer
-
-    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    return [encoding.ids for encoding in tokenizer.encode_batch(context.splits[split]["text"][:])]
 
 
 def compared(context, model, predictor):
     """How far the engine's answers lie from PyTorch's, on sentences of the validation split at batch 1."""
     import numpy as np
+    from compress.exporting import sentences
     from compress.predict import TorchPredictor, predict
 
     ids = sentences(context, "validation")[:PARITY_SENTENCES]
@@ -114,27 +116,12 @@ def compared(context, model, predictor):
     }
 
 
-def check(facts, precision):
-    """Raises UserError if an fp32 export is not the parent's equal, or an int8 one multiplies no integers."""
+def check_parity(facts):
+    """Raises UserError if an fp32 export is not its parent's equal."""
     from compress.profile import UserError
 
-    if precision == "fp32" and facts["largest_logit_difference"] > PARITY:
+    if facts["largest_logit_difference"] > PARITY:
         raise UserError(f"logits differ from PyTorch's by {facts['largest_logit_difference']:.2g}, more than {PARITY}")
-    if precision == "int8" and not facts["integer_products"]:
-        raise UserError("quantized, but the engine multiplies no integers")
-
-
-def packaged(context, model, files, facts, **about):
-    """The Made of finished files in the working folder."""
-    import shutil
-
-    from compress.stage import made
-
-    def write(folder):
-        for file in files:
-            shutil.copyfile(file, folder / file.name)
-
-    return made(model, write, details=facts, **about)
 
 
 def main(args: argparse.Namespace) -> int:

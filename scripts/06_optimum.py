@@ -15,6 +15,7 @@ CALIBRATION_SENTENCES = 200  # as many as the twins in 05_export.py have
 def optimum_onnx(variant, context):
     """The parent exported by optimum-onnx, then optimized at a level, or quantized, by its classes."""
     from compress import ort
+    from compress.exporting import check_integers, fresh
     from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
 
     quietly()
@@ -27,9 +28,10 @@ def optimum_onnx(variant, context):
         quantize_onnx(exported, folder, context, static=variant.quantization == "static")
     (file,) = folder.glob("*.onnx")
     facts = ort.inspect(file)
-    precision = "int8" if variant.quantization else "fp16" if "float16" in facts["initializer_bytes"] else "fp32"
-    check_integers(facts, precision)
-    return packaged(context, {file: ort.FILE}, facts, backend="onnxruntime", runtime={"precision": precision})
+    if variant.quantization:
+        check_integers(facts)
+    runtime = {"precision": ort.precision_of(facts)}
+    return packaged(context, {file: ort.FILE}, facts, backend="onnxruntime", runtime=runtime)
 
 
 def quantize_onnx(exported, folder, context, static):
@@ -55,6 +57,7 @@ def quantize_onnx(exported, folder, context, static):
 def optimum_intel(variant, context):
     """The parent exported by optimum-intel and compressed by its OVQuantizer."""
     from compress import ov
+    from compress.exporting import check_integers, fresh
     from optimum.intel import (
         OVConfig,
         OVModelForSequenceClassification,
@@ -77,7 +80,8 @@ def optimum_intel(variant, context):
     (file,) = folder.glob("*.xml")
     runtime = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     facts = ov.inspect(file, ov.compile_model(file, context.threads, runtime))
-    check_integers(facts, variant.quantization)
+    if variant.quantization == "int8":
+        check_integers(facts)
     files = {file: ov.FILE, file.with_suffix(".bin"): "model.bin"}
     return packaged(context, files, facts, backend="openvino", runtime=runtime)
 
@@ -85,29 +89,13 @@ def optimum_intel(variant, context):
 def calibration(context, one_length=False):
     """Training sentences as a Dataset of the inputs that the exported files have."""
     from compress import ort
-    from compress.predict import load_tokenizer
+    from compress.exporting import sentences
     from datasets import Dataset
 
-    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(context.splits["train"]["text"][:])]
+    ids = sentences(context, "train")
     ids = ort.of_one_length(ids, CALIBRATION_SENTENCES) if one_length else ids[:CALIBRATION_SENTENCES]
     ones, zeros = ([[value] * len(row) for row in ids] for value in (1, 0))
     return Dataset.from_dict({"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros})
-
-
-def check_integers(facts, precision):
-    from compress.profile import UserError
-
-    if precision == "int8" and not facts["integer_products"]:
-        raise UserError("quantized, but the engine multiplies no integers")
-
-
-def fresh(folder):
-    from compress.files import remove
-
-    remove(folder)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def quietly():
@@ -121,21 +109,11 @@ def quietly():
 def packaged(context, files, facts, **about):
     """The Made of finished files; their parameters are the parent's."""
     from compress.artifact import read_artifact
+    from compress.exporting import copying
     from compress.stage import Made
 
     parent = read_artifact(context.parent, verify=False)
     return Made(copying(files), parent.parameters, parent.nonzero_parameters, details=facts, **about)
-
-
-def copying(files):
-    """A function that copies each file into a folder, under its new name."""
-    import shutil
-
-    def write(folder):
-        for file, name in files.items():
-            shutil.copyfile(file, folder / name)
-
-    return write
 
 
 def torch_runtime(variant, context):
@@ -164,6 +142,7 @@ def champion(variant, context):
     from compress.artifact import read_artifact
     from compress.champions import candidates, choose
     from compress.data import TOKENIZER_FILES
+    from compress.exporting import copying
     from compress.profile import run_name
     from compress.stage import Made
 

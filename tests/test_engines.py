@@ -92,7 +92,14 @@ def test_what_runs_is_counted_in_the_engines_own_graph(files):
         "initializer_bytes": 0,
         "integer_products": 14,
         "float_products": 4,
+        "half_products": 0,
         "fused_attention": 0,
+    }
+    precisions = {name: ort.precision_of(about) for name, about in facts.items()}
+    assert precisions | {"half": ""} == dict.fromkeys(("plain", "fused"), "fp32") | {
+        "half": "",
+        "dynamic": "int8",
+        "minmax": "int8",
     }
     weights = facts["plain"]["initializer_bytes"]["float"]
     assert facts["half"]["initializer_bytes"]["float16"] == pytest.approx(weights / 2, rel=0.01)

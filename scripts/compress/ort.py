@@ -167,7 +167,8 @@ def session(path: Path, threads: int, optimized: Path | None = None):
 def inspect(path: Path) -> dict:
     """What the file holds and what runs: bytes of its initializers by type, products by kind, fused attention blocks.
 
-    Operators are counted in the graph as the session has rewritten it, since that is what runs.
+    half_products are those of the float ones whose weights are still of 16 bits when they run. Operators are counted in
+    the graph as the session has rewritten it, since that is what runs.
     """
     import onnx
 
@@ -179,9 +180,18 @@ def inspect(path: Path) -> dict:
         session(path, 1, optimized)
         graph = onnx.load(str(optimized)).graph
     operators = Counter(node.op_type for node in graph.node)
+    half = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
     return {
         "initializer_bytes": dict(sorted(held.items())),
         "integer_products": sum(operators[name] for name in INTEGER_PRODUCTS),
         "float_products": sum(operators[name] for name in FLOAT_PRODUCTS) + operators["MatMulNBits"],
+        "half_products": sum(node.op_type in FLOAT_PRODUCTS and bool(half & set(node.input)) for node in graph.node),
         "fused_attention": sum(operators[name] for name in FUSED_ATTENTION),
     }
+
+
+def precision_of(facts: dict) -> str:
+    """The arithmetic of most of the matrix products that inspect() has found."""
+    if facts["integer_products"] > facts["float_products"]:
+        return "int8"
+    return "fp16" if facts["half_products"] else "fp32"

@@ -1,0 +1,38 @@
+"""What the stages 05 and 06 share: calibration sentences, the check that integers are multiplied, finished files."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from compress.files import remove
+from compress.predict import load_tokenizer
+from compress.profile import UserError
+
+
+def sentences(context, split: str) -> list[list[int]]:
+    """Token ids of every sentence of a split, as the parent's tokenizer has them."""
+    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    return [encoding.ids for encoding in tokenizer.encode_batch(context.splits[split]["text"][:])]
+
+
+def check_integers(facts: dict) -> None:
+    """Raises UserError if a file that was quantized multiplies no integers when it runs."""
+    if not facts["integer_products"]:
+        raise UserError("quantized, but the engine multiplies no integers")
+
+
+def fresh(folder: Path) -> Path:
+    """The folder, empty."""
+    remove(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def copying(files: dict[Path, str]) -> Callable[[Path], None]:
+    """A function that copies each file into a folder, under its new name."""
+
+    def write(folder: Path) -> None:
+        for file, name in files.items():
+            shutil.copyfile(file, folder / name)
+
+    return write
