@@ -277,8 +277,9 @@ def test_a_narrow_student_trains_and_reloads(learn, teacher, tmp_path):
     reloaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"], "what only training needs must not be saved"
-    assert torch.equal(logits(reloaded.eval(), batch()), logits(student, batch()))
-    assert logits(student, batch()).isfinite().all()
+    trained = student.state_dict()
+    assert all(torch.equal(weight, trained[name]) for name, weight in reloaded.state_dict().items())
+    assert logits(reloaded.eval(), batch()).isfinite().all()
     config = reloaded.config
     sizes = config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads
     assert sizes == (2, 16, 24, 2)
@@ -434,7 +435,7 @@ def test_a_student_with_other_pieces_than_the_teacher_has_no_common_hidden_state
     student = distill.make_student(teacher, Student(layers=[0]), "parent", 0)
     distill.check_same_pieces(student, teacher)
     trim_embeddings(student, list(range(50)))
-    with pytest.raises(UserError, match="have other pieces"):
+    with pytest.raises(UserError, match="other word pieces"):
         distill.check_same_pieces(student, teacher)
 
 

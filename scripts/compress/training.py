@@ -113,6 +113,7 @@ def train(
     A column teacher_logits in the dataset asks for distillation_loss; extra_loss(inputs, outputs), if given, is added
     to it. With `validation` the best checkpoint's weights are left in the model, else the last ones.
     context.work holds the checkpoints: a killed run goes on from the last of them.
+    The model's weights are what counts afterwards: accelerate may leave its forward pass under autocast.
     """
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
