@@ -92,7 +92,7 @@ def trade_off(rows, column: str, label: str):
         )
     axes.set_xscale("log")
     values = [row[column] for row in rows]
-    axes.set_xlim(min(values) / 1.5, max(values) * 2)
+    axes.set_xlim(min(values) / 2, max(values) * 2)
     # Far below lie only models that are of no use: they would squeeze the rest into a line.
     axes.set_ylim(max(0.0, max(row["f1_test"] for row in rows) - 0.16), None)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -339,7 +339,7 @@ def waterfall(rows, champion):
     panels[2].errorbar(
         [row["f1_test"] for row in rows], places, xerr=error_bars(rows), fmt="o", color="#009E73", capsize=3
     )
-    panels[2].set_xlabel(F1_LABEL)
+    panels[2].set_xlabel("F1, 95 % interval")
     panels[2].xaxis.set_major_locator(ticker.MaxNLocator(4))
     panels[0].set_yticks(places, names, fontsize=7)
     figure.suptitle(f"{champion}: grey is the step before", fontsize=8)
