@@ -168,7 +168,14 @@ def artifact(tmp_path):
         (tokenizer / name).write_text("{}")
     about = dict(variant="v", method="m", parent=None, backend="torch", parameters=2)
     about |= dict(
-        nonzero_parameters=1, labels=["a", "b"], max_length=8, options={}, key="k", train_seconds=None, details={}
+        nonzero_parameters=1,
+        labels=["a", "b"],
+        max_length=8,
+        options={},
+        key="k",
+        train_seconds=None,
+        details={},
+        runtime={},
     )
     folder = tmp_path / "v"
     saved = save_artifact(folder, lambda path: (path / "weights").write_bytes(b"ab"), tokenizer, **about)
@@ -187,12 +194,12 @@ def test_damaged_swapped_and_missing_weights_are_named(artifact):
 
 
 def test_a_wrong_backend_or_a_missing_library_is_a_clear_error(artifact, monkeypatch):
-    monkeypatch.setitem(load.__globals__["BACKENDS"], "torch", (None, "no_such_library"))
+    monkeypatch.setitem(load.__globals__["BACKENDS"], "torch", ("no_such_library", None))
     with pytest.raises(UserError, match="no_such_library, which is not installed"):
         load(artifact)
     content = json.loads((artifact / "artifact.json").read_text()) | {"backend": "abacus"}
     write_json(artifact / "artifact.json", content)
-    with pytest.raises(UserError, match="unknown 'abacus', known: torch"):
+    with pytest.raises(UserError, match="unknown 'abacus', known: onnxruntime, openvino, torch"):
         load(artifact)
 
 
