@@ -51,7 +51,7 @@ help: ## this text
 all: ## environment, data, every stage, results, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
 
-smoke: ## the whole graph in miniature, in about two minutes
+smoke: ## the whole graph in miniature, in about three minutes
 	@+$(MAKE) all PROFILE=smoke
 
 test: $(ENV) ## the tests, the smoke run among them
