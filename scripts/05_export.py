@@ -58,7 +58,9 @@ def openvino(variant, context):
     model, plain = exported(context)
     converted = openvino.convert_model(plain)
     kind = variant.compression or ""
-    calibration = sentences(context, "train")[: variant.calibration_sentences]
+    weights_only = kind.endswith("-weights")
+    integers = kind.startswith("int8") and not weights_only
+    calibration = sentences(context, "train", variant.calibration_sentences) if integers else []
     if kind == "int8-accuracy":
         labels = np.array(context.splits["validation"]["label"])
         converted = ov.with_accuracy_control(
@@ -68,9 +70,9 @@ def openvino(variant, context):
             score=lambda logits: quality(logits, labels)["f1"],
             most=variant.tolerance / 100,
         )
-    elif kind.endswith("-weights"):
+    elif weights_only:
         converted = ov.weights_only(converted, kind.removesuffix("-weights"))
-    elif kind.startswith("int8"):
+    elif integers:
         converted = ov.post_training(converted, calibration, smooth=kind == "int8-smooth")
     target = context.work / ov.FILE
     openvino.save_model(converted, target, compress_to_fp16=kind == "fp16")
@@ -83,7 +85,7 @@ def openvino(variant, context):
     facts |= compared(context, model, predictor)
     if not kind and predictor.precision == "fp32":
         check_parity(facts)
-    elif kind.startswith("int8") and not kind.endswith("-weights"):
+    elif integers:
         check_integers(facts)
     files = {file: file.name for file in (target, target.with_suffix(".bin"))}
     return made(model, copying(files), details=facts, backend="openvino", runtime=runtime)
@@ -107,7 +109,7 @@ def compared(context, model, predictor):
     from compress.exporting import sentences
     from compress.predict import TorchPredictor, predict
 
-    ids = sentences(context, "validation")[:PARITY_SENTENCES]
+    ids = sentences(context, "validation", PARITY_SENTENCES)
     wanted = predict(TorchPredictor(model, "cpu", "fp32", context.threads), ids)
     found = predict(predictor, ids)
     return {

@@ -92,8 +92,10 @@ def calibration(context, one_length=False):
     from compress.exporting import sentences
     from datasets import Dataset
 
-    ids = sentences(context, "train")
-    ids = ort.of_one_length(ids, CALIBRATION_SENTENCES) if one_length else ids[:CALIBRATION_SENTENCES]
+    if one_length:
+        ids = ort.of_one_length(sentences(context, "train"), CALIBRATION_SENTENCES)
+    else:
+        ids = sentences(context, "train", CALIBRATION_SENTENCES)
     ones, zeros = ([[value] * len(row) for row in ids] for value in (1, 0))
     return Dataset.from_dict({"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros})
 
@@ -140,13 +142,14 @@ def champion(variant, context):
     """A copy of the variant that wins by compress.champions' rule; it is measured anew under its new name."""
     import numpy as np
     from compress.artifact import read_artifact
-    from compress.champions import candidates, choose
+    from compress.champions import candidates, choose, measured_records
     from compress.data import TOKENIZER_FILES
     from compress.exporting import copying
     from compress.profile import run_name
     from compress.stage import Made
 
-    rows = candidates(context.profile, variant.name, context.seed, context.device)
+    records = measured_records(context.profile, variant.name, context.seed, context.device)
+    rows = candidates(context.profile, records)
     labels = np.array(context.splits["validation"]["label"])
     winner, facts = choose(rows, labels, variant.goal, variant.tolerance)
     folder = context.profile.model(run_name(winner.name, context.seed, context.device))

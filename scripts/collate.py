@@ -49,13 +49,14 @@ def read_records(profile, seeds, device) -> dict:
     return records
 
 
-def seed_rows(profile, records, labels) -> list[dict]:
-    """The rows of one seed; differences and ratios are against its own fine-tuned baseline."""
+def seed_rows(profile, records, measured, labels) -> list[dict]:
+    """The rows of one seed, from its records and measured arrays by variant.
+
+    Differences and ratios are against the seed's own fine-tuned baseline.
+    """
     import numpy as np
     from compress import metrics
-    from compress.record import read_arrays
 
-    measured = {name: read_arrays(profile, record) for name, record in records.items() if record.status == "ok"}
     rows = [row_of(record, measured.get(name)) for name, record in records.items()]
     if profile.baseline not in measured:
         return rows
@@ -98,6 +99,7 @@ def seed_rows(profile, records, labels) -> list[dict]:
 def row_of(record, arrays) -> dict:
     """What a record and its raw times say by themselves; None means not measured."""
     import numpy as np
+    from compress.record import speedup
 
     row = {column: None for column in COLUMNS}
     row |= {column: getattr(record, column) for column in COLUMNS if column in type(record).model_fields}
@@ -119,9 +121,9 @@ def row_of(record, arrays) -> dict:
     return row | {
         "latency_ms_p50": 1e3 * float(np.quantile(latency[:, 0], 0.5)),
         "latency_ms_p95": 1e3 * float(np.quantile(latency[:, 0], 0.95)),
-        "latency_speedup": float(np.median(latency[:, 1] / latency[:, 0])),
+        "latency_speedup": speedup(latency),
         "throughput_per_s": measured.throughput_sentences / float(throughput[:, 0].sum()),
-        "throughput_speedup": float(np.median(throughput[:, 1] / throughput[:, 0])),
+        "throughput_speedup": speedup(throughput),
     }
 
 
@@ -142,7 +144,7 @@ def write_csv(path, rows) -> None:
     write_text(path, text.getvalue())
 
 
-def methods(profile, records, seed, labels) -> dict:
+def methods(profile, records, arrays, seed, labels) -> dict:
     """How each variant of one seed was made, in what time, what its maker found out, and what has no column."""
     found = {}
     for variant in profile.variants:
@@ -153,18 +155,18 @@ def methods(profile, records, seed, labels) -> dict:
             "options": variant.model_dump(mode="json", exclude={"name"}),
             "details": record.details,
             "seconds": round(record.seconds + (record.train_seconds if kept else 0), 1),
-            "measured": measured_beside(profile, record, labels) if record.status == "ok" else {},
+            "measured": measured_beside(profile, record, arrays[seed, variant.name], labels)
+            if record.status == "ok"
+            else {},
         }
     return found
 
 
-def measured_beside(profile, record, labels) -> dict:
+def measured_beside(profile, record, arrays, labels) -> dict:
     """Validation F1, what a cold start and a new length cost (ms), and latency (ms) over shapes where it was taken."""
     import numpy as np
     from compress.metrics import quality
-    from compress.record import read_arrays
 
-    arrays = read_arrays(profile, record)
     cold = 1e3 * arrays["cold_seconds"]
     found = {
         "validation_f1": quality(arrays["logits/validation"], labels["validation"])["f1"],
@@ -243,17 +245,19 @@ def main(args: argparse.Namespace) -> int:
     from compress.data import load_card, load_splits
     from compress.files import write_json
     from compress.profile import load_profile
+    from compress.record import read_arrays
 
     profile = load_profile(args.profile)
     seeds = sorted({int(seed) for seed in args.seeds.split()})
     records = read_records(profile, seeds, args.device)
+    arrays = {key: read_arrays(profile, record) for key, record in records.items() if record.status == "ok"}
     labels = {name: np.array(split["label"]) for name, split in load_splits(profile).items()}
     rows = []
     for seed in seeds:
-        of_seed = {name: record for (s, name), record in records.items() if s == seed}
-        rows += seed_rows(profile, of_seed, labels)
+        of_seed, measured = ({name: x for (s, name), x in all_.items() if s == seed} for all_ in (records, arrays))
+        rows += seed_rows(profile, of_seed, measured, labels)
     write_csv(profile.results / "variants.csv", rows)
-    write_json(profile.results / "methods.json", methods(profile, records, seeds[0], labels))
+    write_json(profile.results / "methods.json", methods(profile, records, arrays, seeds[0], labels))
     write_json(profile.results / "environment.json", environment(profile, records))
     write_json(profile.results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
     write_cards(profile, rows)

@@ -22,7 +22,7 @@ def main(args: argparse.Namespace) -> None:
     from compress.metrics import softmax
     from compress.predict import load, load_tokenizer, predict
 
-    artifact = read_artifact(args.model)
+    artifact = read_artifact(args.model, verify=False)  # load() does
     tokenizer = load_tokenizer(args.model, artifact.max_length)
     model = load(args.model, args.device, args.threads)
     texts = iter(args.text or (line.rstrip("\r\n") for line in sys.stdin))

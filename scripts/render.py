@@ -173,19 +173,20 @@ def engine_table(rows, methods) -> str:
 
 def cold_table(rows, methods) -> str:
     """What a user meets on the first request, and whenever a sentence has a length that was not there before."""
+    from compress.ov import PROPERTIES
+
     header = ["Variant", "load ms", "first call ms", "new length ms", "same length ms", "set to"]
     body = []
     for row in rows:
         method = methods[row["variant"]]
         properties = method["details"].get("properties", {})
-        names = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
         measured = method["measured"]
         body.append(
             [
                 row["variant"],
                 number(measured["load_ms"], 0),
                 *(number(measured[name], 2) for name in ("first_ms", "new_length_ms", "same_length_ms")),
-                ", ".join(properties[name].lower() for name in names if name in properties),
+                ", ".join(properties[name].lower() for name in PROPERTIES if name in properties),
             ]
         )
     return table(header, body)
@@ -197,9 +198,9 @@ def twin_table(by_name, methods) -> str:
     body = []
     for name, method in methods.items():
         twin = by_name.get(method["options"].get("twin"))
-        row = by_name.get(name)
-        if twin is None or row is None:
+        if twin is None:
             continue
+        row = by_name[name]
         pairs = [(column, digits) for column, digits in (("f1_test", 3), ("size_mb", 2), ("latency_speedup", 2))]
         numbers = [number(side[column], digits) for column, digits in pairs for side in (row, twin)]
         body.append([name, twin["variant"], *numbers])
@@ -208,6 +209,7 @@ def twin_table(by_name, methods) -> str:
 
 def champion_table(rows, methods) -> str:
     header = ["Champion", "is", "points lost, validation", "test", "smaller", "faster", "throughput", "MB", "ms", "of"]
+    columns = ("size_ratio", "latency_speedup", "throughput_speedup", "size_mb", "latency_ms_p50")
     body = []
     for row in rows:
         if row["method"] != "champion":
@@ -219,8 +221,7 @@ def champion_table(rows, methods) -> str:
                 details["chosen"],
                 number(details["validation_drop_points"], 2),
                 span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 2),
-                *(number(row[name], 2) for name in ("size_ratio", "latency_speedup", "throughput_speedup")),
-                *(number(row[name], 2) for name in ("size_mb", "latency_ms_p50")),
+                *(number(row[column], 2) for column in columns),
                 f"{details['within_tolerance']}/{details['candidates']}",
             ]
         )

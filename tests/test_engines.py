@@ -237,7 +237,7 @@ def test_recommend_names_a_variant_or_the_limit_that_binds(smoke):
 def candidate(name, correct, size_ratio, speedup):
     logits = np.zeros((100, 2))
     logits[np.arange(100), np.where(np.arange(100) < correct, 1, 0)] = 1
-    return champions.Candidate(name, "", logits, size_ratio, speedup)
+    return champions.Candidate(name, logits, size_ratio, speedup)
 
 
 def test_champions_are_the_best_of_their_goal_among_the_good_enough():

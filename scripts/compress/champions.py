@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from compress.profile import Profile, UserError, run_name
-from compress.record import read_arrays, read_record
+from compress.record import Record, read_arrays, read_record, speedup
 
 # What a goal is the largest of.
 SCORES = {
@@ -17,36 +17,35 @@ SCORES = {
 @dataclass(frozen=True)
 class Candidate:
     name: str
-    evidence: str  # hash of its raw logits and times
     logits: np.ndarray  # of the validation split: float32 [sentences, classes]
     size_ratio: float  # of the baseline's bytes to its own
     latency_speedup: float  # 0 if it was not timed
 
 
-def candidates(profile: Profile, before: str, seed: int, device: str) -> list[Candidate]:
-    """Every measured variant of the profile before the one named, the baseline first; champions are none themselves.
+def measured_records(profile: Profile, before: str, seed: int, device: str) -> list[Record]:
+    """Records of every measured variant of the profile before the one named, the baseline's first, no champion's.
 
     Raises UserError for a record that is missing or damaged.
     """
     names = [variant.name for variant in profile.variants]
     earlier = [v.name for v in profile.variants[: names.index(before)] if v.method != "champion"]
     order = [profile.baseline, *(name for name in earlier if name != profile.baseline)]
-    found, whole = [], None
-    for name in order:
-        record = read_record(profile.record(run_name(name, seed, device)))
-        if record.status != "ok":
-            continue
-        whole = whole or record.sizes.bytes
+    records = [read_record(profile.record(run_name(name, seed, device))) for name in order]
+    return [record for record in records if record.status == "ok"]
+
+
+def candidates(profile: Profile, records: list[Record]) -> list[Candidate]:
+    """The records, the baseline's first, with their logits and speed; UserError if the arrays are not the recorded."""
+    found = []
+    for record in records:
         arrays = read_arrays(profile, record)
         times = arrays.get("latency_seconds")
-        speedup = 0.0 if times is None else float(np.median(times[:, 1] / times[:, 0]))
         found.append(
             Candidate(
-                name,
-                record.measured.predictions_sha256,
+                record.variant,
                 arrays["logits/validation"],
-                whole / record.sizes.bytes,
-                speedup,
+                records[0].sizes.bytes / record.sizes.bytes,
+                0.0 if times is None else speedup(times),
             )
         )
     return found

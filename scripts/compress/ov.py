@@ -11,7 +11,7 @@ FILE = "model.xml"
 INPUTS = ("input_ids", "attention_mask")
 PRODUCTS = {"FullyConnected", "MatMul"}
 INTEGERS = {"u8", "i8"}
-PROPERTIES = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
+PROPERTIES = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
 
 
 def feeds(ids: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
@@ -104,9 +104,9 @@ def text(value) -> str:
     return value.get_type_name() if hasattr(value, "get_type_name") else str(value)
 
 
-def products(compiled) -> dict[str, int]:
-    """Matrix products of the compiled graph by the type they run in: {'u8': 38}; fused ones are not among them."""
-    found = Counter(precision for kind, precision, _ in nodes(compiled) if kind in PRODUCTS)
+def products(graph: list[tuple[str, str, str]]) -> dict[str, int]:
+    """Matrix products among nodes() by the type they run in: {'u8': 38}; fused ones are not among them."""
+    found = Counter(precision for kind, precision, _ in graph if kind in PRODUCTS)
     return dict(sorted(found.items()))
 
 
@@ -125,13 +125,14 @@ def inspect(path: Path, compiled) -> dict:
     for node in openvino.Core().read_model(str(path)).get_ordered_ops():
         if node.get_type_name() == "Constant":
             held[node.get_element_type().get_type_name()] += node.get_byte_size()
-    by_type = products(compiled)
+    graph = nodes(compiled)
+    by_type = products(graph)
     integer = sum(count for kind, count in by_type.items() if kind in INTEGERS)
     return {
         "initializer_bytes": dict(sorted(held.items())),
         "integer_products": integer,
         "float_products": sum(by_type.values()) - integer,
         # Softmax inside a larger node: the plugin has made one kernel of the attention block.
-        "fused_attention": sum(kind != "Softmax" and "softmax" in names.lower() for kind, _, names in nodes(compiled)),
+        "fused_attention": sum(kind != "Softmax" and "softmax" in names.lower() for kind, _, names in graph),
         "properties": {name: text(compiled.get_property(name)) for name in PROPERTIES},
     }

@@ -59,13 +59,13 @@ class OpenVINOPredictor(Predictor):
     """One request for single calls; a queue with a request per stream for many."""
 
     def __init__(self, compiled):
-        from compress.ov import INTEGERS, products, text
+        from compress.ov import INTEGERS, nodes, products, text
 
         self.compiled, self.request = compiled, compiled.create_infer_request()
         self.names = [entry.any_name for entry in compiled.inputs]
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         declared = text(compiled.get_property("INFERENCE_PRECISION_HINT"))
-        integers = INTEGERS & set(products(compiled))
+        integers = INTEGERS & set(products(nodes(compiled)))
         self.precision = "int8" if integers else {"f32": "fp32", "f16": "fp16"}.get(declared, declared)
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

