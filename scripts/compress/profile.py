@@ -366,6 +366,16 @@ class Champion(HW6):
     tolerance: Annotated[float, Field(ge=0)]  # F1 points on validation that it may lose
 
 
+class Service(BaseVariant):
+    """A classifier of the five-model service: further trained on its task's labels, then an ONNX file of static int8."""
+
+    chapter: ClassVar[str] = "HW7"
+    method: Literal["service"]
+    parent: str
+    task: str
+    training: Training | None
+
+
 Variant = Annotated[
     Untrained
     | Finetune
@@ -479,10 +489,11 @@ class Profile(Strict):
             name = parents[name]
         return found
 
-    def is_trained(self, name: str) -> bool:
+    def is_trained(self, variant: BaseVariant) -> bool:
         """True if the variant or one of its ancestors was trained on the task."""
-        family = self.ancestors(name)
-        return any(getattr(v, "training", None) is not None for v in self.variants if v.name in family)
+        ancestors = self.ancestors(variant.parent) if variant.parent else set()
+        family = [variant, *(v for v in self.variants if v.name in ancestors)]
+        return any(getattr(v, "training", None) is not None for v in family)
 
     @property
     def build(self) -> Path:
