@@ -1,0 +1,223 @@
+"""The batcher with models of a few lines: what is batched with what, who waits for whom, what a failure may touch."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+from compress.serving.scheduler import BackendError, Model, Overloaded, Scheduler, choose
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+BAD = 9  # the piece that a model chokes on
+
+
+class Recorder:
+    """A predictor: the first class's logit is the sum of a text's pieces; remembers its batches."""
+
+    precision, threads = "fp32", 1
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.batches, self.busy, self.most = seconds, [], 0, 0
+        self.lock = threading.Lock()
+
+    def __call__(self, ids, mask):
+        with self.lock:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+            self.batches.append(mask.sum(1).tolist())
+        time.sleep(self.seconds)
+        with self.lock:
+            self.busy -= 1
+        if (ids == BAD).any():
+            raise ValueError("cannot take this piece")
+        total = (ids * mask).sum(1)
+        return np.stack([total, np.zeros_like(total)], 1).astype(np.float32)
+
+
+def tokenizer():
+    vocabulary = {"[PAD]": 0, **{str(i): i for i in range(1, 10)}}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="[PAD]"))
+    made.pre_tokenizer = Whitespace()
+    return made
+
+
+def model(name, predictor, lanes, max_batch=4):
+    return Model(name, ["yes", "no"], 0, [predictor] * lanes, max_batch, 1e-3, 1e-5)
+
+
+def serving(work, predictors, lanes=1, max_batch=4, window=16, max_tokens=1000, max_wait=10.0):
+    """Runs the coroutine work(scheduler) against models of these predictors."""
+
+    async def run():
+        models = [model(name, predictor, lanes, max_batch) for name, predictor in predictors.items()]
+        loop = asyncio.get_running_loop()
+        scheduler = Scheduler(models, [[tokenizer()]], lanes, loop, max_tokens, window, max_wait)
+        try:
+            return await asyncio.wait_for(work(scheduler), 20)
+        finally:
+            scheduler.stop()
+
+    return asyncio.run(run())
+
+
+def words(count, word="1"):
+    return " ".join([word] * count)
+
+
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=64), st.integers(1, 8), st.integers(1, 512))
+def test_a_batch_holds_the_oldest_keeps_the_limits_and_takes_the_nearest_lengths(lengths, max_batch, max_tokens):
+    chosen = choose(lengths, max_batch, max_tokens)
+    assert chosen[0] == 0
+    assert len(set(chosen)) == len(chosen) <= max_batch
+    longest = max(lengths[i] for i in chosen)
+    assert len(chosen) == 1 or longest * len(chosen) <= max_tokens
+    if max_tokens >= 128 * max_batch:  # only the count limits: nothing that was left out is nearer
+        farthest = max(abs(lengths[i] - lengths[0]) for i in chosen)
+        left = [abs(n - lengths[0]) for i, n in enumerate(lengths) if i not in chosen]
+        assert len(chosen) == min(max_batch, len(lengths))
+        assert not left or min(left) >= farthest
+
+
+def test_a_lone_request_is_answered_at_once_and_alone():
+    recorder = Recorder()
+
+    async def work(scheduler):
+        started = time.perf_counter()
+        answers = await scheduler.submit(["1 2"]).future
+        return answers, time.perf_counter() - started
+
+    answers, seconds = serving(work, {"m": recorder})
+    assert recorder.batches == [[2]]
+    assert answers[0]["m"].scores[0] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert seconds < 0.1
+
+
+def test_what_waits_is_batched_with_its_like_and_a_steady_stream_does_not_hold_a_batch_open():
+    recorder = Recorder(seconds=0.05)
+
+    async def work(scheduler):
+        first = scheduler.submit([words(5)])
+        await asyncio.sleep(0.02)  # the lane is busy: these wait
+        rest = [scheduler.submit([words(n)]) for n in (3, 9, 3, 9, 4)]
+        stream = []
+        for _ in range(20):
+            stream.append(scheduler.submit([words(6)]))
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*[r.future for r in [first, *rest, *stream]])
+
+    serving(work, {"m": recorder})
+    assert recorder.batches[0] == [5]
+    assert recorder.batches[1][:3] == [3, 3, 4]
+    assert max(map(len, recorder.batches)) <= 4
+    assert len(recorder.batches) > 5  # batches closed while the stream went on
+
+
+def test_the_oldest_is_never_passed_over_by_texts_of_a_commoner_length():
+    recorder = Recorder(seconds=0.005)
+
+    async def work(scheduler):
+        for _ in range(3):
+            scheduler.submit([words(4)])
+        odd = scheduler.submit([words(60)])
+        behind = [scheduler.submit([words(4)]) for _ in range(40)]
+        await odd.future
+        return sum(request.future.done() for request in behind)
+
+    assert serving(work, {"m": recorder}, window=64) <= 8
+
+
+def test_lanes_work_at_the_same_time_and_models_too():
+    slow = {"a": Recorder(0.2), "b": Recorder(0.2)}
+
+    async def work(scheduler):
+        started = time.perf_counter()
+        await scheduler.submit(["1"]).future
+        return time.perf_counter() - started
+
+    assert serving(work, slow, lanes=2) < 0.35  # one after the other would take 0.4
+
+
+def test_one_bad_text_fails_alone():
+    recorder = Recorder(seconds=0.05)
+
+    async def work(scheduler):
+        requests = [scheduler.submit([text]) for text in ("1 1", "1 2", f"1 {BAD}", "2 2")]
+        return await asyncio.gather(*[request.future for request in requests], return_exceptions=True)
+
+    found = serving(work, {"m": recorder})
+    assert [isinstance(answer, BackendError) for answer in found] == [False, False, True, False]
+
+
+def test_all_models_answer_or_none():
+    class Broken(Recorder):
+        def __call__(self, ids, mask):
+            raise RuntimeError("no")
+
+    async def work(scheduler):
+        with pytest.raises(BackendError, match="b: no"):
+            await scheduler.submit(["1"]).future
+        return scheduler.waiting
+
+    assert serving(work, {"a": Recorder(), "b": Broken()}) == 0
+
+
+def test_the_dead_are_dropped_before_they_cost_anything():
+    recorder = Recorder(seconds=0.1)
+
+    async def work(scheduler):
+        first = scheduler.submit(["1"])
+        await asyncio.sleep(0.03)
+        gone = [scheduler.submit([words(7)]) for _ in range(5)]
+        last = scheduler.submit([words(3)])
+        await asyncio.sleep(0.02)
+        for request in gone:
+            request.future.cancel()
+        await asyncio.gather(first.future, last.future)
+        return scheduler.backlog, scheduler.waiting
+
+    assert serving(work, {"m": recorder}) == (0, 0)
+    assert recorder.batches == [[1], [3]]
+
+
+def test_a_full_queue_turns_away_and_then_admits_again():
+    async def work(scheduler):
+        admitted, waits = [], []
+        for _ in range(200):
+            try:
+                admitted.append(scheduler.submit([words(5)]))
+            except Overloaded as error:
+                waits.append(error.seconds)
+        await asyncio.gather(*[request.future for request in admitted])
+        scheduler.submit(["1"])
+        return len(admitted), waits
+
+    admitted, waits = serving(work, {"m": Recorder(0.001)}, max_wait=0.02)
+    assert 10 < admitted < 100
+    assert admitted + len(waits) == 200
+    assert min(waits) > 0.02
+
+
+def test_a_text_is_cut_once_per_tokenizer_however_many_models_share_it():
+    calls = []
+
+    class Counting:
+        def encode_batch(self, texts):
+            calls.append(list(texts))
+            return tokenizer().encode_batch(texts)
+
+    async def run():
+        models = [model(name, Recorder(), 1) for name in "abc"]
+        scheduler = Scheduler(models, [[Counting()]], 1, asyncio.get_running_loop(), 1000, 16, 10.0)
+        try:
+            return await scheduler.submit(["1 2", "3"]).future
+        finally:
+            scheduler.stop()
+
+    answers = asyncio.run(run())
+    assert calls == [["1 2", "3"]]
+    assert [set(row) for row in answers] == [{"a", "b", "c"}] * 2

@@ -1,0 +1,466 @@
+"""The service on real sockets, over models of the smoke run: answers, limits, hostile requests, signals, the page."""
+
+import concurrent.futures
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from compress import load
+from compress.bench import HOST, free_port
+from compress.predict import load as load_model
+from compress.predict import load_tokenizer, predict
+
+TEXT = "A film that grows on you."
+STATIC = "ort-int8-static-percentile"
+DYNAMIC = "finetuned-ort-int8"
+
+
+@contextmanager
+def service(folder, *models, **options):
+    """(port, process) of a ready scripts/serve.py over these models of the smoke run."""
+    port = free_port()
+    command = [sys.executable, "scripts/serve.py", "--profile", "smoke", "--port", str(port)]
+    for name in models:
+        command += ["--model", f"build/smoke/models/{name}"]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        last = time.monotonic() + 60
+        while get(port, "/readyz")[0] != 200:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < last
+            time.sleep(0.02)
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def get(port, path):
+    return ask(port, path, method="GET")[:2]
+
+
+def ask(port, path="/process", body=None, method="POST", media="application/json", **headers):
+    """(status, JSON or text, headers); status 0 when nobody answers."""
+    headers = {"Content-Type": media} | headers if media else headers
+    request = urllib.request.Request(f"http://{HOST}:{port}{path}", data=body, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            status, content, found = response.status, response.read(), response.headers
+    except urllib.error.HTTPError as error:
+        status, content, found = error.code, error.read(), error.headers
+    except (urllib.error.URLError, ConnectionError):
+        return 0, None, {}
+    kind = found.get("Content-Type", "")
+    return status, json.loads(content) if kind == "application/json" else content.decode(), found
+
+
+def post(port, value, path="/process"):
+    return ask(port, path, json.dumps(value).encode())[:2]
+
+
+@pytest.fixture(scope="module")
+def texts(smoke):
+    from datasets import load_from_disk
+
+    return list(load_from_disk(str(smoke[0] / "build/smoke/data/splits"))["test"]["text"])
+
+
+@pytest.fixture(scope="module")
+def served(smoke):
+    with service(smoke[0], STATIC, DYNAMIC, "service-domain") as found:
+        yield found
+
+
+def expected(folder, name, texts):
+    """(labels, scores [texts, classes]) by the repository's own predictor, each text alone."""
+    model = folder / "build/smoke/models" / name
+    about = json.loads((model / "artifact.json").read_text())
+    ids = [row.ids for row in load_tokenizer(model, about["max_length"]).encode_batch(texts)]
+    logits = predict(load_model(model), ids).astype(float)
+    scores = np.exp(logits - logits.max(-1, keepdims=True))
+    scores /= scores.sum(-1, keepdims=True)
+    return [about["labels"][i] for i in scores.argmax(-1)], scores
+
+
+def test_every_model_answers_what_it_answers_alone_however_many_ask_at_once(smoke, served, texts):
+    port, _ = served
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda text: post(port, text), texts))
+    assert {status for status, _ in found} == {200}
+    for name in (STATIC, DYNAMIC, "service-domain"):
+        labels, scores = expected(smoke[0], name, texts)
+        assert [answer[name]["label"] for _, answer in found] == labels
+        np.testing.assert_allclose([answer[name]["score"] for _, answer in found], scores.max(-1), atol=2e-5)
+
+
+def test_predict_takes_one_text_or_many_and_tells_all_scores(served, texts):
+    port, _ = served
+    status, many = post(port, {"text": texts[:32], "scores": True}, "/predict")
+    assert status == 200
+    assert len(many["predictions"]) == 32
+    for row in many["predictions"]:
+        assert set(row) == {STATIC, DYNAMIC, "service-domain"}
+        for answer in row.values():
+            assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
+            assert answer["score"] == max(answer["scores"].values()) == answer["scores"][answer["label"]]
+    status, one = post(port, {"text": texts[0]}, "/predict")
+    assert "scores" not in one["predictions"][0][STATIC]
+    assert one["predictions"][0][STATIC]["score"] == many["predictions"][0][STATIC]["score"]
+
+
+def test_info_says_which_models_may_be_batched(served, smoke):
+    status, info = get(served[0], "/info")
+    assert status == 200
+    models = {model["name"]: model for model in info["models"]}
+    assert models[STATIC]["batch_invariant"]
+    assert models[STATIC]["max_batch"] == info["limits"]["max_batch"] > 1
+    assert not models[DYNAMIC]["batch_invariant"]
+    assert models[DYNAMIC]["max_batch"] == 1
+    assert 0 <= models[STATIC]["f1_test"] <= 1
+    assert models["service-domain"]["labels"] == ["movies", "amazon", "tweets", "nyt"]
+    metrics = get(served[0], "/metrics")[1]
+    items, batches = (
+        float(re.search(rf'^{what}_total{{model="{DYNAMIC}"}} (\S+)', metrics, re.M).group(1))
+        for what in ("items", "batches")
+    )
+    assert items == batches
+    document = get(served[0], "/openapi.json")[1]
+    assert {"/process", "/predict", "/livez", "/readyz", "/healthcheck", "/info", "/metrics", "/"} <= set(
+        document["paths"]
+    )
+    for path, entry in document["paths"].items():
+        if "get" in entry:
+            assert get(served[0], path)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"not json", 400, "bad_json"),
+        (b'"half', 400, "bad_json"),
+        (b'"\xff\xfe"', 400, "bad_json"),
+        (b'"\\ud800"', 400, "bad_json"),
+        (b"[" * 5000, 400, "bad_json"),
+        (b"1" * 400, 400, "bad_json"),
+        (b"", 400, "bad_json"),
+        (b"12", 400, "not_a_string"),
+        (b"null", 400, "not_a_string"),
+        (b'["a"]', 400, "not_a_string"),
+        (b'{"text": "a"}', 400, "not_a_string"),
+        (b'""', 400, "empty_text"),
+        (b'" \\n\\t "', 400, "empty_text"),
+        (b'"' + b"a" * 8193 + b'"', 413, "text_too_long"),
+        (b'"' + b"a" * 70_000 + b'"', 413, "body_too_large"),
+    ],
+)
+def test_what_is_wrong_is_named(served, body, status, kind):
+    found, answer, _ = ask(served[0], body=body)
+    assert (found, answer["error_type"]) == (status, kind)
+    assert set(answer) == {"error", "error_type"}
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "kind"),
+    [
+        ("a", 400, "not_an_object"),
+        ({}, 400, "not_a_string"),
+        ({"text": []}, 400, "empty_text"),
+        ({"text": ["a", 1]}, 400, "not_a_string"),
+        ({"text": ["a"] * 33}, 413, "too_many_texts"),
+        ({"text": "a", "scores": 1}, 400, "not_a_boolean"),
+        ({"text": "a", "<b>": 1}, 400, "unknown_key"),
+    ],
+)
+def test_predict_names_what_is_wrong(served, value, status, kind):
+    found, answer = post(served[0], value, "/predict")
+    assert (found, answer["error_type"]) == (status, kind)
+    assert "<b>" not in answer["error"]
+
+
+def test_methods_media_types_and_paths(served):
+    port, _ = served
+    assert ask(port, method="GET")[0] == 405
+    assert ask(port, "/info", body=b"1")[:2] == (
+        405,
+        {"error": "Method Not Allowed", "error_type": "method_not_allowed"},
+    )
+    assert ask(port, "/nothing", method="GET")[1]["error_type"] == "not_found"
+    for media in ("text/plain", "application/json; charset=latin-1", "application/jsonx"):
+        assert ask(port, body=b'"a"', media=media)[1]["error_type"] == "media_type"
+    for media in ("application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'):
+        assert ask(port, body=b'"a"', media=media)[0] == 200
+
+
+def test_quotes_and_nul_reach_the_model_as_the_user_meant_them(smoke, served):
+    labels, scores = expected(smoke[0], STATIC, ['She said "no".', "a\0b"])
+    for text, label, row in zip(['She said "no".', "a\0b"], labels, scores, strict=True):
+        answer = post(served[0], text)[1][STATIC]
+        assert answer["label"] == label
+        assert answer["score"] == pytest.approx(row.max(), abs=2e-5)
+
+
+def hostile(chance, texts):
+    """A request as no client should send it: bytes, and whether the sender hangs up in the middle."""
+    body = json.dumps(chance.choice(texts)).encode()
+    kinds = [
+        body[: chance.randrange(len(body))],  # truncated JSON
+        bytes(chance.randrange(256) for _ in range(chance.randrange(80))),
+        b'"' + bytes([chance.randrange(128, 256)]) + b'"',
+        b"[" * chance.randrange(1, 3000),
+        b'{"text":' * chance.randrange(1, 300),
+        b'"\\u0000"',
+        b"9" * chance.randrange(1, 2000),
+        b"-1e99999",
+        body,
+    ]
+    body = chance.choice(kinds)
+    length = chance.choice([len(body)] * 6 + [len(body) + 5, max(len(body) - 3, 0), 10**12, -1])
+    path = chance.choice(["/process"] * 5 + ["/predict", "/%00", "/..//", "/process?x=%ff"])
+    method = chance.choice(["POST"] * 8 + ["PUT", "BREW"])
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    raw = head.encode() + body
+    if chance.random() < 0.1:
+        raw = raw[: chance.randrange(1, len(raw))]
+    return raw
+
+
+def rss(process):
+    with open(f"/proc/{process.pid}/status") as file:
+        return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) * 1024
+
+
+def test_hostile_requests_get_defined_answers_and_leave_nothing_behind(served, texts):
+    port, process = served
+    chance = random.Random(0)
+    descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
+
+    def send(count):
+        statuses = []
+        for _ in range(count):
+            with socket.create_connection((HOST, port), timeout=20) as client:
+                client.sendall(hostile(chance, texts))
+                if chance.random() < 0.2:
+                    continue  # gone without waiting
+                client.shutdown(socket.SHUT_WR)
+                answer = b""
+                try:
+                    while chunk := client.recv(65536):
+                        answer += chunk
+                except ConnectionError:
+                    pass
+                if answer:
+                    statuses.append(int(answer.split(b" ", 2)[1]))
+        return statuses
+
+    statuses = send(500)
+    before = rss(process)
+    statuses += send(2500)
+    assert {status for status in statuses if status >= 500} == set()
+    assert {200, 400, 404, 405} <= set(statuses) <= {200, 400, 404, 405, 408, 413, 415, 431}
+    assert post(port, TEXT)[0] == 200
+    last = time.monotonic() + 5
+    while len(os.listdir(f"/proc/{process.pid}/fd")) > descriptors + 2:
+        assert time.monotonic() < last, "connections leak"
+        time.sleep(0.1)
+    assert rss(process) - before < 30e6
+    started = time.perf_counter()
+    assert all(post(port, text)[0] == 200 for text in texts[:50])
+    assert time.perf_counter() - started < 5
+
+
+def test_a_head_without_end_is_cut_off(served):
+    with socket.create_connection((HOST, served[0]), timeout=20) as client:
+        sent = b"POST /process HTTP/1.1\r\n"
+        try:
+            for i in range(2000):
+                client.sendall(sent)
+                sent = b"X-%d: %s\r\n" % (i, b"a" * 100)
+                time.sleep(0.0005)
+            cut = client.recv(1) == b""
+        except ConnectionError:
+            cut = True
+    assert cut
+    assert post(served[0], TEXT)[0] == 200
+
+
+def test_a_slow_sender_and_a_late_answer_end_at_the_deadline(smoke):
+    with service(smoke[0], STATIC, deadline_ms=300) as (port, _):
+        head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
+        with socket.create_connection((HOST, port), timeout=10) as client:
+            client.sendall(head + b'"a')
+            started = time.perf_counter()
+            assert client.recv(1000).startswith(b"HTTP/1.1 408")
+            assert time.perf_counter() - started < 2
+
+
+def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(smoke, texts):
+    with service(smoke[0], "finetuned", deadline_ms=1000, max_wait_ms=20, lanes=1, max_batch=1) as (port, process):
+        requests = load.payloads(texts, HOST, "/process")
+        full = load.closed_loop(HOST, port, requests, 8, 1.0)
+        rate = 4 * (full.status == 200).sum() / full.seconds
+        before = rss(process)
+        found = load.open_loop(HOST, port, requests, load.poisson(rate, int(3 * rate), 0))
+        assert set(found.status.tolist()) == {200, 429}
+        assert np.mean(found.status == 429) > 0.3
+        assert np.quantile(found.latency[found.status == 200], 0.99) < 1.0
+        assert rss(process) - before < 50e6
+        with concurrent.futures.ThreadPoolExecutor(64) as pool:
+            heads = [
+                h
+                for status, _, h in pool.map(lambda t: ask(port, body=json.dumps(t).encode()), texts * 4)
+                if status == 429
+            ]
+        assert all(int(head["Retry-After"]) >= 1 for head in heads)
+        assert post(port, TEXT)[0] == 200
+
+
+def test_sigterm_under_load_loses_no_admitted_request(smoke, texts):
+    with service(smoke[0], STATIC) as (port, process):
+        requests = load.payloads(texts, HOST, "/process")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            running = pool.submit(closed_without_loop, port, requests, 1.5)
+            time.sleep(0.7)
+            process.send_signal(signal.SIGTERM)
+            statuses = running.result()
+        assert process.wait(25) == 0
+        assert statuses.count(200) > 50
+        assert set(statuses) <= {200, 503, "refused"}, "an admitted request was cut off"
+
+
+def closed_without_loop(port, requests, seconds):
+    """8 clients of plain sockets; what each request got: a status, 'refused' before it was sent, or 'cut'."""
+
+    def client(k):
+        found, connection = [], None
+        last = time.monotonic() + seconds
+        i = k
+        while time.monotonic() < last:
+            try:
+                connection = connection or http.client.HTTPConnection(HOST, port, timeout=20)
+                body = requests[i % len(requests)].split(b"\r\n\r\n", 1)[1]
+                fresh = connection.sock is None
+                connection.request("POST", "/process", body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                response.read()
+                found.append(response.status)
+                if response.will_close:
+                    connection = None
+            except ConnectionRefusedError:
+                found.append("refused")
+                break
+            except (ConnectionError, http.client.HTTPException):
+                # An idle kept-alive connection may close while the next request is on its way: it was not admitted.
+                found.append("refused" if not fresh else "cut")
+                connection = None
+            i += 8
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return [status for found in pool.map(client, range(8)) for status in found]
+
+
+def test_a_killed_service_fails_only_what_was_in_flight(smoke, texts):
+    with service(smoke[0], STATIC) as (port, process):
+        requests = load.payloads(texts, HOST, "/process")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            running = pool.submit(closed_without_loop, port, requests, 1.0)
+            time.sleep(0.5)
+            process.kill()
+            statuses = running.result()
+    bad = [status for status in statuses if status != 200]
+    assert statuses.count(200) > 30
+    assert len(bad) <= 2 * 8  # at most one in flight and one refused per client
+
+
+def test_a_damaged_or_missing_model_ends_the_command_with_what_to_do(smoke, tmp_path):
+    folder, _ = smoke
+    broken = tmp_path / "broken"
+    shutil.copytree(folder / "build/smoke/models" / STATIC, broken)
+    (broken / "model.onnx").write_bytes(b"no model")
+    for model, said in ((broken, "damaged or replaced"), (tmp_path / "none", "no model there")):
+        command = [sys.executable, "scripts/serve.py", "--model", str(model), "--port", str(free_port())]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert said in done.stderr
+
+
+def test_a_second_service_on_the_port_is_told(smoke, served):
+    command = [sys.executable, "scripts/serve.py", "--model", f"build/smoke/models/{STATIC}", "--port", str(served[0])]
+    done = subprocess.run(command, cwd=smoke[0], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "address already in use" in done.stderr
+
+
+def test_an_onnx_service_is_soon_ready_small_and_without_torch(smoke):
+    started = time.perf_counter()
+    with service(smoke[0], STATIC) as (_, process):
+        seconds = time.perf_counter() - started
+        with open(f"/proc/{process.pid}/maps") as file:
+            assert "torch" not in file.read()
+        assert rss(process) < 150e6
+    assert seconds < 6  # 0.8 s on a quiet machine
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver")
+def test_the_page_answers_a_sentence_by_keyboard_and_shows_markup_as_text(served, tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-sync",
+    ):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
+        browser.get(f"http://{HOST}:{served[0]}/")
+        wait = WebDriverWait(browser, 10)
+        status = browser.find_element(By.ID, "status")
+        wait.until(lambda _: status.text == "Ready.")
+        rows = browser.find_elements(By.CSS_SELECTOR, "#rows tr")
+        assert [row.get_attribute("data-model") for row in rows] == [STATIC, DYNAMIC, "service-domain"]
+        box = browser.switch_to.active_element  # the text box has the focus: no mouse is needed
+        box.send_keys('<img src=x onerror="document.title=1"> ' + TEXT, Keys.ENTER)
+        wait.until(lambda _: status.text.startswith("Answered in"))
+        answer = post(served[0], '<img src=x onerror="document.title=1"> ' + TEXT)[1]
+        for row in rows:
+            cells = row.find_elements(By.TAG_NAME, "td")
+            found = answer[row.get_attribute("data-model")]
+            assert cells[0].text == found["label"]
+            assert f"{100 * found['score']:.1f} %" in cells[1].text
+            assert float(cells[2].text) > 0
+        assert browser.title == "Compressed BERT classifiers"
+        box.clear()
+        box.send_keys("   ", Keys.ENTER)
+        wait.until(lambda _: status.get_attribute("class") == "error")
+        assert "empty or blank" in status.text
+        severe = [entry for entry in browser.get_log("browser") if "status of 400" not in entry["message"]]
+        assert severe == [] or all("favicon" in entry["message"] for entry in severe)
