@@ -198,12 +198,15 @@ def test_course_a_model_blocks_the_event_loop_and_the_next_model():
 
 
 def test_course_quotes_and_escapes_of_json_reach_the_model():
-    from course_server import app
-    from starlette.testclient import TestClient
+    from starlette.requests import Request
+
+    async def body():
+        return {"type": "http.request", "body": b'"a \\"fine\\" film"'}
 
     model = Model("m")
-    with TestClient(app(course(model))) as client:
-        client.post("/process", content=b'"a \\"fine\\" film"', headers={"Content-Type": "application/json"})
+    service = course(model)
+    request = Request({"type": "http", "method": "POST", "headers": []}, body)
+    asyncio.run(consuming(service, service.process(request)))
     assert model.calls[0][2] == ['"a \\"fine\\" film"']
 
 

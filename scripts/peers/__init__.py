@@ -71,6 +71,7 @@ def running(
 ) -> Iterator[subprocess.Popen]:
     """The peer's process, ready to answer; its output goes to `log`. Leaves no process behind.
 
+    Ready means that it has answered once: a second worker may still be loading, so warm up before measuring.
     Workers of mosec and LitServe outlive a SIGTERM: the server has a process group of its own, and that is killed.
     """
     with open(log, "w") as output:
