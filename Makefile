@@ -18,6 +18,8 @@ endif
 MAX_MB ?=
 MAX_MS ?=
 MIN_F1 ?=
+MODEL ?=
+PORT ?= 8000
 
 CONDA_NAME := bert-compression
 CONDA_DEFAULT_ENV ?=
@@ -32,13 +34,14 @@ endif
 BUILD := build/$(PROFILE)
 RUN := --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS)
 TAG := $(DEVICE)-$(THREADS)threads
-CORE := $(wildcard scripts/compress/*.py) scripts/profiles/$(PROFILE).toml
+CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
 RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.json methods.json)
+COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
 # A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads
 stamps = $(foreach seed,$(SEEDS),$(BUILD)/.$1-seed$(seed)-$(TAG))
-STAGES := finetune distill quantize-prune cluster export optimum
+STAGES := finetune distill quantize-prune cluster export optimum serve-bench
 PEERS := mosec litserve infinity course
 # One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
 HELD ?= 0
@@ -78,12 +81,20 @@ export: $(call stamps,export) ## HW4: ONNX Runtime and OpenVINO
 
 optimum: $(call stamps,optimum) ## HW6: Optimum, compiled PyTorch, and the champions
 
+serve-bench: $(call stamps,serve-bench) ## HW7: five classifiers for one service, and load on what is served
+	@[ -z '$(filter 1,$(HELD))' ] || exit 0; $(COLLATE_SERVING)
+
 peers-env: ## an environment for each peer of the service; one that fails is told and left out
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
 	  test -e build/peers/$$name/.installed || echo "peer-$$name is left out, it can't be installed: build/peers/$$name.log" >&2; done
 
 results: $(ENV) ## records to results/<profile>/
 	$(COLLATE)
+	$(COLLATE_SERVING)
+
+##@ Service
+serve: $(ENV) ## an HTTP service: make serve MODEL=champion-balanced (default: the five classifiers) PORT=8000
+	$(PY) scripts/serve.py --profile $(PROFILE) --lanes $(THREADS) --port $(PORT) $(foreach model,$(MODEL),--model $(BUILD)/models/$(model))
 
 ##@ Paper (reads results/ only)
 figures: $(BUILD)/.figures ## results/ to figures/
@@ -116,7 +127,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend pdf peers-env test-peers lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf peers-env test-peers lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
@@ -150,6 +161,7 @@ $(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.distill-seed%-$$(TAG)))
 $(eval $(call STAGE,cluster,03_cluster.py,.quantize-prune-seed%-$$(TAG)))
 $(eval $(call STAGE,export,05_export.py,.cluster-seed%-$$(TAG)))
 $(eval $(call STAGE,optimum,06_optimum.py,.export-seed%-$$(TAG)))
+$(eval $(call STAGE,serve-bench,07_serve_bench.py,.optimum-seed%-$$(TAG)))
 
 stages: $(STAGES)
 
@@ -164,6 +176,7 @@ COLLATED := $(BUILD)/.results-$(subst $(eval ) ,-,$(SEEDS))-$(TAG)
 results-if-new: $(COLLATED)
 $(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,$(stage)))
 	$(COLLATE)
+	$(COLLATE_SERVING)
 	@rm -f $(BUILD)/.results-*; touch $@
 
 # No rule makes results/ here: the paper is drawn from what is committed.

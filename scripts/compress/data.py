@@ -118,7 +118,8 @@ def check_disjoint(splits: dict[str, Rows]) -> None:
                 raise UserError(f"the same sentence is in the splits {first!r} and {name!r}: {text[:80]!r}")
 
 
-def _snippet_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
+def snippets(profile: Profile) -> dict[str, Rows]:
+    """The rated sentences of every domain, each sentence once."""
     data = profile.data
     archive = fetch(data.package)
     files = read_nested_texts(archive, data.member, "_GroundTruth.txt")
@@ -130,6 +131,11 @@ def _snippet_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
         rows = [row for row in parse_snippets(files[file], file) if normalized(row[0]) not in seen]
         seen.update(normalized(text) for text, _ in rows)
         domains[domain] = rows
+    return domains
+
+
+def _snippet_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
+    data, domains = profile.data, snippets(profile)
     rest, test = hold_out(domains["movies"], data.test, data.split_seed)
     train, validation = hold_out(rest, data.validation, data.split_seed)
     splits = {"train": train[: data.max_train], "validation": validation, "test": test}

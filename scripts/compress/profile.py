@@ -366,6 +366,16 @@ class Champion(HW6):
     tolerance: Annotated[float, Field(ge=0)]  # F1 points on validation that it may lose
 
 
+class Service(BaseVariant):
+    """A classifier of the five-model service: further trained on its task's labels, then static int8 as ONNX."""
+
+    chapter: ClassVar[str] = "HW7"
+    method: Literal["service"]
+    parent: str
+    task: str
+    training: Training | None
+
+
 Variant = Annotated[
     Untrained
     | Finetune
@@ -390,6 +400,40 @@ Variant = Annotated[
 ]
 
 
+class Load(Strict):
+    """Budgets of the HTTP benchmark; rates are shares of the rate at which the variant was saturated."""
+
+    connections: Positive = 32
+    saturation_seconds: Annotated[float, Field(gt=0)] = 8.0
+    rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
+        0.2,
+        0.4,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+        1.5,
+        3.0,
+    ]
+    responses: Positive = 1000  # at least so many behind any percentile of an open-loop run
+    least_seconds: Annotated[float, Field(gt=0)] = 2.0  # of an open-loop run
+    repeats: Positive = 2
+    deadline_ms: Positive = 500
+    p99_ms: Positive = 130  # MLPerf's limit for BERT in a server: what counts as the largest sustained rate
+
+
+class Serving(Strict):
+    """HW7: five small classifiers for one service, and which variants the HTTP benchmark serves."""
+
+    parent: str  # what the five are further trained from
+    tasks: list[Literal["movies", "amazon", "tweets", "nyt", "domain"]]
+    training: Training
+    variants: Annotated[list[str], Field(min_length=1)]
+    ablated: str  # the variant that is also served without batching, without sorting, and in one lane of two threads
+    load: Load = Load()
+
+
 class Profile(Strict):
     name: str
     description: str
@@ -397,6 +441,7 @@ class Profile(Strict):
     backbone: Backbone
     data: Data
     measure: Measure = Measure()
+    serving: Serving | None = None
     variants: Annotated[list[Variant], Field(min_length=1)]
 
     @field_validator("variants", mode="before")
@@ -426,6 +471,9 @@ class Profile(Strict):
             raise ValueError(f"baseline: no variant is called {self.baseline!r}")
         if unknown := set(self.measure.shapes.variants) - set(names):
             raise ValueError(f"measure.shapes.variants: no variant is called {sorted(unknown)[0]!r}")
+        served = [self.serving.parent, self.serving.ablated, *self.serving.variants] if self.serving else []
+        if unknown := set(served) - set(names):
+            raise ValueError(f"serving: no variant is called {sorted(unknown)[0]!r}")
         for variant in self.variants:
             # Parents come first: a stage makes its variants in the profile's order.
             if variant.parent is not None and variant.parent not in names[: names.index(variant.name)]:
@@ -443,10 +491,11 @@ class Profile(Strict):
             name = parents[name]
         return found
 
-    def is_trained(self, name: str) -> bool:
+    def is_trained(self, variant: BaseVariant) -> bool:
         """True if the variant or one of its ancestors was trained on the task."""
-        family = self.ancestors(name)
-        return any(getattr(v, "training", None) is not None for v in self.variants if v.name in family)
+        ancestors = self.ancestors(variant.parent) if variant.parent else set()
+        family = [variant, *(v for v in self.variants if v.name in ancestors)]
+        return any(getattr(v, "training", None) is not None for v in family)
 
     @property
     def build(self) -> Path:
@@ -472,6 +521,11 @@ class Profile(Strict):
     def report(self) -> Path:
         """The default profile's report is the paper; the others lie beside it."""
         return ROOT / "report" / ("" if self.name == DEFAULT_PROFILE else self.name)
+
+    @property
+    def services(self) -> list[str]:
+        """Names of the five classifiers' models."""
+        return [f"service-{task}" for task in self.serving.tasks] if self.serving else []
 
     def model(self, run: str) -> Path:
         return self.build / "models" / run

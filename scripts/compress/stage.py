@@ -89,6 +89,10 @@ class Stage:
                 raise UserError(f"--only: this stage has no variant {only!r} in profile {self.profile.name}: {names}")
             needed = self.profile.ancestors(only) | {self.profile.baseline}
             variants = [v for v in variants if v.name in needed]
+        return self.run_all(variants)
+
+    def run_all(self, variants) -> int:
+        """The same for these variants in this order."""
         failed = 0
         for variant in variants:
             run = self.name(variant.name)
@@ -254,7 +258,7 @@ class Stage:
             parent=variant.parent,
             backend=artifact.backend if artifact else None,
             device=self.device,
-            trained=self.profile.is_trained(variant.name),
+            trained=self.profile.is_trained(variant),
             seed=self.seed,
             status=status,
             reason=reason,

@@ -1,0 +1,196 @@
+"""HW7, acceleration in production: five small classifiers for one HTTP service, and load on what the service serves.
+
+Makes the models service-*, then starts a server for each variant of the profile's [serving] and sends it real texts: in
+a closed loop to find its saturation, in an open loop at shares of that rate. Reads build/<profile>/models/; writes
+models/, predictions/, records/ and serving/. A run that is finished and unchanged is kept; results/ is written by
+collate_serving.py (make serve-bench does both). Use a machine that does nothing else meanwhile.
+Example: python scripts/07_serve_bench.py --profile minilm --only finetuned
+"""
+
+import argparse
+import sys
+
+from compress.cli import main_guard, stage_parser
+
+WARMUP_SECONDS = 1.0
+CLIENTS = (1, 10, 50)  # the course's loads on the five-model service
+
+
+def service(variant, context):
+    """The parent, further trained on a task's labels, as an ONNX file of int8 whose activations have fixed ranges."""
+    from compress import ort
+    from compress.exporting import check_integers, copying, fresh
+    from compress.model import load_model
+    from compress.stage import made
+    from compress.training import tokenized, train
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    tokenizer = AutoTokenizer.from_pretrained(context.parent)
+    length = context.profile.data.max_length
+    seconds = None
+    if variant.training is None:
+        model = load_model(context.parent)
+    else:
+        names = dict(enumerate(context.labels))
+        set_seed(context.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            context.parent,
+            num_labels=len(names),
+            id2label=names,
+            label2id={label: i for i, label in names.items()},
+            ignore_mismatched_sizes=True,
+        )
+        rows, validation = (
+            tokenized(context.splits[name]["text"], context.splits[name]["label"], tokenizer, length)
+            for name in ("train", "validation")
+        )
+        seconds = train(model, tokenizer, rows, variant.training, context, validation=validation)
+        # Training may leave the forward pass under autocast: the weights go on in a model of their own.
+        weights, model = model.state_dict(), type(model)(model.config)
+        model.load_state_dict(weights)
+    work = fresh(context.work)
+    plain, target = work / "plain.onnx", work / ort.FILE
+    ort.export(model.eval(), plain)
+    ids = tokenizer(context.splits["train"]["text"][:], truncation=True, max_length=length)["input_ids"]
+    ort.quantize_static(plain, target, ort.of_one_length(ids, 200), "minmax")
+    facts = ort.inspect(target)
+    check_integers(facts)
+    runtime = {"precision": ort.precision_of(facts)}
+    return made(
+        model,
+        copying({target: target.name}),
+        details=facts,
+        train_seconds=seconds,
+        backend="onnxruntime",
+        runtime=runtime,
+    )
+
+
+def make_services(profile, args) -> int:
+    """Makes and measures the models service-*; returns the number of those that failed."""
+    from compress.services import load_tasks, service_variants
+    from compress.stage import Stage
+
+    tasks, failed = load_tasks(profile), 0
+    for variant in service_variants(profile):
+        stage = Stage(__file__, {"service": service}, profile, args.seed, args.device, args.threads)
+        task = tasks[variant.task]
+        stage.card = stage.card | {"fingerprint": task.fingerprint, "labels": task.labels}
+        stage.splits = task.splits
+        failed += stage.run_all([variant])
+    return failed
+
+
+def own_servers(profile, args) -> list:
+    """A server per variant, those of the ablation, and the service with all five classifiers."""
+    from compress.artifact import read_artifact
+    from compress.bench import ABLATIONS, python_server
+    from compress.files import source_hash
+    from compress.profile import SCRIPTS
+
+    serving = profile.serving
+    source = source_hash(SCRIPTS / "serve.py")
+    deadline = serving.load.deadline_ms
+    common = ("--deadline-ms", str(deadline), "--max-wait-ms", str(deadline // 2))
+    lanes = ("--lanes", str(args.threads))
+
+    def server(name, variants, *options):
+        folders = [profile.model(variant) for variant in variants]
+        keys = [read_artifact(folder, verify=False).key for folder in folders]
+        return python_server(name, folders, [keys, source], *common, *options)
+
+    servers = [server(name, [name], *lanes) for name in serving.variants]
+    ablated = serving.ablated
+    servers += [server(f"{ablated}-{what}", [ablated], *lanes, *options) for what, options in ABLATIONS.items()]
+    if profile.services:
+        servers.append(server("five-services", profile.services, *lanes))
+    return servers
+
+
+def bench(profile, servers, texts) -> None:
+    """Every run that is not there yet: servers take turns, so that a drifting machine moves all of them."""
+    import numpy as np
+    from compress import load
+    from compress.bench import HOST, one_run, running, serving_folder
+    from compress.files import digest, source_hash
+    from compress.profile import SCRIPTS
+    from tqdm import tqdm
+
+    budget = profile.serving.load
+    folder = serving_folder(profile)
+    key = digest([budget.model_dump(mode="json"), source_hash(SCRIPTS / "compress/load.py")])
+    deadline = budget.deadline_ms / 1000
+
+    def request(server):
+        return load.payloads(texts, HOST, server.path)
+
+    def closed(server, clients, seconds):
+        return lambda: (0.0, load.closed_loop(HOST, server.port, request(server), clients, seconds))
+
+    def opened(server, rate, repeat):
+        count = max(
+            budget.responses * max(rate / saturated[server.name], 1.0) / budget.repeats, rate * budget.least_seconds
+        )
+        moments = load.poisson(rate, int(np.ceil(count)), repeat)
+        start = repeat * len(texts) // budget.repeats
+        requests = request(server)
+        return lambda: (rate, load.open_loop(HOST, server.port, requests[start:] + requests[:start], moments))
+
+    with running(servers, folder):
+        layouts = {"saturation": budget.connections} | {f"clients-{n}": n for n in CLIENTS}
+        steps = [
+            (repeat, layout, server)
+            for repeat in range(budget.repeats)
+            for layout in layouts
+            for server in servers
+            if layout == "saturation" or server.name == "five-services"
+        ]
+        found = {}
+        for repeat, layout, server in tqdm(steps, desc="closed loop", disable=None):
+            if repeat == 0 and layout == "saturation":
+                load.closed_loop(HOST, server.port, request(server), budget.connections, WARMUP_SECONDS)
+            go = closed(server, layouts[layout], budget.saturation_seconds)
+            run = one_run(server, folder, layout, 0, repeat, key, deadline, go)
+            if layout == "saturation":
+                found.setdefault(server.name, []).append((run.outcome.status == 200).sum() / run.outcome.seconds)
+        saturated = {name: float(np.median(rates)) for name, rates in found.items()}
+        steps = [
+            (repeat, share, server) for repeat in range(budget.repeats) for share in budget.rates for server in servers
+        ]
+        for repeat, share, server in tqdm(steps, desc="open loop", disable=None):
+            rate = share * saturated[server.name]
+            one_run(server, folder, "open-loop", share, repeat, key, deadline, opened(server, rate, repeat))
+
+
+def main(args: argparse.Namespace) -> int:
+    from compress.bench import serving_folder
+    from compress.data import load_splits
+    from compress.files import write_json
+    from compress.profile import UserError, load_profile
+    from compress.provenance import provenance
+
+    profile = load_profile(args.profile)
+    if profile.serving is None:
+        raise UserError(f"profile {profile.name} has no [serving]: nothing to serve")
+    if args.seed != 0:
+        print("times come from seed 0 alone: nothing to do for another seed")
+        return 0
+    if args.device != "cpu":
+        raise UserError("the service runs on the CPU: use DEVICE=cpu")
+    if failed := make_services(profile, args):
+        return failed
+    splits = load_splits(profile)
+    texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
+    servers = own_servers(profile, args)
+    if args.only:
+        servers = [server for server in servers if server.name == args.only]
+        if not servers:
+            raise UserError(f"--only: the benchmark serves no {args.only!r}")
+    bench(profile, servers, texts)
+    write_json(serving_folder(profile) / "about.json", provenance(args.seed, args.threads, args.device))
+    print(f"{len(servers)} servers measured", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    main_guard(main, stage_parser(__doc__))

@@ -1,0 +1,129 @@
+"""Runs of the HTTP benchmark to results: every column from the raw latencies of build/<profile>/serving/.
+
+Writes results/<profile>/serving.csv (a row per server, layout and rate), services.csv (the five classifiers) and
+serving.json (where and on what). A run whose load generator was late itself is void: it is left out, and `reason` says
+so. Peers are there if make serve-peers has run. Fails if a server of the profile has no runs.
+Example: python scripts/collate_serving.py --profile minilm
+"""
+
+import argparse
+import csv
+import io
+
+from compress.cli import main_guard, profile_parser
+
+COLUMNS = (  # noqa: SIM905
+    "variant layout offered_rps achieved_rps goodput_rps latency_ms_p50 latency_ms_p95 latency_ms_p99 shed_fraction "
+    "error_fraction batch_size_mean padding_ratio server_cpu_seconds_per_request peak_rss_mb share requests "
+    "lag_ms_p99 reason"
+).split()
+SERVICE_COLUMNS = (  # noqa: SIM905
+    "variant task classes train_sentences test_sentences f1_test accuracy_test largest_class batch_flip_rate size_mb "
+    "train_seconds"
+).split()
+
+
+def service_rows(profile) -> list[dict]:
+    """Quality of the five classifiers, each on its own task's test split."""
+    import numpy as np
+    from compress.metrics import quality
+    from compress.profile import UserError
+    from compress.record import read_arrays, read_record
+    from compress.services import load_tasks, service_variants
+
+    tasks, rows = load_tasks(profile), []
+    for variant in service_variants(profile):
+        record = read_record(profile.record(variant.name))
+        task = tasks[variant.task]
+        if record.status != "ok":
+            raise UserError(f"{profile.record(variant.name)}: {record.reason}")
+        if record.data_fingerprint != task.fingerprint:
+            raise UserError(
+                f"{profile.record(variant.name)}: its sentences are not those of today's data; make it again"
+            )
+        arrays = read_arrays(profile, record)
+        labels = np.array([label for _, label in task.rows["test"]])
+        scores = quality(arrays["logits/test"], labels)
+        alone, batched = (arrays[name].argmax(-1) for name in ("logits/test", "logits_batched/test"))
+        rows.append(
+            {
+                "variant": variant.name,
+                "task": variant.task,
+                "classes": len(task.labels),
+                "train_sentences": len(task.rows["train"]),
+                "test_sentences": len(labels),
+                "f1_test": scores["f1"],
+                "accuracy_test": scores["accuracy"],
+                "largest_class": float(np.bincount(labels).max() / len(labels)),
+                "batch_flip_rate": float(np.mean(alone != batched)),
+                "size_mb": record.sizes.bytes / 1e6,
+                "train_seconds": record.train_seconds,
+            }
+        )
+    return rows
+
+
+def serving_rows(profile) -> list[dict]:
+    """A row per server, layout and share of its saturation, all repeats together; void runs left out."""
+    from compress.bench import SPENT_LAG, own_names, read_run, serving_folder, summarize
+    from compress.profile import UserError
+
+    folder = serving_folder(profile)
+    groups: dict[tuple, list] = {}
+    for path in sorted(folder.glob("*/*.npz")):
+        run = read_run(path)
+        groups.setdefault((run.server, run.layout, run.share), []).append(run)
+    servers = list(dict.fromkeys(name for name, _, _ in groups))
+    if missing := set(own_names(profile)) - set(servers):
+        raise UserError(f"{folder}: no runs of {sorted(missing)[0]}; run: make serve-bench PROFILE={profile.name}")
+    order = {name: i for i, name in enumerate(own_names(profile))}
+    rows = []
+    for (server, layout, share), runs in groups.items():
+        kept = [run for run in runs if not run.is_void]
+        void = f"{len(runs) - len(kept)} of {len(runs)} runs void: the generator was late" if kept != runs else ""
+        row = {column: None for column in COLUMNS} | summarize(kept or runs)
+        if not kept:
+            lag = row["lag_ms_p99"]
+            row = {column: None for column in COLUMNS} | {"offered_rps": row["offered_rps"], "lag_ms_p99": lag}
+            void = f"all runs void: the generator was later than {1000 * SPENT_LAG:.0f} ms itself"
+        rows.append(row | {"variant": server, "layout": layout, "share": share, "reason": void})
+    return sorted(
+        rows, key=lambda row: (order.get(row["variant"], len(order)), row["variant"], row["layout"], row["share"])
+    )
+
+
+def write_table(path, columns, rows) -> None:
+    from compress.files import write_text
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (row[column] for column in columns)
+        writer.writerow([f"{v:.6g}" if isinstance(v, float) else "" if v is None else v for v in values])
+    write_text(path, text.getvalue())
+
+
+def main(args: argparse.Namespace) -> int:
+    import json
+
+    from compress.bench import serving_folder
+    from compress.files import write_json
+    from compress.profile import UserError, load_profile
+
+    profile = load_profile(args.profile)
+    if profile.serving is None:
+        raise UserError(f"profile {profile.name} has no [serving]")
+    services, rows = service_rows(profile), serving_rows(profile)
+    about = serving_folder(profile) / "about.json"
+    if not about.exists():
+        raise UserError(f"{about}: missing; run: make serve-bench PROFILE={profile.name}")
+    write_table(profile.results / "serving.csv", COLUMNS, rows)
+    write_table(profile.results / "services.csv", SERVICE_COLUMNS, services)
+    write_json(profile.results / "serving.json", json.loads(about.read_text("utf-8")))
+    print(f"{profile.results}: {len(rows)} rows of serving.csv, {len(services)} services")
+    return 0
+
+
+if __name__ == "__main__":
+    main_guard(main, profile_parser(__doc__))

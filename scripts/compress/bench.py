@@ -1,0 +1,234 @@
+"""The HTTP benchmark: servers as child processes, load on them in turns, and one file per run.
+
+A run is build/<profile>/serving/<server>/<layout>-<rate>-<repeat>.npz: latency, status and lag of every request, and
+what the server spent meanwhile. Each is written when it ends, and is not made again while nothing that it depends on
+has changed.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from compress import load
+from compress.files import atomic_path, digest
+from compress.profile import SCRIPTS, Profile, UserError
+
+HOST = "127.0.0.1"
+START_SECONDS = 120  # until a server must be ready
+SPENT_LAG = 0.005  # seconds: a run whose generator was later than this at p99 says nothing about the server
+# What is switched off to see what it brings: options of serve.py.
+ABLATIONS = {
+    "no-batching": ("--max-batch", "1"),
+    "no-sorting": ("--window", "8"),
+    "one-lane": ("--lanes", "1", "--threads", "2"),
+}
+COUNTERS = ("batches", "items", "tokens", "padded_tokens")
+
+
+@dataclass
+class Server:
+    """How to start a server, and where it takes a JSON string."""
+
+    name: str
+    command: list[str]  # without its port
+    port: int
+    key: str  # of what it serves and how
+    path: str = "/process"
+    ready: str = "/readyz"
+    environment: dict[str, str] = field(default_factory=dict)
+    ours: bool = True  # speaks our /metrics
+    process: subprocess.Popen | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its file tells it."""
+
+    server: str
+    layout: str  # saturation, open-loop, or clients-N
+    share: float  # of the saturation that was offered; 0 in a closed loop
+    rate: float  # offered per second; 0 in a closed loop
+    repeat: int
+    outcome: load.Outcome
+    about: dict  # key, deadline, cpu_seconds, peak_rss_bytes and the server's own counters
+
+    @property
+    def is_void(self) -> bool:
+        return float(np.quantile(self.outcome.lag, 0.99)) > SPENT_LAG
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(servers: Sequence[Server], folder: Path):
+    """All of them started and ready; each with its whole process group killed at the end. Raises UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for server in servers:
+            log = folder / f"{server.name}.log"
+            with open(log, "wb") as file:
+                server.process = subprocess.Popen(
+                    [*server.command, "--port", str(server.port)],
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | server.environment,
+                    start_new_session=True,
+                )
+            wait_ready(server, log)
+        yield
+    finally:
+        for server in servers:
+            if server.process is not None:
+                stop(server)
+
+
+def wait_ready(server: Server, log: Path) -> None:
+    last = time.monotonic() + START_SECONDS
+    while time.monotonic() < last:
+        if server.process.poll() is not None:
+            said = log.read_text("utf-8", "replace").strip().splitlines()
+            raise UserError(f"the server {server.name} ended with status {server.process.returncode}: {said[-1:]}")
+        try:
+            urllib.request.urlopen(f"http://{HOST}:{server.port}{server.ready}", timeout=5).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.05)
+    raise UserError(f"the server {server.name} was not ready within {START_SECONDS} s; see {log}")
+
+
+def stop(server: Server) -> None:
+    """SIGTERM, and after a while SIGKILL, to the server and to all of its children."""
+    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(server.process.pid, sign)
+            server.process.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+    server.process = None
+
+
+def spent(server: Server) -> dict:
+    """CPU seconds and peak resident bytes of the server and its children, and its own counters, until now."""
+    import psutil
+
+    root = psutil.Process(server.process.pid)
+    family = [root, *root.children(recursive=True)]
+    found = {"cpu_seconds": 0.0, "peak_rss_bytes": 0}
+    for process in family:
+        times = process.cpu_times()
+        found["cpu_seconds"] += times.user + times.system
+        status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        found["peak_rss_bytes"] += 1024 * int(peak.group(1)) if peak else 0
+    if server.ours:
+        with urllib.request.urlopen(f"http://{HOST}:{server.port}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        for name in COUNTERS:
+            found[name] = sum(float(value) for value in re.findall(rf"^{name}_total{{.*}} (\S+)$", text, re.M))
+    return found
+
+
+def run_path(folder: Path, server: str, layout: str, rate: float, repeat: int) -> Path:
+    return folder / server / f"{layout}-{rate:.4g}-{repeat}.npz"
+
+
+def one_run(server: Server, folder: Path, layout: str, share: float, repeat: int, key: str, deadline: float, go) -> Run:
+    """The run's file if it is there and of this key, else made by go() -> (offered rate, Outcome) and written."""
+    path = run_path(folder, server.name, layout, share, repeat)
+    key = digest([server.key, key])
+    if path.exists():
+        run = read_run(path)
+        if run.about["key"] == key:
+            return run
+    before = spent(server)
+    rate, outcome = go()
+    after = spent(server)
+    about = {name: after[name] - before[name] for name in after} | {
+        "peak_rss_bytes": after["peak_rss_bytes"],
+        "key": key,
+        "deadline": deadline,
+        "seconds": outcome.seconds,
+        "rate": rate,
+        "share": share,
+        "server": server.name,
+        "layout": layout,
+        "repeat": repeat,
+    }
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file, latency=outcome.latency, status=outcome.status, lag=outcome.lag, about=np.array(json.dumps(about))
+        )
+    return read_run(path)
+
+
+def read_run(path: Path) -> Run:
+    """A run's file; raises UserError when it is not one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            outcome = load.Outcome(file["latency"], file["status"], file["lag"], about["seconds"])
+            return Run(about["server"], about["layout"], about["share"], about["rate"], about["repeat"], outcome, about)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a finished run ({error}); remove it and run the benchmark again") from None
+
+
+def summarize(runs: Sequence[Run]) -> dict:
+    """The columns of serving.csv for runs of one server, layout and rate: all of their requests taken together."""
+    latency = np.concatenate([run.outcome.latency for run in runs])
+    status = np.concatenate([run.outcome.status for run in runs])
+    lag = np.concatenate([run.outcome.lag for run in runs])
+    seconds = sum(run.outcome.seconds for run in runs)
+    answered = status == 200
+    good = answered & (latency <= runs[0].about["deadline"])
+    p50, p95, p99 = 1000 * np.quantile(latency[answered], [0.5, 0.95, 0.99]) if answered.any() else [None] * 3
+    total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}
+    return {
+        "offered_rps": float(np.mean([run.rate for run in runs])) if runs[0].rate else None,
+        "achieved_rps": answered.sum() / seconds,
+        "goodput_rps": good.sum() / seconds,
+        "latency_ms_p50": p50,
+        "latency_ms_p95": p95,
+        "latency_ms_p99": p99,
+        "shed_fraction": float(np.mean(status == 429)),
+        "error_fraction": float(np.mean((status != 200) & (status != 429))),
+        "batch_size_mean": total["items"] / total["batches"] if total["batches"] else None,
+        "padding_ratio": total["padded_tokens"] / total["tokens"] if total["tokens"] else None,
+        "server_cpu_seconds_per_request": total["cpu_seconds"] / max(int(answered.sum()), 1),
+        "peak_rss_mb": max(run.about["peak_rss_bytes"] for run in runs) / 1e6,
+        "requests": len(status),
+        "lag_ms_p99": 1000 * float(np.quantile(lag, 0.99)),
+    }
+
+
+def python_server(name: str, folders: Sequence[Path], key, *options: str) -> Server:
+    """scripts/serve.py over these model folders."""
+    models = [part for folder in folders for part in ("--model", str(folder))]
+    command = [sys.executable, str(SCRIPTS / "serve.py"), *models, *options]
+    return Server(name, command, free_port(), digest([key, options]))
+
+
+def own_names(profile: Profile) -> list[str]:
+    """The servers that the benchmark of a profile has, peers left out."""
+    serving = profile.serving
+    ablations = [f"{serving.ablated}-{what}" for what in ABLATIONS]
+    return [*serving.variants, *ablations, *(["five-services"] if serving.tasks else [])]
+
+
+def serving_folder(profile: Profile) -> Path:
+    return profile.build / "serving"

@@ -1,0 +1,187 @@
+"""Load on an HTTP server: requests on a schedule that does not wait for answers, or N patient clients.
+
+Open loop: moments of a Poisson process are drawn before the run, and a latency counts from its moment, not from when
+the generator got round to sending: a server that stalls is charged for everyone who came meanwhile (else it would be
+Tene's "coordinated omission"). The generator's own lateness is kept beside, so that a run it spoiled is thrown away.
+Closed loop: each of N connections sends its next request when its last is answered; this finds the saturation.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httptools
+import numpy as np
+import orjson
+
+PATIENCE = 10.0  # seconds after the last request; what is unanswered then is lost
+LOST = 0  # status of a request that got no response
+HEAD = "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of every request, in the order of sending."""
+
+    latency: np.ndarray  # seconds from the scheduled moment to the whole answer; NaN if there was none
+    status: np.ndarray  # int16; LOST if there was none
+    lag: np.ndarray  # seconds from the scheduled moment to the sending
+    seconds: float  # from the first scheduled moment to the last answer
+
+
+def payloads(texts: Sequence[str], host: str, path: str) -> list[bytes]:
+    """One whole HTTP request per text, its body a JSON string."""
+    bodies = [orjson.dumps(text) for text in texts]
+    return [HEAD.format(path=path, host=host, length=len(body)).encode() + body for body in bodies]
+
+
+def poisson(rate: float, requests: int, seed: int) -> np.ndarray:
+    """Moments in seconds of so many arrivals of a Poisson process with `rate` per second."""
+    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
+
+
+def open_loop(host: str, port: int, requests: Sequence[bytes], moments: np.ndarray) -> Outcome:
+    """Sends each request at its moment, whatever became of the others."""
+    return _run(_Generator(host, port, requests, moments).open_loop())
+
+
+def closed_loop(host: str, port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Outcome:
+    """`clients` connections that each send the next of the requests when their last is answered, for so long."""
+    return _run(_Generator(host, port, requests).closed_loop(clients, seconds))
+
+
+def _run(work) -> Outcome:
+    import uvloop
+
+    gc.collect()
+    gc.disable()
+    try:
+        return uvloop.run(work)
+    finally:
+        gc.enable()
+
+
+class _Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection with at most one request on it."""
+
+    def __init__(self, generator: "_Generator"):
+        self.generator = generator
+        self.number: int | None = None  # of the request that is on it
+        self.used = self.answering = False
+
+    def connection_made(self, transport) -> None:
+        self.transport = transport
+        self.parser = httptools.HttpResponseParser(self)
+
+    def send(self, number: int) -> None:
+        self.number, self.answering = number, False
+        self.transport.write(self.generator.request(number))
+
+    def data_received(self, data: bytes) -> None:
+        self.answering = True
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.abort()
+
+    def on_message_complete(self) -> None:
+        number, self.number, self.used = self.number, None, True
+        if number is None:
+            return  # an answer that nobody asked for
+        again = self.parser.should_keep_alive()
+        if not again:
+            self.transport.close()
+        self.generator.answered(number, self.parser.get_status_code(), self if again else None)
+
+    def connection_lost(self, error) -> None:
+        number, self.number = self.number, None
+        if self in self.generator.idle:
+            self.generator.idle.remove(self)
+        if number is not None:
+            # A server may close a connection that was idle just as it is used again: that is nobody's failure.
+            stale = self.used and not self.answering
+            self.generator.dispatch(number) if stale else self.generator.answered(number, LOST, None)
+
+
+class _Generator:
+    def __init__(self, host: str, port: int, requests: Sequence[bytes], moments: np.ndarray | None = None):
+        self.host, self.port, self.requests, self.moments = host, port, requests, moments
+        self.idle: list[_Connection] = []
+        self.scheduled: list[float] = []
+        self.sent: list[float] = []
+        self.finished: dict[int, tuple[float, int]] = {}
+        self.opening: set[asyncio.Task] = set()
+        self.more = True
+        self.on_answer = self.idle.append
+
+    def request(self, number: int) -> bytes:
+        return self.requests[number % len(self.requests)]
+
+    def dispatch(self, number: int) -> None:
+        if self.idle:
+            self.idle.pop().send(number)
+        else:
+            task = asyncio.ensure_future(self._open(number))
+            self.opening.add(task)
+            task.add_done_callback(self.opening.discard)
+
+    async def _open(self, number: int) -> None:
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: _Connection(self), self.host, self.port
+            )
+        except OSError:
+            self.answered(number, LOST, None)
+        else:
+            connection.send(number)
+
+    def answered(self, number: int, status: int, connection: _Connection | None) -> None:
+        self.finished[number] = (time.perf_counter(), status)
+        self.on_answer(connection) if connection else self.on_close()
+
+    def on_close(self) -> None:
+        pass
+
+    async def open_loop(self) -> Outcome:
+        start = time.perf_counter() + 0.05
+        self.scheduled = (start + self.moments).tolist()
+        for number, moment in enumerate(self.scheduled):
+            while (wait := moment - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            if number % 16 == 15:
+                await asyncio.sleep(0)  # answers are read also while many are due
+            self.sent.append(time.perf_counter())
+            self.dispatch(number)
+        return await self._outcome(start + float(self.moments[0]))
+
+    async def closed_loop(self, clients: int, seconds: float) -> Outcome:
+        start = time.perf_counter()
+
+        def next_on(connection: _Connection | None) -> None:
+            if time.perf_counter() - start >= seconds:
+                return
+            number = len(self.sent)
+            self.sent.append(time.perf_counter())
+            connection.send(number) if connection else self.dispatch(number)
+
+        self.on_answer, self.on_close = next_on, lambda: next_on(None)
+        for _ in range(clients):
+            next_on(None)
+        await asyncio.sleep(seconds)
+        self.scheduled = self.sent
+        return await self._outcome(start)
+
+    async def _outcome(self, start: float) -> Outcome:
+        last = time.perf_counter()
+        while len(self.finished) < len(self.sent) and time.perf_counter() - last < PATIENCE:
+            await asyncio.sleep(0.005)
+        end = max((moment for moment, _ in self.finished.values()), default=last)
+        latency = np.full(len(self.sent), np.nan)
+        status = np.full(len(self.sent), LOST, np.int16)
+        for number, (moment, code) in list(self.finished.items()):
+            status[number] = code
+            if code != LOST:
+                latency[number] = moment - self.scheduled[number]
+        return Outcome(latency, status, np.array(self.sent) - np.array(self.scheduled), end - start)

@@ -1,0 +1,98 @@
+"""Artifact folders to models that can be served: read, checked, warmed up, and timed for the cost of a request."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from compress.artifact import Artifact, read_artifact
+from compress.files import sha256_file
+from compress.measure import INVARIANCE_TOLERANCE
+from compress.predict import Predictor, batches, load, load_tokenizer
+from compress.profile import ROOT, UserError
+from compress.serving.scheduler import TOKENIZERS, Model, fit_cost
+from tokenizers import Tokenizer
+
+THREAD_SAFE = ("onnxruntime", "torch")  # engines whose loaded model several lanes may call at once
+# What a model is asked first: sentences of unlike length, so that one batch of them is padded.
+PROBE = (
+    "Good.",
+    "It bored me to tears.",
+    "A film that grows on you, if you let it.",
+    "The plot is thin, the acting worse, and yet somehow I could not look away until the credits had rolled.",
+    "Sent it back after a week: the battery dies, the screen flickers, and nobody at the shop answers the telephone.",
+    "Nothing in the first hour prepares you for the last ten minutes, which are the best that this director has made.",
+)
+
+
+def load_models(
+    folders: Sequence[Path], lanes: int, threads: int, max_batch: int
+) -> tuple[list[Model], list[list[Tokenizer]], list]:
+    """(models with a predictor for every lane, tokenizers [thread][kind], what /info says of each model).
+
+    Raises UserError for a folder that is no whole artifact, and when two models have one name.
+    """
+    models, infos, kinds = [], [], {}
+    for folder in folders:
+        artifact = read_artifact(folder, verify=False)  # load() does
+        if artifact.variant in [model.name for model in models]:
+            raise UserError(f"{folder}: two models are called {artifact.variant!r}: serve one of them")
+        kind = (sha256_file(folder / "tokenizer.json"), artifact.max_length)
+        number = list(kinds).index(kind) if kind in kinds else len(kinds)
+        kinds.setdefault(kind, folder)
+        tokenizer = load_tokenizer(folder, artifact.max_length)
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(list(PROBE))]
+        first = load(folder, threads=threads)
+        shared = artifact.backend in THREAD_SAFE
+        predictors = [first if shared else load(folder, threads=threads) for _ in range(lanes - 1)] + [first]
+        invariant = all([is_invariant(predictor, ids) for predictor in predictors])  # warms each up, too
+        batch = max_batch if invariant else 1
+        costs = fit_cost(first)
+        models.append(Model(artifact.variant, artifact.labels, number, predictors, batch, *costs))
+        infos.append(describe(folder, artifact, first, invariant, batch))
+    tokenizers = [[load_tokenizer(folder, length) for (_, length), folder in kinds.items()] for _ in range(TOKENIZERS)]
+    return models, tokenizers, infos
+
+
+def is_invariant(predictor: Predictor, ids: Sequence[Sequence[int]]) -> bool:
+    """True if sentences get the same logits alone and in one padded batch."""
+    alone = np.concatenate([predictor(*arrays) for _, *arrays in batches(ids, 1)])
+    ((_, *arrays),) = batches(ids, len(ids))
+    return bool(np.abs(predictor(*arrays) - alone).max() <= INVARIANCE_TOLERANCE)
+
+
+def describe(folder: Path, artifact: Artifact, predictor: Predictor, invariant: bool, max_batch: int) -> dict:
+    """What /info says of a model; results/ adds what was measured of it, if this folder is what they measured."""
+    return {
+        "name": artifact.variant,
+        "method": artifact.method,
+        "backend": artifact.backend,
+        "precision": predictor.precision,
+        "labels": artifact.labels,
+        "max_length": artifact.max_length,
+        "size_mb": round(artifact.size / 1e6, 3),
+        "batch_invariant": invariant,
+        "max_batch": max_batch,
+        **measured(folder, artifact),
+    }
+
+
+def measured(folder: Path, artifact: Artifact) -> dict:
+    """f1_test and batch_flip_rate of results/<profile>/ for build/<profile>/models/<variant>, else None.
+
+    A row of another size is that of another model under the same name.
+    """
+    found = {"f1_test": None, "batch_flip_rate": None}
+    folder = folder.resolve()
+    if folder.parent.name != "models" or folder.parents[2] != ROOT / "build":
+        return found
+    for table in ("variants.csv", "services.csv"):
+        path = ROOT / "results" / folder.parents[1].name / table
+        if not path.exists():
+            continue
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                same = row["variant"] == folder.name and row["size_mb"]
+                if same and abs(float(row["size_mb"]) - artifact.size / 1e6) < 1e-3:
+                    return {name: float(row[name]) if row[name] else None for name in found}
+    return found

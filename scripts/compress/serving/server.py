@@ -1,0 +1,117 @@
+"""The process around the application: sockets with limits, loading beside listening, and an orderly end.
+
+On SIGTERM (or Ctrl-C) /readyz turns 503 and nothing new is admitted; what was admitted is answered, for at most
+DRAIN_SECONDS, and the process exits with status 0. A second signal ends it at once.
+"""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import uvicorn
+from compress.serving.app import Service
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+DRAIN_SECONDS = 20
+HEAD_SECONDS = 10  # to send a request's head, and to send anything at all on a new connection
+MAX_HEAD = 16 * 1024  # bytes
+MAX_CONNECTIONS = 1024
+IDLE_SECONDS = 30
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with the limits that it lacks: size and time of a request's head, number of connections."""
+
+    head_timer = None
+    in_head = True
+    head_bytes = 0
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.close()
+            return
+        self._start_head()
+
+    def connection_lost(self, exc) -> None:
+        self._end_head()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._start_head()
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.in_head:
+            self.head_bytes += len(data)
+            if self.head_bytes > MAX_HEAD:
+                self.transport.close()
+
+    def _start_head(self) -> None:
+        self.in_head, self.head_bytes = True, 0
+        if self.head_timer is None:
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _end_head(self) -> None:
+        self.in_head = False
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with a drain before its own shutdown and exit status 0 after it."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, start: Callable[[asyncio.AbstractEventLoop], None]):
+        super().__init__(config)
+        self.service, self.start = service, start
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self.start, args=(loop,), daemon=True).start()
+
+    def handle_exit(self, sig, frame) -> None:
+        if self.service.draining:
+            self.force_exit = self.should_exit = True
+        self.service.draining = True
+        self.drain_until = time.monotonic() + DRAIN_SECONDS
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.service.failure:
+            print(f"error: {self.service.failure}", file=sys.stderr)
+            return True
+        scheduler = self.service.scheduler
+        if self.service.draining and (not (scheduler and scheduler.waiting) or time.monotonic() > self.drain_until):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def serve(service: Service, app, start, host: str, port: int) -> int:
+    """Serves until a signal comes or `start` (run in a thread once the socket listens) fails; the exit status."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Protocol,
+        ws="none",
+        loop="uvloop",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        server_header=False,
+        backlog=MAX_CONNECTIONS,
+    )
+    Server(config, service, start).run()
+    if service.scheduler:
+        service.scheduler.stop()
+    return 1 if service.failure else 0
