@@ -42,6 +42,7 @@ COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --see
 # A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads
 stamps = $(foreach seed,$(SEEDS),$(BUILD)/.$1-seed$(seed)-$(TAG))
 STAGES := finetune distill quantize-prune cluster export optimum serve-bench
+PEERS := mosec litserve infinity course
 # One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
 HELD ?= 0
 LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
@@ -59,6 +60,9 @@ smoke: ## the whole graph in miniature, in about three minutes
 
 test: $(ENV) ## the tests, the smoke run among them
 	$(PY) -m pytest
+
+test-peers: $(ENV) peers-env ## the peers answer as our own predictor does
+	$(PY) -m pytest -m peers tests/test_peers.py
 
 ##@ Experiments (write build/)
 env: $(ENV) ## the environment: .venv, or the active conda environment
@@ -79,6 +83,10 @@ optimum: $(call stamps,optimum) ## HW6: Optimum, compiled PyTorch, and the champ
 
 serve-bench: $(call stamps,serve-bench) ## HW7: five classifiers for one service, and load on what is served
 	@[ -z '$(filter 1,$(HELD))' ] || exit 0; $(COLLATE_SERVING)
+
+peers-env: ## an environment for each peer of the service; one that fails is told and left out
+	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
+	  test -e build/peers/$$name/.installed || echo "peer-$$name is left out, it can't be installed: build/peers/$$name.log" >&2; done
 
 results: $(ENV) ## records to results/<profile>/
 	$(COLLATE)
@@ -119,7 +127,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf peers-env test-peers lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
@@ -128,6 +136,12 @@ distclean: ## remove build/ and .venv too
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+build/peers/%/.installed: scripts/peers/requirements-%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< >build/peers/$*.log 2>&1 || { tail -n 3 build/peers/$*.log >&2; exit 1; }
 	@touch $@
 
 $(BUILD)/.data: scripts/prepare_data.py scripts/compress/data.py scripts/compress/archives.py scripts/profiles/$(PROFILE).toml | $(ENV)

@@ -1,0 +1,226 @@
+"""The peers of our service: each answers as our own predictor does, and what the course's design can't do is shown."""
+
+import asyncio
+import json
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from compress import ort, predict
+from compress.artifact import read_artifact, save_artifact
+from compress.metrics import softmax
+from peers import PEERS, PeerError, command, post, running
+
+WORDS = ["a", "the", "film", "play", "story", "that", "was", "is", "not", "good", "bad", "dull", "bright", "slow"]
+TEXTS = [" ".join(WORDS[i % len(WORDS)] for i in range(start, start + 1 + start % 9)) for start in range(24)]
+TEXTS += ["", "GOOD, not bad!", 'a "quoted" play', "фильм 🎬", " ".join(WORDS)]
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory):
+    """A tiny fp32 ONNX classifier, whose answers don't depend on a batch, with a tokenizer of a few words."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("peers")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {piece: i for i, piece in enumerate([*special, *WORDS, *',.!"'])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **sizes))
+    about = {"variant": "tiny", "method": "onnx", "parent": None, "backend": "onnxruntime", "parameters": 1}
+    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 64, "options": {}, "key": "k"}
+    about |= {"train_seconds": None, "details": {}, "runtime": {"precision": "fp32"}}
+    save_artifact(folder / "tiny", lambda target: ort.export(model.eval(), target / ort.FILE), folder, **about)
+    return folder / "tiny"
+
+
+def expected(folder: Path, texts: list[str]) -> list[tuple[str, float]]:
+    about = read_artifact(folder)
+    tokenizer = predict.load_tokenizer(folder, about.max_length)
+    logits = predict.predict(predict.load(folder), [tokenizer.encode(text).ids for text in texts])
+    return [(about.labels[row.argmax()], row.max()) for row in softmax(logits)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def group(leader: int) -> list[psutil.Process]:
+    """The processes of a group that still run."""
+
+    def belongs(process):
+        try:
+            return os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
+    return [process for process in psutil.process_iter() if belongs(process)]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("peer", "layout"),
+    [(name, layout) for name, about in PEERS.items() for layout in (about.sweep[0], about.sweep[-1])],
+)
+def test_a_peer_answers_as_our_predictor_does_and_leaves_no_process(artifact, tmp_path, peer, layout):
+    if not PEERS[peer].installed:
+        pytest.skip(f"{peer} has no environment; run: make peers-env")
+    port = free_port()
+    with running(peer, [artifact], port, *layout, log=tmp_path / "log") as server, ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda text: post(f"http://127.0.0.1:{port}{PEERS[peer].path}", text), TEXTS))
+        assert group(server.pid)
+    assert not group(server.pid)
+    # The course's service hands on the body as it is.
+    read = [json.dumps(text) for text in TEXTS] if peer == "peer-course" else TEXTS
+    wanted = expected(artifact, read)
+    assert {label for label, _ in wanted} == {"no", "yes"}
+    for answer, (label, score) in zip(answers, wanted, strict=True):
+        assert answer == {"tiny": {"label": label, "score": pytest.approx(score, abs=1e-4)}}
+
+
+@pytest.mark.peers
+def test_a_peer_that_does_not_start_says_why(tmp_path):
+    if not PEERS["peer-course"].installed:
+        pytest.skip("peer-course has no environment; run: make peers-env")
+    with (
+        pytest.raises(PeerError, match=r"peer-course: ended with status 1(.|\n)*no model there"),
+        running("peer-course", [tmp_path], free_port(), 1, 1, 0, log=tmp_path / "log"),
+    ):
+        pass
+
+
+def test_a_peer_without_an_environment_names_the_command_that_makes_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("peers.ROOT", tmp_path)
+    with pytest.raises(PeerError, match="make peers-env"):
+        command("peer-mosec", [tmp_path], 8000, 2, 1, 8)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_peers_run_the_same_engine_and_tokenizer_as_we_do(peer):
+    root = Path(__file__).resolve().parents[1]
+    ours = (root / "requirements.txt").read_text("utf-8").splitlines()
+    theirs = (root / f"scripts/peers/requirements-{PEERS[peer].name}.txt").read_text("utf-8").splitlines()
+    pins = [line for line in theirs if not line.startswith("#")]
+    assert all("==" in pin for pin in pins)
+    same = "" if peer == "peer-course" else ("onnxruntime", "tokenizers")  # the course's design has all from us
+    assert {pin for pin in pins if pin.startswith(same)} <= set(ours)
+
+
+# What the course's design can't do, as facts; a service of ours must pass the opposite of each.
+
+
+class Model:
+    """Answers with the text it was given; every call takes `seconds` and is noted."""
+
+    def __init__(self, name: str, seconds: float = 0.0):
+        self.name, self.seconds, self.calls = name, seconds, []
+
+    def __call__(self, texts):
+        start = time.perf_counter()
+        time.sleep(self.seconds)
+        self.calls.append((start, time.perf_counter(), texts))
+        return [{self.name: text} for text in texts]
+
+
+def course(*models):
+    from course_server import Course
+
+    return Course(models)
+
+
+async def consuming(service, body):
+    consumer = asyncio.create_task(service.consume())
+    try:
+        return await body
+    finally:
+        consumer.cancel()
+
+
+def test_course_a_steady_stream_never_closes_a_batch(monkeypatch):
+    monkeypatch.setattr("course_server.IDLE_SECONDS", 0.2)  # twenty times longer, for a busy machine
+    model = Model("m")
+    service = course(model)
+
+    async def stream():
+        waiting = []
+        for i in range(50):
+            waiting.append(asyncio.create_task(service.answer(str(i))))
+            await asyncio.sleep(0.02)
+        done = [task for task in waiting if task.done()]
+        return done, await asyncio.gather(*waiting)
+
+    done, answers = asyncio.run(consuming(service, stream()))
+    assert not done, "five idle gaps long, and the first text has no answer yet"
+    assert [answer["m"] for answer in answers] == [str(i) for i in range(50)]
+    assert len(model.calls) == 1
+
+
+def test_course_nothing_limits_the_queue_or_a_batch():
+    model = Model("m")
+    service = course(model)
+
+    async def flood():
+        return await asyncio.gather(*(service.answer(str(i)) for i in range(5000)))
+
+    asyncio.run(consuming(service, flood()))
+    assert service.queue.maxsize == 0
+    assert [len(texts) for _, _, texts in model.calls] == [5000]
+
+
+def test_course_a_model_blocks_the_event_loop_and_the_next_model():
+    first, second = Model("first", 0.3), Model("second", 0.3)
+    service = course(first, second)
+
+    async def measure():
+        answer = asyncio.create_task(service.answer("x"))
+        ticks = [time.perf_counter()]
+        while not answer.done():
+            await asyncio.sleep(0.001)
+            ticks.append(time.perf_counter())
+        return np.diff(ticks).max()
+
+    stall = asyncio.run(consuming(service, measure()))
+    assert stall >= 0.6, "the loop stands still while both models work"
+    assert second.calls[0][0] >= first.calls[0][1]
+
+
+def test_course_quotes_and_escapes_of_json_reach_the_model():
+    from starlette.requests import Request
+
+    async def body():
+        return {"type": "http.request", "body": b'"a \\"fine\\" film"'}
+
+    model = Model("m")
+    service = course(model)
+    request = Request({"type": "http", "method": "POST", "headers": []}, body)
+    asyncio.run(consuming(service, service.process(request)))
+    assert model.calls[0][2] == ['"a \\"fine\\" film"']
+
+
+def test_course_a_failed_batch_ends_the_service():
+    def broken(texts):
+        raise ValueError("a model that fails")
+
+    service = course(broken)
+
+    async def ask():
+        consumer = asyncio.create_task(service.consume())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(service.answer("x"), 0.5)
+        return consumer.done()
+
+    assert asyncio.run(ask()), "nobody answers any more"
