@@ -84,6 +84,10 @@ optimum: $(call stamps,optimum) ## HW6: Optimum, compiled PyTorch, and the champ
 serve-bench: $(call stamps,serve-bench) ## HW7: five classifiers for one service, and load on what is served
 	@[ -z '$(filter 1,$(HELD))' ] || exit 0; $(COLLATE_SERVING)
 
+serve-peers: $(call stamps,serve-bench) peers-env ## HW7: other servers on the same file, beside ours (results/<profile>/serving.csv)
+	$(PY) scripts/07_serve_bench.py $(RUN) --peers
+	$(COLLATE_SERVING)
+
 peers-env: ## an environment for each peer of the service; one that fails is told and left out
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
 	  test -e build/peers/$$name/.installed || echo "peer-$$name is left out, it can't be installed: build/peers/$$name.log" >&2; done
@@ -127,7 +131,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf peers-env test-peers lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf serve-peers peers-env test-peers lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt

@@ -104,6 +104,57 @@ def own_servers(profile, args) -> list:
     servers += [server(f"{ablated}-{what}", [ablated], *lanes, *options) for what, options in ABLATIONS.items()]
     if profile.services:
         servers.append(server("five-services", profile.services, *lanes))
+        servers[-1].many_models = True
+    return servers
+
+
+def peer_servers(profile, args, texts) -> list:
+    """Our server and every peer, each peer with the setting of its sweep that answered most, all on the same file.
+
+    The five-model service has one peer, the course's design.
+    """
+    from compress import load
+    from compress.artifact import read_artifact
+    from compress.bench import HOST, PATH, one_run, peer_server, running, serving_folder
+    from compress.files import digest, sha256_file
+    from compress.profile import SCRIPTS
+    from peers import PEERS
+    from tqdm import tqdm
+
+    ablated, budget, folder = profile.serving.ablated, profile.serving.load, serving_folder(profile)
+    requests = load.payloads(texts, HOST, PATH)
+    models = [profile.model(ablated)]
+
+    def server(name, peer, models, setting):
+        script = sha256_file(SCRIPTS / "peers" / f"{PEERS[peer].name}_server.py")
+        keys = [read_artifact(model, verify=False).key for model in models]
+        return peer_server(name, peer, models, [keys, script], setting)
+
+    def answered(server, setting) -> float:
+        layout = "sweep-" + "x".join(map(str, setting))
+
+        def go():
+            load.closed_loop(HOST, server.port, requests, budget.connections, WARMUP_SECONDS)
+            seconds = budget.saturation_seconds / 2
+            return 0.0, load.closed_loop(HOST, server.port, requests, budget.connections, seconds)
+
+        with running([server], folder):
+            key, deadline = digest(budget.model_dump(mode="json")), budget.deadline_ms / 1000
+            run = one_run(server, folder, layout, 0, 0, key, deadline, go)
+        return (run.outcome.status == 200).sum() / run.outcome.seconds
+
+    best = {}
+    for peer, setting in tqdm([(p, s) for p in PEERS for s in PEERS[p].sweep], desc="settings of peers", disable=None):
+        rate = answered(server(peer, peer, models, setting), setting)
+        if rate > best.get(peer, (0, None))[0]:
+            best[peer] = rate, setting
+    ours = next(s for s in own_servers(profile, args) if s.name == ablated)
+    ours.name = f"{ablated}-beside-peers"
+    servers = [ours, *(server(peer, peer, models, setting) for peer, (_, setting) in best.items())]
+    if profile.services:
+        folders = [profile.model(name) for name in profile.services]
+        servers.append(server("peer-course-five-services", "peer-course", folders, PEERS["peer-course"].sweep[0]))
+        servers[-1].many_models = True
     return servers
 
 
@@ -111,7 +162,7 @@ def bench(profile, servers, texts) -> None:
     """Every run that is not there yet: servers take turns, so that a drifting machine moves all of them."""
     import numpy as np
     from compress import load
-    from compress.bench import HOST, one_run, running, serving_folder
+    from compress.bench import HOST, PATH, one_run, running, serving_folder
     from compress.files import digest, source_hash
     from compress.profile import SCRIPTS
     from tqdm import tqdm
@@ -121,11 +172,10 @@ def bench(profile, servers, texts) -> None:
     key = digest([budget.model_dump(mode="json"), source_hash(SCRIPTS / "compress/load.py")])
     deadline = budget.deadline_ms / 1000
 
-    def request(server):
-        return load.payloads(texts, HOST, server.path)
+    requests = load.payloads(texts, HOST, PATH)
 
     def closed(server, clients, seconds):
-        return lambda: (0.0, load.closed_loop(HOST, server.port, request(server), clients, seconds))
+        return lambda: (0.0, load.closed_loop(HOST, server.port, requests, clients, seconds))
 
     def opened(server, rate, repeat):
         count = max(
@@ -133,8 +183,8 @@ def bench(profile, servers, texts) -> None:
         )
         moments = load.poisson(rate, int(np.ceil(count)), repeat)
         start = repeat * len(texts) // budget.repeats
-        requests = request(server)
-        return lambda: (rate, load.open_loop(HOST, server.port, requests[start:] + requests[:start], moments))
+        turned = requests[start:] + requests[:start]
+        return lambda: (rate, load.open_loop(HOST, server.port, turned, moments))
 
     with running(servers, folder):
         layouts = {"saturation": budget.connections} | {f"clients-{n}": n for n in CLIENTS}
@@ -143,12 +193,12 @@ def bench(profile, servers, texts) -> None:
             for repeat in range(budget.repeats)
             for layout in layouts
             for server in servers
-            if layout == "saturation" or server.name == "five-services"
+            if layout == "saturation" or server.many_models
         ]
         found = {}
         for repeat, layout, server in tqdm(steps, desc="closed loop", disable=None):
             if repeat == 0 and layout == "saturation":
-                load.closed_loop(HOST, server.port, request(server), budget.connections, WARMUP_SECONDS)
+                load.closed_loop(HOST, server.port, requests, budget.connections, WARMUP_SECONDS)
             go = closed(server, layouts[layout], budget.saturation_seconds)
             run = one_run(server, folder, layout, 0, repeat, key, deadline, go)
             if layout == "saturation":
@@ -181,7 +231,7 @@ def main(args: argparse.Namespace) -> int:
         return failed
     splits = load_splits(profile)
     texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
-    servers = own_servers(profile, args)
+    servers = peer_servers(profile, args, texts) if args.peers else own_servers(profile, args)
     if args.only:
         servers = [server for server in servers if server.name == args.only]
         if not servers:
@@ -193,4 +243,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    main_guard(main, stage_parser(__doc__))
+    parser = stage_parser(__doc__)
+    parser.add_argument("--peers", action="store_true", help="measure the peers (make peers-env) beside our own server")
+    main_guard(main, parser)

@@ -65,7 +65,7 @@ def service_rows(profile) -> list[dict]:
 
 def serving_rows(profile) -> list[dict]:
     """A row per server, layout and share of its saturation, all repeats together; void runs left out."""
-    from compress.bench import SPENT_LAG, own_names, read_run, serving_folder, summarize
+    from compress.bench import LATE, is_void, own_names, read_run, serving_folder, summarize
     from compress.profile import UserError
 
     folder = serving_folder(profile)
@@ -79,13 +79,13 @@ def serving_rows(profile) -> list[dict]:
     order = {name: i for i, name in enumerate(own_names(profile))}
     rows = []
     for (server, layout, share), runs in groups.items():
-        kept = [run for run in runs if not run.is_void]
+        kept = [run for run in runs if not is_void(run.outcome)]
         void = f"{len(runs) - len(kept)} of {len(runs)} runs void: the generator was late" if kept != runs else ""
         row = {column: None for column in COLUMNS} | summarize(kept or runs)
         if not kept:
             lag = row["lag_ms_p99"]
             row = {column: None for column in COLUMNS} | {"offered_rps": row["offered_rps"], "lag_ms_p99": lag}
-            void = f"all runs void: the generator was later than {1000 * SPENT_LAG:.0f} ms itself"
+            void = f"all runs void: the generator was later than {1000 * LATE:.0f} ms itself"
         rows.append(row | {"variant": server, "layout": layout, "share": share, "reason": void})
     return sorted(
         rows, key=lambda row: (order.get(row["variant"], len(order)), row["variant"], row["layout"], row["share"])

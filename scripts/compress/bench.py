@@ -6,28 +6,27 @@ has changed.
 """
 
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import peers
 from compress import load
 from compress.files import atomic_path, digest
 from compress.profile import SCRIPTS, Profile, UserError
 
 HOST = "127.0.0.1"
 START_SECONDS = 120  # until a server must be ready
-SPENT_LAG = 0.005  # seconds: a run whose generator was later than this at p99 says nothing about the server
+LATE = 0.005  # seconds at p99
+TRIES = 3  # at a run, until the generator is in time
+PATH = "/process"
 # What is switched off to see what it brings: options of serve.py.
 ABLATIONS = {
     "no-batching": ("--max-batch", "1"),
@@ -42,13 +41,11 @@ class Server:
     """How to start a server, and where it takes a JSON string."""
 
     name: str
-    command: list[str]  # without its port
+    command: list[str]
     port: int
     key: str  # of what it serves and how
-    path: str = "/process"
-    ready: str = "/readyz"
-    environment: dict[str, str] = field(default_factory=dict)
     ours: bool = True  # speaks our /metrics
+    many_models: bool = False  # is also asked by the course's numbers of clients
     process: subprocess.Popen | None = None
 
 
@@ -64,9 +61,10 @@ class Run:
     outcome: load.Outcome
     about: dict  # key, deadline, cpu_seconds, peak_rss_bytes and the server's own counters
 
-    @property
-    def is_void(self) -> bool:
-        return float(np.quantile(self.outcome.lag, 0.99)) > SPENT_LAG
+
+def is_void(outcome: load.Outcome) -> bool:
+    """True if the generator was late itself: then its latencies say nothing about the server."""
+    return float(np.quantile(outcome.lag, 0.99)) > LATE
 
 
 def free_port() -> int:
@@ -84,43 +82,22 @@ def running(servers: Sequence[Server], folder: Path):
             log = folder / f"{server.name}.log"
             with open(log, "wb") as file:
                 server.process = subprocess.Popen(
-                    [*server.command, "--port", str(server.port)],
+                    server.command,
+                    stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | server.environment,
                     start_new_session=True,
                 )
-            wait_ready(server, log)
+            url = f"http://{HOST}:{server.port}{PATH}"
+            peers.wait_until_ready(server.name, server.process, url, log, START_SECONDS)
         yield
+    except peers.PeerError as error:
+        raise UserError(str(error)) from None
     finally:
         for server in servers:
             if server.process is not None:
-                stop(server)
-
-
-def wait_ready(server: Server, log: Path) -> None:
-    last = time.monotonic() + START_SECONDS
-    while time.monotonic() < last:
-        if server.process.poll() is not None:
-            said = log.read_text("utf-8", "replace").strip().splitlines()
-            raise UserError(f"the server {server.name} ended with status {server.process.returncode}: {said[-1:]}")
-        try:
-            urllib.request.urlopen(f"http://{HOST}:{server.port}{server.ready}", timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.05)
-    raise UserError(f"the server {server.name} was not ready within {START_SECONDS} s; see {log}")
-
-
-def stop(server: Server) -> None:
-    """SIGTERM, and after a while SIGKILL, to the server and to all of its children."""
-    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(server.process.pid, sign)
-            server.process.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            pass
-    server.process = None
+                peers.stop(server.process)
+                server.process = None
 
 
 def spent(server: Server) -> dict:
@@ -144,21 +121,20 @@ def spent(server: Server) -> dict:
     return found
 
 
-def run_path(folder: Path, server: str, layout: str, rate: float, repeat: int) -> Path:
-    return folder / server / f"{layout}-{rate:.4g}-{repeat}.npz"
-
-
 def one_run(server: Server, folder: Path, layout: str, share: float, repeat: int, key: str, deadline: float, go) -> Run:
     """The run's file if it is there and of this key, else made by go() -> (offered rate, Outcome) and written."""
-    path = run_path(folder, server.name, layout, share, repeat)
+    path = folder / server.name / f"{layout}-{share:.4g}-{repeat}.npz"
     key = digest([server.key, key])
     if path.exists():
         run = read_run(path)
         if run.about["key"] == key:
             return run
-    before = spent(server)
-    rate, outcome = go()
-    after = spent(server)
+    for _ in range(TRIES):
+        before = spent(server)
+        rate, outcome = go()
+        after = spent(server)
+        if not is_void(outcome):
+            break
     about = {name: after[name] - before[name] for name in after} | {
         "peak_rss_bytes": after["peak_rss_bytes"],
         "key": key,
@@ -219,8 +195,19 @@ def summarize(runs: Sequence[Run]) -> dict:
 def python_server(name: str, folders: Sequence[Path], key, *options: str) -> Server:
     """scripts/serve.py over these model folders."""
     models = [part for folder in folders for part in ("--model", str(folder))]
-    command = [sys.executable, str(SCRIPTS / "serve.py"), *models, *options]
-    return Server(name, command, free_port(), digest([key, options]))
+    port = free_port()
+    command = [sys.executable, str(SCRIPTS / "serve.py"), *models, *options, "--port", str(port)]
+    return Server(name, command, port, digest([key, options]))
+
+
+def peer_server(name: str, peer: str, folders: Sequence[Path], key, setting: Sequence[int]) -> Server:
+    """A peer of scripts/peers/ over these model folders, with (workers, threads, batch); raises UserError."""
+    port = free_port()
+    try:
+        command = peers.command(peer, list(folders), port, *setting)
+    except peers.PeerError as error:
+        raise UserError(str(error)) from None
+    return Server(name, command, port, digest([key, setting]), ours=False)
 
 
 def own_names(profile: Profile) -> list[str]:
