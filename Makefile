@@ -36,7 +36,7 @@ RUN := --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS)
 TAG := $(DEVICE)-$(THREADS)threads
 CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
-RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.json methods.json)
+RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.json methods.json serving.csv services.csv)
 COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
 # A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads
@@ -60,6 +60,9 @@ smoke: ## the whole graph in miniature, in about three minutes
 
 test: $(ENV) ## the tests, the smoke run among them
 	$(PY) -m pytest
+
+test-replicas: $(ENV) ## two replicas behind haproxy (Debian: haproxy), the manifests, the image's packages
+	$(PY) -m pytest -s -m replicas tests/test_replicas.py
 
 test-peers: $(ENV) peers-env ## the peers answer as our own predictor does
 	$(PY) -m pytest -m peers tests/test_peers.py
@@ -131,7 +134,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf serve-peers peers-env test-peers lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf serve-peers peers-env test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt

@@ -18,6 +18,7 @@ CHAPTERS = {
     "HW4": ("#CC79A7", "v"),
     "HW6": ("#E69F00", "P"),
 }
+BESIDE = "-beside-peers"  # our own server in the peers' turns
 F1_LABEL = "F1 on the test set, 95 % interval"
 
 
@@ -346,6 +347,65 @@ def waterfall(rows, champion):
     return figure
 
 
+def load_curves(rows):
+    """p99 and goodput over the offered load, a line per server."""
+    import matplotlib.pyplot as plt
+    from matplotlib import ticker
+
+    figure, panels = plt.subplots(1, 2, figsize=(7.4, 4.2), layout="constrained")
+    by_server: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["layout"] == "open-loop" and row["latency_ms_p99"] is not None:
+            by_server.setdefault(row["variant"], []).append(row)
+    for (name, series), marker in zip(by_server.items(), "osD^vPX*<>hp", strict=False):
+        series = sorted(series, key=lambda row: row["offered_rps"])
+        for axes, column in zip(panels, ("latency_ms_p99", "goodput_rps"), strict=True):
+            points = ([row["offered_rps"] for row in series], [row[column] for row in series])
+            axes.plot(*points, marker=marker, ms=4, lw=1, label=name)
+    for axes, label in zip(panels, ("p99 of what was answered, ms", "answered in time, per second"), strict=True):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("offered requests per second")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.set_minor_locator(ticker.NullLocator())
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7, frameon=False
+    )
+    return figure
+
+
+def peer_bars(rows):
+    """What each server answers at most, every setting of a peer's sweep in grey, and p99 at 0.7 of that."""
+    saturated = {row["variant"]: row for row in rows if row["layout"] == "saturation"}
+    tried: dict[str, list[float]] = {}
+    for row in rows:
+        if row["layout"].startswith("sweep-"):
+            tried.setdefault(row["variant"], []).append(row["achieved_rps"])
+    late = {row["variant"]: row["latency_ms_p99"] for row in rows if row["share"] == 0.7}
+    names = sorted(saturated, key=lambda name: saturated[name]["achieved_rps"])
+    figure, axes = new_axes(7.2, 0.9 + 0.4 * len(names))
+    for place, name in enumerate(names):
+        best = saturated[name]["achieved_rps"]
+        axes.barh(place, best, color="0.6" if name.startswith("peer-") else "#0072B2", height=0.6)
+        axes.plot(tried.get(name, []), [place] * len(tried.get(name, [])), "k|", ms=9)
+        p99 = late.get(name)
+        axes.text(
+            best,
+            place,
+            f"  {best:.0f}/s" + ("" if p99 is None else f", p99 {p99:.0f} ms at 0.7 of it"),
+            va="center",
+            fontsize=7,
+        )
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlim(0, 1.45 * max(row["achieved_rps"] for row in saturated.values()))
+    axes.set_xlabel("requests per second at saturation; ticks: settings that were tried")
+    return figure
+
+
 def draw(profile, results) -> dict:
     """Every figure by name that the profile has rows for; of the first seed."""
     first = results.rows[0]["seed"]
@@ -377,7 +437,23 @@ def draw(profile, results) -> dict:
         figures[f"ablation_{name}"] = waterfall(lineage(name, results.methods, by_name), name)
         if shaped[name] and shaped[profile.baseline]:
             figures[f"shapes_{name}"] = shapes(name, shaped[profile.baseline], shaped[name])
+    beside = [row for row in results.serving if row["variant"].startswith("peer-") or row["variant"].endswith(BESIDE)]
+    own = [row for row in results.serving if row not in beside]
+    if own:
+        figures["serving"] = load_curves([row for row in own if row["variant"] in profile_servers(profile)])
+        figures["serving_ablation"] = load_curves(
+            [row for row in own if row["variant"].startswith(profile.serving.ablated)]
+        )
+    if beside:
+        one_model = [row for row in beside if not row["variant"].endswith("five-services")]
+        figures["serving_peers"] = load_curves(one_model)
+        figures["serving_peers_saturation"] = peer_bars(one_model)
     return figures
+
+
+def profile_servers(profile) -> list[str]:
+    """What is served as a user would, without the ablation's servers."""
+    return [*profile.serving.variants, "five-services"]
 
 
 def main(args: argparse.Namespace) -> None:

@@ -228,6 +228,114 @@ def champion_table(rows, methods) -> str:
     return table(header, body)
 
 
+def services_table(rows) -> str:
+    header = [
+        "Service",
+        "Classes",
+        "Trained on",
+        "Tested on",
+        "F1",
+        "Accuracy",
+        "Largest class",
+        "Batch flips",
+        "MB",
+        "Train s",
+    ]
+    body = [
+        [
+            row["variant"],
+            *(number(row[name], 0) for name in ("classes", "train_sentences", "test_sentences")),
+            *(number(row[name], 3) for name in ("f1_test", "accuracy_test", "largest_class", "batch_flip_rate")),
+            number(row["size_mb"], 2),
+            number(row["train_seconds"], 0),
+        ]
+        for row in rows
+    ]
+    return table(header, body)
+
+
+def sustained(rows, p99_ms: float) -> float | None:
+    """The largest offered rate with p99 within the limit and at least 99 % answered (MLPerf's server rule for BERT)."""
+    return max(
+        (
+            row["offered_rps"]
+            for row in rows
+            if row["layout"] == "open-loop"
+            and row["latency_ms_p99"] is not None
+            and row["latency_ms_p99"] <= p99_ms
+            and row["shed_fraction"] + row["error_fraction"] <= 0.01
+        ),
+        default=None,
+    )
+
+
+def serving_table(rows, p99_ms: float) -> str:
+    """A row per server: saturation, the sustained rate, latency at 0.7 of saturation, and what overload does to it."""
+    header = [
+        "Server",
+        "saturated/s",
+        "sustained/s",
+        "p50 at 0.7",
+        "p99 at 0.7",
+        "in time at 3x/s",
+        "p99 at 3x",
+        "turned away",
+        "batch",
+        "padding",
+        "CPU ms",
+        "RSS MB",
+    ]
+    by_server: dict[str, list[dict]] = {}
+    for row in rows:
+        by_server.setdefault(row["variant"], []).append(row)
+    body = []
+    for name, of_server in by_server.items():
+        by_share = {row["share"]: row for row in of_server if row["layout"] == "open-loop"}
+        full = next((row for row in of_server if row["layout"] == "saturation"), None)
+        if full is None:
+            continue
+        calm, over = by_share.get(0.7, {}), by_share.get(3.0, {})
+        body.append(
+            [
+                name,
+                number(full["achieved_rps"], 0),
+                number(sustained(of_server, p99_ms), 0),
+                number(calm.get("latency_ms_p50"), 1),
+                number(calm.get("latency_ms_p99"), 1),
+                number(over.get("goodput_rps"), 0),
+                number(over.get("latency_ms_p99"), 0),
+                number(over.get("shed_fraction"), 2),
+                number(full["batch_size_mean"], 1),
+                number(full["padding_ratio"], 2),
+                number(1e3 * full["server_cpu_seconds_per_request"], 2),
+                number(full["peak_rss_mb"], 0),
+            ]
+        )
+    return table(header, body)
+
+
+def clients_table(rows) -> str:
+    """Closed loops with the course's numbers of clients."""
+    header = ["Server", "Clients", "answered/s", "p50 ms", "p95 ms", "p99 ms", "errors"]
+    columns = (
+        ("achieved_rps", 1),
+        ("latency_ms_p50", 1),
+        ("latency_ms_p95", 1),
+        ("latency_ms_p99", 1),
+        ("error_fraction", 3),
+    )
+    body = [
+        [
+            row["variant"],
+            row["layout"].removeprefix("clients-"),
+            *(number(row[name], digits) for name, digits in columns),
+        ]
+        for row in rows
+        if row["layout"].startswith("clients-")
+    ]
+    return table(header, sorted(body, key=lambda line: (line[0], int(line[1]))))
+
+
 def split_table(data) -> str:
     header = ["Split", "Sentences", "Positive", "Mean pieces", "Median", "Longest"]
     body = [
@@ -307,10 +415,33 @@ def markdown(profile, results) -> tuple[str, str]:
         engine_table=lambda rows: engine_table(rows, results.methods),
         cold_table=lambda rows: cold_table(rows, results.methods),
         twins=twin_table(by_name, results.methods),
+        serving=results.serving,
+        own=[row for row in results.serving if not is_beside(row["variant"])],
+        beside=[row for row in results.serving if is_beside(row["variant"])],
+        profile_serving=profile.serving,
+        load=profile.serving.load if profile.serving else None,
+        services_table=services_table(results.services),
+        serving_table=lambda rows: serving_table(rows, profile.serving.load.p99_ms),
+        clients_table=lambda rows: clients_table(rows),
+        sustained=lambda name: sustained(
+            [row for row in results.serving if row["variant"] == name], profile.serving.load.p99_ms
+        ),
+        at=lambda name, layout, share=0.0: served_row(results.serving, name, layout, share),
         champions=champion_table(first, results.methods),
         minutes=lambda name: sum(results.methods[r["variant"]]["seconds"] for r in first if r["chapter"] == name) / 60,
     )
     return text, head
+
+
+def is_beside(server: str) -> bool:
+    """True for a peer, and for our own server in the peers' turns."""
+    from figures import BESIDE
+
+    return server.startswith("peer-") or server.endswith(BESIDE)
+
+
+def served_row(rows, server: str, layout: str, share: float) -> dict | None:
+    return next((r for r in rows if (r["variant"], r["layout"], r["share"]) == (server, layout, share)), None)
 
 
 def headline_rows(rows) -> list[dict]:

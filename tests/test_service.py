@@ -29,10 +29,10 @@ DYNAMIC = "finetuned-ort-int8"
 
 
 @contextmanager
-def service(folder, *models, **options):
+def service(folder, *models, python=sys.executable, **options):
     """(port, process) of a ready scripts/serve.py over these models of the smoke run."""
     port = free_port()
-    command = [sys.executable, "scripts/serve.py", "--profile", "smoke", "--port", str(port)]
+    command = [python, "scripts/serve.py", "--profile", "smoke", "--port", str(port)]
     for name in models:
         command += ["--model", f"build/smoke/models/{name}"]
     for name, value in options.items():

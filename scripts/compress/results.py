@@ -3,10 +3,24 @@
 import csv
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from compress.profile import Profile, UserError
 
-TEXT = {"variant", "chapter", "method", "parent", "backend", "precision", "device", "trained", "status", "reason"}
+TEXT = {
+    "task",
+    "layout",
+    "variant",
+    "chapter",
+    "method",
+    "parent",
+    "backend",
+    "precision",
+    "device",
+    "trained",
+    "status",
+    "reason",
+}
 
 
 @dataclass(frozen=True)
@@ -15,13 +29,18 @@ class Results:
     environment: dict
     data: dict
     methods: dict  # by variant: options, details, seconds
+    serving: list[dict]  # of serving.csv; empty where the HTTP benchmark has not run
+    services: list[dict]  # of services.csv, likewise
 
 
 def read_results(profile: Profile) -> Results:
     """Everything in results/<profile>/; raises UserError saying what to run when it is missing or damaged."""
     try:
-        with open(profile.results / "variants.csv", encoding="utf-8", newline="") as file:
-            rows = [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+        rows = _rows(profile.results / "variants.csv")
+        served = [
+            _rows(path) if (path := profile.results / f"{name}.csv").exists() else []
+            for name in ("serving", "services")
+        ]
         others = [
             json.loads((profile.results / f"{name}.json").read_text("utf-8"))
             for name in ("environment", "data", "methods")
@@ -32,7 +51,12 @@ def read_results(profile: Profile) -> Results:
         raise UserError(f"{profile.results}: damaged results ({error}); run: make results") from None
     if not rows:
         raise UserError(f"{profile.results / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
-    return Results(rows, *others)
+    return Results(rows, *others, *served)
+
+
+def _rows(path: Path) -> list[dict]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
 def _value(key: str, text: str):

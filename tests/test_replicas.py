@@ -1,0 +1,135 @@
+"""Beyond one process: two replicas behind haproxy, the manifests, and the packages that the container image has.
+
+Run by make test-replicas; the numbers it prints are of this machine, its load generator on the same cores.
+"""
+
+import concurrent.futures
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+from compress import load
+from compress.bench import HOST, free_port
+from compress.serving.server import DRAIN_SECONDS
+from conftest import ROOT
+from test_service import STATIC, get, post, service, texts  # noqa: F401  (texts is a fixture)
+
+HAPROXY = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
+pytestmark = pytest.mark.replicas
+
+
+def needs_two(test):
+    """Two replicas need haproxy and two cores."""
+    test = pytest.mark.skipif(HAPROXY is None, reason="no haproxy: apt-get install haproxy")(test)
+    return pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two replicas need two cores")(test)
+
+
+@contextmanager
+def replica(folder, core):
+    port = free_port()
+    command = [sys.executable, "scripts/serve.py", "--model", f"build/smoke/models/{STATIC}", "--lanes", "1"]
+    process = subprocess.Popen(
+        ["taskset", "--cpu-list", str(core), *command, "--port", str(port)], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    try:
+        while get(port, "/readyz")[0] != 200:
+            assert process.poll() is None
+            time.sleep(0.02)
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def replicas(smoke):
+    """(port of haproxy, [(port, process) of each replica])."""
+    with ExitStack() as stack:
+        both = [stack.enter_context(replica(smoke[0], core)) for core in (0, 1)]
+        port = free_port()
+        ports = {"PORT": str(port), "FIRST": str(both[0][0]), "SECOND": str(both[1][0])}
+        balancer = subprocess.Popen([HAPROXY, "-db", "-f", "deploy/haproxy.cfg"], cwd=smoke[0], env=os.environ | ports)
+        stack.callback(balancer.wait)
+        stack.callback(balancer.kill)
+        while get(port, "/readyz")[0] != 200:
+            assert balancer.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        yield port, both
+
+
+def under_load(port, requests, rate, act):
+    """The outcome of 4 s of Poisson load, `act` called after 1.5 s of it."""
+    moments = load.poisson(rate, int(4 * rate), 0)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        acting = pool.submit(lambda: (time.sleep(1.5), act()))
+        outcome = load.open_loop(HOST, port, requests, moments)
+        acting.result()
+    return outcome
+
+
+@needs_two
+def test_two_replicas_answer_more_than_one(replicas, texts):  # noqa: F811
+    port, both = replicas
+    requests = load.payloads(texts, HOST, "/process")
+    rates = {}
+    for name, target in (("one", both[0][0]), ("two", port)) * 3:
+        outcome = load.closed_loop(HOST, target, requests, 16, 2.0)
+        rates.setdefault(name, []).append((outcome.status == 200).sum() / outcome.seconds)
+    one, two = (float(np.median(rates[name])) for name in ("one", "two"))
+    print(f"\none replica {one:.0f}/s, two behind haproxy {two:.0f}/s: {two / one:.2f} times")
+    assert two > one
+
+
+@needs_two
+def test_a_drained_replica_costs_no_request(replicas, texts):  # noqa: F811
+    port, both = replicas
+    requests = load.payloads(texts, HOST, "/process")
+    outcome = under_load(port, requests, 100, lambda: both[0][1].send_signal(signal.SIGTERM))
+    assert both[0][1].wait(25) == 0
+    assert set(outcome.status.tolist()) == {200}
+    print(f"\n{len(outcome.status)} requests, none lost, p99 {1000 * np.quantile(outcome.latency, 0.99):.0f} ms")
+
+
+@needs_two
+def test_a_killed_replica_costs_at_most_what_it_held(replicas, texts):  # noqa: F811
+    port, both = replicas
+    requests = load.payloads(texts, HOST, "/process")
+    outcome = under_load(port, requests, 100, both[0][1].kill)
+    lost = int((outcome.status != 200).sum())
+    print(f"\n{len(outcome.status)} requests, {lost} lost")
+    assert lost <= 16
+    assert (outcome.status[-100:] == 200).all()
+
+
+def test_the_manifests_are_valid_and_name_what_the_service_has():
+    import kubernetes_validate
+    import yaml
+
+    documents = list(yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text("utf-8")))
+    assert {d["kind"] for d in documents} == {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
+    for document in documents:
+        kubernetes_validate.validate(document, "1.30", strict=True)
+    pod = documents[0]["spec"]["template"]["spec"]
+    probes = {pod["containers"][0][f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+    assert probes == {"/readyz", "/livez"}
+    wait = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1]
+    assert pod["terminationGracePeriodSeconds"] >= int(wait) + DRAIN_SECONDS
+
+
+def test_the_service_runs_on_the_packages_of_the_image_alone(smoke, tmp_path):
+    recipe = (ROOT / "deploy/Dockerfile").read_text("utf-8")
+    packages = re.search(r"--constraint requirements.txt \\\n\s+(.+)\n", recipe).group(1).split()
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "image"], check=True)
+    python = tmp_path / "image/bin/python"
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "requirements.txt", *packages]
+    subprocess.run(install, check=True, timeout=300)
+    with service(smoke[0], STATIC, python=python) as (port, _):
+        assert post(port, "A film that grows on you.")[0] == 200
