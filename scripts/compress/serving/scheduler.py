@@ -9,6 +9,7 @@ All models of a request answer or none does.
 
 import asyncio
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from compress.predict import Predictor, batches
 from tokenizers import Tokenizer
 
 TOKENIZERS = 2  # threads; each has tokenizers of its own, since a fast tokenizer can't be shared
+NICE = 5  # how far lanes stand behind the event loop, where threads have priorities (Linux)
 PACE = 0.05  # weight of the newest batch in the running ratio of real to fitted seconds
 FIT_SHAPES = ((1, 8), (1, 32), (1, 96), (4, 32))  # batch, length
 FIT_CALLS = 3
@@ -214,6 +216,8 @@ class Scheduler:
         return None
 
     def _work(self, lane: int) -> None:
+        # The event loop goes first: the sooner it turns requests away, the less they cost.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while (taken := self._take()) is not None:
             model, items = taken
             predictor = model.predictors[lane]

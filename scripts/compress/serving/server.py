@@ -109,6 +109,7 @@ def serve(service: Service, app, start, host: str, port: int) -> int:
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,
+        proxy_headers=False,
         backlog=MAX_CONNECTIONS,
     )
     Server(config, service, start).run()
