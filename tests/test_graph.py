@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from compress.bench import ABLATIONS
 from compress.data import TOKENIZER_FILES
 from compress.profile import load_profile
 from conftest import run
@@ -68,6 +69,34 @@ def test_a_number_of_the_table_can_be_traced_to_the_raw_logits(smoke):
         files = (folder / "build/smoke/models" / name).iterdir()
         bytes_ = sum(file.stat().st_size for file in files if file.name not in no_weights)
         assert float(row["size_mb"]) == pytest.approx(bytes_ / 1e6, rel=1e-5)
+
+
+def test_the_benchmark_can_be_traced_to_the_raw_latencies(smoke):
+    folder, _ = smoke
+    with open(folder / "results/smoke/serving.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    serving = load_profile("smoke").serving
+    servers = {*serving.variants, "five-services", *(f"{serving.ablated}-{what}" for what in ABLATIONS)}
+    assert {row["variant"] for row in rows} == servers
+    assert {row["layout"] for row in rows} == {"saturation", "open-loop", "clients-1", "clients-10", "clients-50"}
+    for row in rows:
+        share = f"{float(row['share']):.4g}"
+        (path,) = (folder / "build/smoke/serving" / row["variant"]).glob(f"{row['layout']}-{share}-*.npz")
+        with np.load(path) as file:
+            latency, status, lag = file["latency"], file["status"], file["lag"]
+            about = json.loads(str(file["about"]))
+        if np.quantile(lag, 0.99) > 0.005:
+            assert "void" in row["reason"]
+            assert row["goodput_rps"] == ""
+            continue
+        good = (status == 200) & (latency <= serving.load.deadline_ms / 1000)
+        assert float(row["goodput_rps"]) == pytest.approx(good.sum() / about["seconds"], rel=1e-4)
+        assert float(row["latency_ms_p99"]) == pytest.approx(1000 * np.quantile(latency[status == 200], 0.99), rel=1e-4)
+        assert float(row["error_fraction"]) == 0
+    with open(folder / "results/smoke/services.csv", newline="") as file:
+        services = {row["variant"]: row for row in csv.DictReader(file)}
+    assert {row["classes"] for row in services.values()} == {"2", "4"}
+    assert all(float(row["batch_flip_rate"]) == 0 for row in services.values())
 
 
 def test_the_stored_logits_are_those_of_the_ordinary_loader(smoke):
