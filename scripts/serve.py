@@ -77,7 +77,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--threads", type=positive, default=1, help="of a model in each lane (default: %(default)s)")
     parser.add_argument(
-        "--max-batch", type=positive, default=8, help="texts in a batch; 1: no batching (default: %(default)s)"
+        "--max-batch", type=positive, default=4, help="texts in a batch; 1: no batching (default: %(default)s)"
     )
     parser.add_argument(
         "--max-tokens", type=positive, default=1024, help="padded word pieces in a batch (default: %(default)s)"

@@ -30,7 +30,8 @@ PATH = "/process"
 # What is switched off to see what it brings: options of serve.py.
 ABLATIONS = {
     "no-batching": ("--max-batch", "1"),
-    "no-sorting": ("--window", "8"),
+    "no-sorting": ("--window", "4"),
+    "batches-of-8": ("--max-batch", "8"),
     "one-lane": ("--lanes", "1", "--threads", "2"),
 }
 COUNTERS = ("batches", "items", "tokens", "padded_tokens")

@@ -3,7 +3,7 @@
 A text travels so: the event loop admits it by the cost of what already waits, a tokenizer thread cuts it into pieces
 once per distinct tokenizer, and a lane (a thread with a predictor of its own for every model) takes it in a batch. A
 free lane never waits for company. When several wait, a batch is the oldest of them and those of the next `window` whose
-length is nearest to its own, so that little is padded and nothing is ever passed over twice without being first.
+length is nearest to its own, so that little is padded, and at most a lane's share of what waits.
 All models of a request answer or none does.
 """
 
@@ -208,7 +208,9 @@ class Scheduler:
                 model = self.models[min(heads)[1]]
                 queue = self.queues[model.name]
                 window = [item for item in queue[: self.window] if not item.request.future.done()]
-                chosen = choose([len(item.ids) for item in window], model.max_batch, self.max_tokens)
+                # No more than a lane's share of what waits: the next lane is soon free, and it is done sooner.
+                share = min(model.max_batch, -(-len(queue) // self.lanes))
+                chosen = choose([len(item.ids) for item in window], share, self.max_tokens)
                 batch = [window[i] for i in chosen]
                 taken = set(chosen)
                 queue[: self.window] = [item for i, item in enumerate(window) if i not in taken]
