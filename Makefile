@@ -61,6 +61,9 @@ smoke: ## the whole graph in miniature, in about three minutes
 test: $(ENV) ## the tests, the smoke run among them
 	$(PY) -m pytest
 
+soak: $(ENV) ## ten minutes of load on the service: nothing may grow
+	$(PY) -m pytest -s -m soak tests/test_service.py
+
 test-replicas: $(ENV) ## two replicas behind haproxy (Debian: haproxy), the manifests, the image's packages
 	$(PY) -m pytest -s -m replicas tests/test_replicas.py
 
@@ -86,6 +89,9 @@ optimum: $(call stamps,optimum) ## HW6: Optimum, compiled PyTorch, and the champ
 
 serve-bench: $(call stamps,serve-bench) ## HW7: five classifiers for one service, and load on what is served
 	@[ -z '$(filter 1,$(HELD))' ] || exit 0; $(COLLATE_SERVING)
+
+serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=champion-balanced PORT=8000
+	build/ray/bin/python scripts/serve_ray.py --model $(BUILD)/models/$(MODEL) --port $(PORT) --replicas $(THREADS)
 
 serve-peers: $(call stamps,serve-bench) peers-env ## HW7: other servers on the same file, beside ours (results/<profile>/serving.csv)
 	$(PY) scripts/07_serve_bench.py $(RUN) --peers
@@ -134,7 +140,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve pdf serve-peers peers-env test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
@@ -143,6 +149,11 @@ distclean: ## remove build/ and .venv too
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+build/ray/.installed: requirements-ray.txt requirements.txt
+	$(PYTHON) -m venv build/ray
+	build/ray/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	@touch $@
 
 build/peers/%/.installed: scripts/peers/requirements-%.txt

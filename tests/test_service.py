@@ -417,6 +417,28 @@ def test_an_onnx_service_is_soon_ready_small_and_without_torch(smoke):
     assert seconds < 6  # 0.8 s on a quiet machine
 
 
+SOAK_SECONDS, SOAK_RATE = 600, 300
+
+
+@pytest.mark.soak
+def test_ten_minutes_of_load_leave_no_trace(smoke, texts):
+    with service(smoke[0], STATIC, "service-domain") as (port, process):
+        requests = load.payloads(texts, HOST, "/process")
+        seen = []
+        for chunk in range(SOAK_SECONDS // 30):
+            moments = load.poisson(SOAK_RATE, 30 * SOAK_RATE, chunk)
+            found = load.open_loop(HOST, port, requests, moments)
+            assert (found.status == 200).all()
+            descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
+            seen.append((rss(process) / 1e6, descriptors, 1000 * np.quantile(found.latency, 0.99)))
+            print(f"{30 * (chunk + 1):4d} s: {seen[-1][0]:.1f} MB, {descriptors} descriptors, p99 {seen[-1][2]:.1f} ms")
+    half = len(seen) // 2
+    first, second = (np.array(part) for part in (seen[2:half], seen[half:]))
+    assert second[:, 0].max() - first[:, 0].max() < 5, "memory grows"
+    assert second[:, 1].max() <= first[:, 1].max() + 20
+    assert np.median(second[:, 2]) < 2 * np.median(first[:, 2]) + 5
+
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 

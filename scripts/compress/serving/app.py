@@ -144,18 +144,15 @@ class Endpoint:
             if read:
                 response = error_response(ServiceError(504, "deadline", "no answer within the deadline"))
             else:
-                response = error_response(
-                    ServiceError(408, "slow_request", "the body did not come in time"), close=True
-                )
+                response = error_response(ServiceError(408, "slow_request", "the body did not come in time"))
         except ServiceError as error:
-            # What is left of a body that was not read would be taken for the next request.
-            response = error_response(error, close=not read)
+            response = error_response(error)
         except Disconnected:
             self.service.metrics.requests.labels(self.path, "disconnected").inc()
             return
         except Exception:
             logger.exception("a request failed")
-            response = error_response(ServiceError(500, "internal", "the service failed on this request"), close=True)
+            response = error_response(ServiceError(500, "internal", "the service failed on this request"))
         self.service.metrics.requests.labels(self.path, str(response.status_code)).inc()
         self.service.metrics.seconds.observe(time.perf_counter() - started)
         await response(scope, receive, send)
@@ -256,8 +253,9 @@ def check_text(value) -> str:
     return value
 
 
-def error_response(error: ServiceError, close: bool = False) -> Response:
-    headers = (error.headers or {}) | ({"Connection": "close"} if close else {})
+def error_response(error: ServiceError) -> Response:
+    # The rest of a body that is too long or too slow is not waited for; any other is skipped by the HTTP parser.
+    headers = (error.headers or {}) | ({"Connection": "close"} if error.status in (408, 413) else {})
     return JSON({"error": error.error, "error_type": error.error_type}, error.status, headers)
 
 
