@@ -394,7 +394,7 @@ def peer_bars(rows):
         axes.plot(tried.get(name, []), [place] * len(tried.get(name, [])), "k|", ms=9)
         p99 = late.get(name)
         axes.text(
-            best,
+            max(best, *tried.get(name, [best])),
             place,
             f"  {best:.0f}/s" + ("" if p99 is None else f", p99 {p99:.0f} ms at 0.7 of it"),
             va="center",
