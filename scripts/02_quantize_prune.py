@@ -166,7 +166,7 @@ def prune(variant, context):
     else:
         schedule = gradual_pruning(model, variant.criterion, sparsity_of(weights), variant.sparsity, variant.pattern)
         seconds = teach(model, variant, context, callbacks=[schedule])
-    sparse = {name: Sparse(weight.detach().numpy()) for name, weight in weights.items()}
+    sparse = {name: Sparse(weight.detach().cpu().numpy()) for name, weight in weights.items()}
     details = {"sparsity": sparsity_of(weights)}
     return made(model, lambda folder: write_packed(model, folder, sparse), train_seconds=seconds, details=details)
 
