@@ -111,6 +111,9 @@ def load_torch(folder: Path, artifact: Artifact, device: str, threads: int) -> T
 
     check_device(device)
     torch.set_num_threads(threads)
+    if device == "cuda":
+        # cuDNN's attention, which 16-bit floats get otherwise, builds a plan for every new shape of a batch.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model = load_model(folder).to(device)
     precision = precision_of(model)
     if artifact.runtime.get("compile"):
