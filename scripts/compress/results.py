@@ -1,8 +1,9 @@
-"""What figures and report read: results/<profile>/ and nothing else."""
+"""What figures and report read: results/<profile>/ (a GPU's in its folder cuda/) and nothing else."""
 
 import csv
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from compress.profile import Profile, UserError
 
@@ -15,24 +16,37 @@ class Results:
     environment: dict
     data: dict
     methods: dict  # by variant: options, details, seconds
+    gpu: "Results | None" = None
 
 
 def read_results(profile: Profile) -> Results:
-    """Everything in results/<profile>/; raises UserError saying what to run when it is missing or damaged."""
+    """Everything in results/<profile>/, a GPU's beside the CPU's, or alone where no CPU was tried.
+
+    Raises UserError saying what to run when it is missing or damaged.
+    """
+    gpu = None
+    if (profile.results_on("cuda") / "variants.csv").exists():
+        gpu = _read(profile, profile.results_on("cuda"))
+        if not (profile.results / "variants.csv").exists():
+            return gpu
+    return _read(profile, profile.results, gpu)
+
+
+def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results:
     try:
-        with open(profile.results / "variants.csv", encoding="utf-8", newline="") as file:
+        with open(folder / "variants.csv", encoding="utf-8", newline="") as file:
             rows = [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
         others = [
-            json.loads((profile.results / f"{name}.json").read_text("utf-8"))
+            json.loads((folder / f"{name}.json").read_text("utf-8"))
             for name in ("environment", "data", "methods")
         ]
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no results there; run: make results PROFILE={profile.name}") from None
     except ValueError as error:
-        raise UserError(f"{profile.results}: damaged results ({error}); run: make results") from None
+        raise UserError(f"{folder}: damaged results ({error}); run: make results") from None
     if not rows:
-        raise UserError(f"{profile.results / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
-    return Results(rows, *others)
+        raise UserError(f"{folder / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
+    return Results(rows, *others, gpu)
 
 
 def _value(key: str, text: str):
