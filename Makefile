@@ -36,7 +36,9 @@ RUN := --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS)
 TAG := $(DEVICE)-$(THREADS)threads
 CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
-RESULTS := $(addprefix results/$(PROFILE)/,variants.csv environment.json data.json methods.json serving.csv services.csv)
+# of the CPU, and of a GPU where one was tried
+RESULTS := $(foreach device,. cuda,$(addprefix results/$(PROFILE)/$(device)/,variants.csv environment.json data.json methods.json)) \
+  $(addprefix results/$(PROFILE)/,serving.csv services.csv)
 COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
 # A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads

@@ -27,6 +27,22 @@ def packed_int8(model, encoded, **about):
     return made(model, lambda folder: write_packed(model, folder, encoded, execution=INT8), **about)
 
 
+def int8_saved(variant, context):
+    """torch's own dynamic int8, saved as the course saved it; no coding, so that bytes compare."""
+    import torch
+    from compress.model import load_model
+    from compress.predict import SAVED, dynamic_int8
+    from compress.stage import made
+
+    model = load_model(context.parent)
+
+    def write(folder):
+        model.config.save_pretrained(folder)
+        torch.save(dynamic_int8(model).state_dict(), folder / SAVED)
+
+    return made(model, write, backend="torch-int8-saved")
+
+
 def torchao(variant, context):
     import torch
     from compress.model import TORCHAO_FILE, import_torchao, load_model
@@ -150,7 +166,7 @@ def prune(variant, context):
     else:
         schedule = gradual_pruning(model, variant.criterion, sparsity_of(weights), variant.sparsity, variant.pattern)
         seconds = teach(model, variant, context, callbacks=[schedule])
-    sparse = {name: Sparse(weight.detach().numpy()) for name, weight in weights.items()}
+    sparse = {name: Sparse(weight.detach().cpu().numpy()) for name, weight in weights.items()}
     details = {"sparsity": sparsity_of(weights)}
     return made(model, lambda folder: write_packed(model, folder, sparse), train_seconds=seconds, details=details)
 
@@ -187,6 +203,7 @@ def main(args: argparse.Namespace) -> int:
 
     makers = {
         "int8-dynamic": int8_dynamic,
+        "int8-saved": int8_saved,
         "torchao": torchao,
         "cast": cast,
         "mixed-precision": mixed_precision,

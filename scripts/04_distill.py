@@ -36,6 +36,16 @@ def distill(variant, context):
     return made(student, student.save_pretrained, train_seconds=seconds, details=details, tokenizer=own_tokenizer)
 
 
+def cut(variant, context):
+    """The parent's layers that the student keeps, nothing trained: what its shape costs."""
+    from compress.distill import make_student
+    from compress.model import load_model
+    from compress.stage import made
+
+    student = make_student(load_model(context.parent), variant.student, "parent", context.seed)
+    return made(student, student.save_pretrained)
+
+
 def trim(variant, context):
     """The parent with the word pieces that its texts use most, and the rows of its embeddings that go with them."""
     from compress.distill import trim_vocabulary
@@ -50,7 +60,7 @@ def trim(variant, context):
 def main(args: argparse.Namespace) -> int:
     from compress.stage import run_stage
 
-    return run_stage(__file__, {"distill": distill, "trim": trim}, args)
+    return run_stage(__file__, {"distill": distill, "cut": cut, "trim": trim}, args)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Records to results: checks every record of a profile and computes every metric from raw logits and times.
 
 Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and
-methods.json, environment.json, data.json, and a model card (README.md) into each model's folder.
+methods.json, environment.json, data.json (results/<profile>/cuda/ for a GPU's records), and a model card (README.md)
+into each model's folder.
 Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
-Other seeds may be there in part: what is not is counted in the last lines.
+Other seeds and other devices than the CPU may be there in part: what is not is counted in the last lines.
 Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
 """
 
@@ -25,7 +26,10 @@ NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
 
 
 def read_records(profile, seeds, device) -> dict:
-    """The checked records by (seed, variant); raises UserError for foreign data or one that the first seed lacks."""
+    """The checked records by (seed, variant); raises UserError for foreign data or one that must be there.
+
+    Must: the CPU's of the first seed, and the baseline's of the first seed on any device.
+    """
     from compress.data import load_card
     from compress.profile import UserError, run_name
     from compress.record import read_record
@@ -35,7 +39,8 @@ def read_records(profile, seeds, device) -> dict:
     for seed in seeds:
         for variant in profile.variants:
             path = profile.record(run_name(variant.name, seed, device))
-            if seed != seeds[0] and not path.exists():
+            needed = seed == seeds[0] and (device == "cpu" or variant.name == profile.baseline)
+            if not needed and not path.exists():
                 continue
             try:
                 record = read_record(path)
@@ -54,12 +59,24 @@ def seed_rows(profile, records, measured, labels) -> list[dict]:
 
     Differences and ratios are against the seed's own fine-tuned baseline.
     """
-    import numpy as np
-    from compress import metrics
-
     rows = [row_of(record, measured.get(name)) for name, record in records.items()]
     if profile.baseline not in measured:
         return rows
+    for row in rows:
+        if row["variant"] in measured:
+            row["size_ratio"] = records[profile.baseline].sizes.bytes / records[row["variant"]].sizes.bytes
+            if profile.no_quality:
+                row["reason"] = "; ".join(filter(None, [row["reason"], profile.no_quality]))
+    if not profile.no_quality:
+        add_quality(profile, rows, measured, labels)
+    return rows
+
+
+def add_quality(profile, rows, measured, labels) -> None:
+    """Writes the columns of quality, and of its difference from the baseline's, into the rows that were measured."""
+    import numpy as np
+    from compress import metrics
+
     names = list(measured)
     predictions = np.array([measured[name]["logits/test"].argmax(-1) for name in names])
     truth = labels["test"]
@@ -81,7 +98,6 @@ def seed_rows(profile, records, measured, labels) -> list[dict]:
             "f1_drop_points": 100 * (base_f1 - scores["f1"]),
             "flip_rate": float(np.mean(predictions[i] != predictions[base])),
             "batch_flip_rate": float(np.mean(predictions[i] != arrays["logits_batched/test"].argmax(-1))),
-            "size_ratio": records[profile.baseline].sizes.bytes / records[name].sizes.bytes,
         }
         row["f1_ci_low"], row["f1_ci_high"] = metrics.interval(f1[:, i])
         row["f1_drop_ci_low"], row["f1_drop_ci_high"] = metrics.interval(100 * (f1[:, base] - f1[:, i]))
@@ -93,7 +109,6 @@ def seed_rows(profile, records, measured, labels) -> list[dict]:
     adjusted = dict(zip(compared, metrics.holm(list(compared.values())), strict=True))
     for row in rows:
         row["mcnemar_p_holm"] = adjusted.get(row["variant"])
-    return rows
 
 
 def row_of(record, arrays) -> dict:
@@ -148,6 +163,8 @@ def methods(profile, records, arrays, seed, labels) -> dict:
     """How each variant of one seed was made, in what time, what its maker found out, and what has no column."""
     found = {}
     for variant in profile.variants:
+        if (seed, variant.name) not in records:
+            continue
         record = records[seed, variant.name]
         # Fewer seconds in all than in training: the model was kept from an earlier run, and was trained there.
         kept = record.train_seconds is not None and record.seconds < record.train_seconds
@@ -168,8 +185,9 @@ def measured_beside(profile, record, arrays, labels) -> dict:
     from compress.metrics import quality
 
     cold = 1e3 * arrays["cold_seconds"]
+    f1 = None if profile.no_quality else quality(arrays["logits/validation"], labels["validation"])["f1"]
     found = {
-        "validation_f1": quality(arrays["logits/validation"], labels["validation"])["f1"],
+        "validation_f1": f1,
         "load_ms": 1e3 * record.measured.load_seconds,
         "first_ms": cold[0, 0],
         "new_length_ms": float(np.median(cold[1:, 0])),
@@ -191,7 +209,7 @@ CARD = """# {variant}
 
 | F1 on the test set | 95 % interval | points below the fine-tuned model | MB | ms at batch 1 |
 |---|---|---|---|---|
-| {f1_test:.4f} | {f1_ci_low:.4f} to {f1_ci_high:.4f} | {f1_drop_points:.2f} | {size_mb:.2f} | {milliseconds} |
+| {f1} | {interval} | {drop} | {size_mb:.2f} | {milliseconds} |
 
 To load it, from the repository's folder:
 
@@ -218,11 +236,14 @@ def write_cards(profile, rows) -> None:
         if row["status"] != "ok" or not folder.exists():
             continue
         artifact = read_artifact(folder, verify=False)
-        latency = row["latency_ms_p50"]
+        latency, told = row["latency_ms_p50"], row["f1_test"] is not None
         about = {
             "description": profile.description[:1].upper() + profile.description[1:],
             "labels": ", ".join(artifact.labels),
             "of_parent": f" of {row['parent']}" if row["parent"] else "",
+            "f1": f"{row['f1_test']:.4f}" if told else profile.no_quality,
+            "interval": f"{row['f1_ci_low']:.4f} to {row['f1_ci_high']:.4f}" if told else "",
+            "drop": f"{row['f1_drop_points']:.2f}" if told else "",
             "milliseconds": "not timed" if latency is None else f"{latency:.2f}",
             "folder": folder.relative_to(ROOT),
             "max_length": artifact.max_length,
@@ -256,16 +277,17 @@ def main(args: argparse.Namespace) -> int:
     for seed in seeds:
         of_seed, measured = ({name: x for (s, name), x in all_.items() if s == seed} for all_ in (records, arrays))
         rows += seed_rows(profile, of_seed, measured, labels)
-    write_csv(profile.results / "variants.csv", rows)
-    write_json(profile.results / "methods.json", methods(profile, records, arrays, seeds[0], labels))
-    write_json(profile.results / "environment.json", environment(profile, records))
-    write_json(profile.results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
+    results = profile.results_on(args.device)
+    write_csv(results / "variants.csv", rows)
+    write_json(results / "methods.json", methods(profile, records, arrays, seeds[0], labels))
+    write_json(results / "environment.json", environment(profile, records))
+    write_json(results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
     write_cards(profile, rows)
     failed = [row["variant"] for row in rows if row["status"] == "failed"]
-    for seed in seeds[1:]:
+    for seed in seeds if args.device != "cpu" else seeds[1:]:
         made = sum(row["seed"] == seed for row in rows)
         print(f"seed {seed}: {made} of {len(profile.variants)} variants")
-    print(f"{profile.results}: {len(rows)} rows" + (f", FAILED: {', '.join(failed)}" if failed else ""))
+    print(f"{results}: {len(rows)} rows" + (f", FAILED: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 

@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
 
     profile = load_profile(args.profile)
     if profile.serving is None:
-        raise UserError(f"profile {profile.name} has no [serving]")
+        return 0
     services, rows = service_rows(profile), serving_rows(profile)
     about = serving_folder(profile) / "about.json"
     if not about.exists():

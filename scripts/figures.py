@@ -407,7 +407,9 @@ def peer_bars(rows):
 
 
 def draw(profile, results) -> dict:
-    """Every figure by name that the profile has rows for; of the first seed."""
+    """Every figure by name that the profile has rows for; of the first seed. All of them show quality."""
+    if profile.no_quality:
+        return {}
     first = results.rows[0]["seed"]
     rows = [row for row in results.rows if row["seed"] == first and row["f1_test"] is not None]
     base = next(row for row in rows if row["variant"] == profile.baseline)

@@ -39,10 +39,12 @@ def describe(row) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.profile import load_profile, run_name
+    from compress.profile import UserError, load_profile, run_name
     from compress.results import read_results
 
     profile = load_profile(args.profile)
+    if profile.no_quality:
+        raise UserError(f"profile {profile.name}: nothing to recommend: {profile.no_quality}")
     rows = read_results(profile).rows
     rows = [
         row for row in rows if row["status"] == "ok" and row["trained"] == "True" and row["seed"] == rows[0]["seed"]

@@ -336,6 +336,105 @@ def clients_table(rows) -> str:
     return table(header, sorted(body, key=lambda line: (line[0], int(line[1]))))
 
 
+def course_table(profile, course, by_name, gpu) -> str:
+    """The course's rows and ours that repeat them: bytes, and how many times faster than the fp32 row of the device.
+
+    gpu: rows by variant of our GPU, beside which the course's rows on a GPU are put; {} without one.
+    """
+    header = ["Course", "Device", "MB", "Ours", "MB", "difference", "s", "times faster", "our s", "times faster"]
+    seconds = {(c["name"], c["device"]): float(c["seconds_per_prediction"]) for c in course}
+    base = next(name for name, variant in profile.course.items() if variant == profile.baseline)
+    body = []
+    for c in course:
+        name, device = profile.course[c["name"]], c["device"]
+        timed = gpu.get(name) if device == "cuda" else by_name[name]
+        milliseconds = timed and timed["latency_ms_p50"]
+        size = by_name[name]["size_mb"]
+        body.append(
+            [
+                c["name"],
+                device,
+                c["size_mb"],
+                name,
+                number(size, 3),
+                f"{100 * (size / float(c['size_mb']) - 1):+.2f} %",
+                c["seconds_per_prediction"],
+                number(seconds[base, device] / seconds[c["name"], device], 2),
+                number(milliseconds and milliseconds / 1e3, 4),
+                number(timed and timed["latency_speedup"], 2),
+            ]
+        )
+    return table(header, body)
+
+
+def shape_table(rows, methods, baseline) -> str:
+    """Milliseconds of one input of each length, and how many times faster than the baseline at that length."""
+    shaped = {name: method["measured"].get("shapes") for name, method in methods.items()}
+    slow = shaped[baseline]
+    header = ["Variant", *(text for n in slow["lengths"] for text in (f"{n} pieces, ms", "faster"))]
+    body = []
+    for row in rows:
+        if shaped[row["variant"]]:
+            # the first number of threads, the first batch
+            pairs = zip(*(side["milliseconds"][0][0] for side in (shaped[row["variant"]], slow)), strict=True)
+            body.append(
+                [row["variant"], *(cell for ms, base in pairs for cell in (number(ms, 2), number(base / ms, 2)))]
+            )
+    return table(header, body)
+
+
+def gpu_table(gpu, by_name) -> str:
+    """The GPU's measured rows, and the seconds of the same training on the CPU."""
+    header = [
+        "Variant",
+        "Runs in",
+        "F1",
+        "MB",
+        "ms p50",
+        "ms p95",
+        "faster",
+        "per s",
+        "faster",
+        "Train s",
+        "on the CPU",
+    ]
+    body = [
+        [
+            row["variant"],
+            row["precision"],
+            number(row["f1_test"], 3),
+            number(row["size_mb"], 2),
+            number(row["latency_ms_p50"], 2),
+            number(row["latency_ms_p95"], 2),
+            number(row["latency_speedup"], 2),
+            number(row["throughput_per_s"], 0),
+            number(row["throughput_speedup"], 2),
+            number(row["train_seconds"], 0),
+            number(row["train_seconds"] and by_name[row["variant"]]["train_seconds"], 0),
+        ]
+        for row in gpu.rows
+        if row["status"] == "ok"
+    ]
+    return table(header, body)
+
+
+def skipped_by_reason(rows) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == "skipped":
+            found.setdefault(row["reason"], []).append(row["variant"])
+    return found
+
+
+def library_list(environment) -> str:
+    return ", ".join(f"{name} {v}" for name, v in environment["libraries"][0].items() if v)
+
+
+def commit_list(environment) -> str:
+    commits = [f"`{commit[:12]}`" if commit else "unknown" for commit in environment["commit"]]
+    return ", ".join(commits + ["with uncommitted changes"] * any(environment["dirty"]))
+
+
 def split_table(data) -> str:
     header = ["Split", "Sentences", "Positive", "Mean pieces", "Median", "Longest"]
     body = [
@@ -374,14 +473,17 @@ def markdown(profile, results) -> tuple[str, str]:
     with open(ROOT / "report" / "course.csv", encoding="utf-8", newline="") as file:
         course = list(csv.DictReader(file))
     seeds = sorted({int(row["seed"]) for row in rows})
-    commits = [f"`{commit[:12]}`" if commit else "unknown" for commit in environment["commit"]]
-    if any(environment["dirty"]):
-        commits.append("with uncommitted changes")
     head = headline(headline_rows(first), course)
     figures = os.path.relpath(profile.figures, profile.report)
-    engine = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    engine = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        loader=jinja2.FileSystemLoader(ROOT / "report"),
+    )
     engine.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
-    text = engine.from_string((ROOT / "report" / "report.md.j2").read_text("utf-8")).render(
+    gpu_rows = {row["variant"]: row for row in results.gpu.rows} if results.gpu else {}
+    text = engine.get_template("costs.md.j2" if profile.no_quality else "report.md.j2").render(
         description=environment["description"],
         rows=first,
         seeds=seed_table(rows),
@@ -398,9 +500,17 @@ def markdown(profile, results) -> tuple[str, str]:
         headline=head,
         splits=split_table(data),
         figure=lambda name, caption: figure(profile, figures, name, caption),
-        libraries=", ".join(f"{name} {v}" for name, v in environment["libraries"][0].items()),
+        libraries=library_list(environment),
         threads_text=f"Threads: {', '.join(map(str, environment['threads']))} for every backend.",
-        commits=", ".join(commits),
+        commits=commit_list(environment),
+        gpu=results.gpu,
+        gpu_table=lambda: gpu_table(results.gpu, by_name),
+        library_list=library_list,
+        commit_list=commit_list,
+        skipped_by_reason=skipped_by_reason,
+        no_quality=profile.no_quality,
+        course=lambda: course_table(profile, course, by_name, gpu_rows),
+        shapes=lambda: shape_table(first, results.methods, profile.baseline),
         seeds_text=f"training seeds {', '.join(map(str, seeds))}"
         if len(seeds) > 1
         else f"one training seed ({seeds[0]})",
@@ -449,6 +559,8 @@ def headline_rows(rows) -> list[dict]:
     from figures import pareto
 
     ok = [row for row in rows if row["status"] == "ok"]
+    if all(row["f1_test"] is None for row in ok):
+        return ok
     timed = [row for row in ok if row["latency_ms_p50"] is not None]
     best = [row["variant"] for row in pareto(ok, "size_mb") + pareto(timed, "latency_ms_p50")]
     return [row for row in rows if row["chapter"] == "baseline" or row["variant"] in best]

@@ -22,7 +22,7 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of training and of random weights (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--only", metavar="VARIANT", help="make only this variant (and what it needs)")
+    parser.add_argument("--only", metavar="VARIANT", nargs="+", help="make only these variants (and what they need)")
     return parser
 
 

@@ -4,6 +4,7 @@
 batch 1 (or in batches, once it is shown that this variant's logits don't depend on them) and the other sets in batches,
 reads its peak memory, and only then loads the baseline beside it for the paired timings.
 It writes raw logits and raw times (seconds) to an .npz; every metric is computed from them later.
+A call ends when its logits are in the host's memory: on a GPU the clock waits for the device, and counts both copies.
 """
 
 import dataclasses

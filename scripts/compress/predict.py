@@ -6,6 +6,7 @@ Heavy libraries are imported only by the backend that needs them.
 """
 
 import importlib.util
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import numpy as np
 from compress.artifact import Artifact, read_artifact
 from compress.profile import UserError
 from tokenizers import Tokenizer
+
+SAVED = "pytorch_model.bin"
 
 
 class Predictor(ABC):
@@ -38,12 +41,20 @@ class TorchPredictor(Predictor):
     threads: int
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self.logits(input_ids, attention_mask).cpu().numpy()  # waits for the GPU
+
+    def many(self, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """A GPU is handed all batches before the first answer is waited for; a CPU answers one after the other."""
+        return [logits.cpu().numpy() for logits in [self.logits(*arrays) for arrays in inputs]]
+
+    def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray):
+        """float32 [batch, classes] on the device, where they may still be on their way."""
         import torch
 
         with torch.inference_mode():
-            ids = torch.from_numpy(input_ids).to(self.device)
-            mask = torch.from_numpy(attention_mask).to(self.device)
-            return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+            ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
+            mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
+            return self.model(input_ids=ids, attention_mask=mask).logits.float()
 
 
 class OrtPredictor(Predictor):
@@ -100,11 +111,40 @@ def load_torch(folder: Path, artifact: Artifact, device: str, threads: int) -> T
 
     check_device(device)
     torch.set_num_threads(threads)
+    if device == "cuda":
+        # cuDNN's attention, which 16-bit floats get otherwise, builds a plan for every new shape of a batch.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model = load_model(folder).to(device)
     precision = precision_of(model)
     if artifact.runtime.get("compile"):
         model = torch.compile(model, dynamic=True)
     return TorchPredictor(model, device, precision, torch.get_num_threads())
+
+
+def load_int8_saved(folder: Path, artifact: Artifact, device: str, threads: int) -> TorchPredictor:
+    """What torch.save has kept of a model whose Linear layers quantize_dynamic had replaced."""
+    import torch
+    from compress.model import empty_model, precision_of
+
+    only_cpu(folder, artifact, device)
+    torch.set_num_threads(threads)
+    model = dynamic_int8(empty_model(folder).eval())
+    try:
+        model.load_state_dict(torch.load(folder / SAVED, weights_only=True))
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{folder / SAVED}: damaged, or not the weights of config.json: {error}") from None
+    return TorchPredictor(model, device, precision_of(model), torch.get_num_threads())
+
+
+def dynamic_int8(model):
+    """The model with its Linear layers replaced as torch.ao's quantize_dynamic does it, one scale per tensor."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but what the course used
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
 
 
 def load_ort(folder: Path, artifact: Artifact, device: str, threads: int) -> OrtPredictor:
@@ -125,6 +165,7 @@ def load_openvino(folder: Path, artifact: Artifact, device: str, threads: int) -
 # The library's name in Python; the loader.
 BACKENDS = {
     "torch": ("torch", load_torch),
+    "torch-int8-saved": ("torch", load_int8_saved),
     "onnxruntime": ("onnxruntime", load_ort),
     "openvino": ("openvino", load_openvino),
 }

@@ -93,6 +93,7 @@ class Measure(Strict):
     latency_calls: Positive = 200
     throughput_sentences: Positive = 512
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [16, 32]
+    cuda_batch_sizes: list[Positive] = [64, 128]  # that a GPU tries besides
     shapes: Shapes = Shapes(variants=[])
 
 
@@ -116,6 +117,7 @@ class BaseVariant(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     parent: str | None = None
     timed: bool = True  # false: its arithmetic at run time is that of another row, which says its speed
+    cpu_only: ClassVar[str | None] = None  # why it does not run on a GPU, if it does not
 
 
 class Untrained(BaseVariant):
@@ -141,17 +143,29 @@ class HW1(BaseVariant):
     parent: str
 
 
+NO_INT8 = "torch.ao's dynamic int8 has kernels for the CPU only"
+
+
 class Int8(HW1):
     """Weights of 8 bits, stored packed; Linear layers run on integers, their inputs quantized as they come."""
 
+    cpu_only: ClassVar[str] = NO_INT8
     method: Literal["int8-dynamic"]
     per_channel: bool
     embeddings: bool = True  # quantize the embedding tables too
 
 
+class Int8Saved(HW1):
+    """torch's own quantize_dynamic of the Linear layers, its state saved by torch.save: what the course did."""
+
+    cpu_only: ClassVar[str] = NO_INT8
+    method: Literal["int8-saved"]
+
+
 class TorchAO(HW1):
     """The same by torchao's own modules."""
 
+    cpu_only: ClassVar[str] = "torchao's modules are made and tried for the CPU here"
     method: Literal["torchao"]
     scheme: Literal["int8-weight-only", "int8-dynamic", "int4-weight-only"]
 
@@ -166,6 +180,7 @@ class Cast(HW1):
 class Mixed(HW1):
     """8 or 4 bits per group of tensors, chosen by their sensitivity on validation."""
 
+    cpu_only: ClassVar[str] = NO_INT8
     method: Literal["mixed-precision"]
     tolerance: Annotated[float, Field(ge=0)]  # F1 points that validation may lose
 
@@ -173,6 +188,7 @@ class Mixed(HW1):
 class QAT(HW1):
     """Quantization-aware training with the baseline as teacher."""
 
+    cpu_only: ClassVar[str] = NO_INT8
     method: Literal["qat"]
     bits: Annotated[int, Field(ge=2, le=8)]
     training: Training
@@ -273,6 +289,20 @@ class Distill(HW3):
         return self
 
 
+class Cut(HW3):
+    """A student cut out of its parent, and nothing trained."""
+
+    method: Literal["cut"]
+    student: Student
+
+    @field_validator("student")
+    @classmethod
+    def same_pieces(cls, student):
+        if student.vocabulary is not None:
+            raise ValueError("vocabulary: a cut student keeps its parent's; fewer pieces are the method trim")
+        return student
+
+
 class Trim(HW3):
     """The parent with fewer word pieces, and nothing trained."""
 
@@ -280,10 +310,14 @@ class Trim(HW3):
     vocabulary: Positive
 
 
+NO_ENGINE = "the engine's pinned package runs on the CPU only"
+
+
 class HW4(BaseVariant):
     """The parent in an inference engine."""
 
     chapter: ClassVar[str] = "HW4"
+    cpu_only: ClassVar[str] = NO_ENGINE
     parent: str
 
 
@@ -332,6 +366,7 @@ class HW6(BaseVariant):
 class OptimumOrt(HW6):
     """ONNX Runtime through optimum-onnx."""
 
+    cpu_only: ClassVar[str] = NO_ENGINE
     method: Literal["optimum-onnx"]
     level: Literal["O1", "O2", "O3", "O4"] | None = None
     quantization: Literal["dynamic", "static"] | None = None
@@ -345,6 +380,7 @@ class OptimumOrt(HW6):
 class OptimumIntel(HW6):
     """OpenVINO through optimum-intel."""
 
+    cpu_only: ClassVar[str] = NO_ENGINE
     method: Literal["optimum-intel"]
     quantization: Literal["int8", "int8-weights", "int4-weights"]
     twin: str
@@ -356,6 +392,10 @@ class TorchRuntime(HW6):
     method: Literal["torch"]
     precision: Literal["fp32", "bf16", "int8"]
     compile: bool = False
+
+    @property
+    def cpu_only(self) -> str | None:
+        return NO_INT8 if self.precision == "int8" else None
 
 
 class Champion(HW6):
@@ -380,6 +420,7 @@ Variant = Annotated[
     Untrained
     | Finetune
     | Int8
+    | Int8Saved
     | TorchAO
     | Cast
     | Mixed
@@ -389,6 +430,7 @@ Variant = Annotated[
     | Cluster
     | DeepCompression
     | Distill
+    | Cut
     | Trim
     | Onnx
     | OpenVINO
@@ -442,6 +484,8 @@ class Profile(Strict):
     data: Data
     measure: Measure = Measure()
     serving: Serving | None = None
+    no_quality: Annotated[str, Field(min_length=1)] | None = None  # why answers mean nothing: quality stays empty
+    course: dict[str, str] = {}  # rows of report/course.csv by name, and the variants that repeat them
     variants: Annotated[list[Variant], Field(min_length=1)]
 
     @field_validator("variants", mode="before")
@@ -474,7 +518,11 @@ class Profile(Strict):
         served = [self.serving.parent, self.serving.ablated, *self.serving.variants] if self.serving else []
         if unknown := set(served) - set(names):
             raise ValueError(f"serving: no variant is called {sorted(unknown)[0]!r}")
+        if unknown := set(self.course.values()) - set(names):
+            raise ValueError(f"course: no variant is called {sorted(unknown)[0]!r}")
         for variant in self.variants:
+            if self.no_quality and isinstance(variant, Mixed | Champion):
+                raise ValueError(f"variants: {variant.name}: is chosen by quality, which no_quality rules out")
             # Parents come first: a stage makes its variants in the profile's order.
             if variant.parent is not None and variant.parent not in names[: names.index(variant.name)]:
                 raise ValueError(f"variants: {variant.name}: parent: no variant before it is {variant.parent!r}")
@@ -511,7 +559,11 @@ class Profile(Strict):
 
     @property
     def results(self) -> Path:
-        return ROOT / "results" / self.name
+        return self.results_on("cpu")
+
+    def results_on(self, device: str) -> Path:
+        """The CPU's rows are the paper's; those of another device lie in a folder of their own."""
+        return ROOT / "results" / self.name / ("" if device == "cpu" else device)
 
     @property
     def figures(self) -> Path:

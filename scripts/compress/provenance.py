@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from compress.profile import ROOT
@@ -16,14 +16,28 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_i
 def provenance(seed: int, threads: int, device: str) -> dict:
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "scripts", "requirements.txt")),
+        **code(),
         "machine": machine(device),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: installed(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "seed": seed,
         "threads": threads,
     }
+
+
+def code() -> dict:
+    """The commit, and whether the code differs from it; of a copy without git, what SOURCE_COMMIT says it is of."""
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": os.environ.get("SOURCE_COMMIT"), "dirty": None}
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--", "scripts", "requirements.txt"))}
+
+
+def installed(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def machine(device: str) -> dict:

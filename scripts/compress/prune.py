@@ -23,8 +23,8 @@ def global_masks(scores: dict[str, torch.Tensor], sparsity: float) -> dict[str, 
     flat = torch.cat([score.reshape(-1) for score in scores.values()])
     keep = torch.ones(len(flat), dtype=torch.bool)
     drop = round(sparsity * len(flat))
-    keep[torch.from_numpy(np.argpartition(flat.numpy(), drop - 1)[:drop]) if drop else []] = False
-    parts = keep.split([score.numel() for score in scores.values()])
+    keep[torch.from_numpy(np.argpartition(flat.cpu().numpy(), drop - 1)[:drop]) if drop else []] = False
+    parts = keep.to(flat.device).split([score.numel() for score in scores.values()])
     return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
 
 

@@ -24,9 +24,9 @@ class Machine(Strict):
 class Provenance(Strict):
     command: list[str]
     commit: str | None
-    dirty: bool
+    dirty: bool | None  # None: no git there to tell
     machine: Machine
-    libraries: dict[str, str]
+    libraries: dict[str, str | None]  # None: not installed
     python: str
     seed: int
     threads: int

@@ -1,4 +1,4 @@
-"""What figures and report read: results/<profile>/ and nothing else."""
+"""What figures and report read: results/<profile>/ (a GPU's in its folder cuda/) and nothing else."""
 
 import csv
 import json
@@ -31,27 +31,36 @@ class Results:
     methods: dict  # by variant: options, details, seconds
     serving: list[dict]  # of serving.csv; empty where the HTTP benchmark has not run
     services: list[dict]  # of services.csv, likewise
+    gpu: "Results | None" = None
 
 
 def read_results(profile: Profile) -> Results:
-    """Everything in results/<profile>/; raises UserError saying what to run when it is missing or damaged."""
+    """Everything in results/<profile>/, a GPU's beside the CPU's, or alone where no CPU was tried.
+
+    Raises UserError saying what to run when it is missing or damaged.
+    """
+    gpu = None
+    if (profile.results_on("cuda") / "variants.csv").exists():
+        gpu = _read(profile, profile.results_on("cuda"))
+        if not (profile.results / "variants.csv").exists():
+            return gpu
+    return _read(profile, profile.results, gpu)
+
+
+def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results:
     try:
-        rows = _rows(profile.results / "variants.csv")
-        served = [
-            _rows(path) if (path := profile.results / f"{name}.csv").exists() else []
-            for name in ("serving", "services")
-        ]
+        rows = _rows(folder / "variants.csv")
+        served = [_rows(path) if (path := folder / f"{name}.csv").exists() else [] for name in ("serving", "services")]
         others = [
-            json.loads((profile.results / f"{name}.json").read_text("utf-8"))
-            for name in ("environment", "data", "methods")
+            json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("environment", "data", "methods")
         ]
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no results there; run: make results PROFILE={profile.name}") from None
     except ValueError as error:
-        raise UserError(f"{profile.results}: damaged results ({error}); run: make results") from None
+        raise UserError(f"{folder}: damaged results ({error}); run: make results") from None
     if not rows:
-        raise UserError(f"{profile.results / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
-    return Results(rows, *others, *served)
+        raise UserError(f"{folder / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
+    return Results(rows, *others, *served, gpu)
 
 
 def _rows(path: Path) -> list[dict]:

@@ -74,20 +74,22 @@ class Stage:
         self.card = load_card(profile)
         # A maker's own code, not the whole script's: mending one method must not retrain the others.
         self.sources = {m: source_hash(self.script, f.__name__, without=HARNESS) for m, f in makers.items()}
-        self.measure_source = source_hash(Path(measuring.__file__))
+        # Not the profile's schema: what it says of a variant is in the key already.
+        self.measure_source = source_hash(Path(measuring.__file__), without=("compress/profile.py",))
 
     @cached_property
     def splits(self):
         return load_splits(self.profile)
 
-    def run(self, only: str | None = None) -> int:
+    def run(self, only: list[str] | None = None) -> int:
         """Makes and measures; returns the number of failed variants, so that the exit status tells."""
         variants = [v for v in self.profile.variants if v.method in self.makers]
         if only is not None:
-            if only not in [v.name for v in variants]:
-                names = ", ".join(v.name for v in variants)
-                raise UserError(f"--only: this stage has no variant {only!r} in profile {self.profile.name}: {names}")
-            needed = self.profile.ancestors(only) | {self.profile.baseline}
+            names = [v.name for v in variants]
+            if unknown := [name for name in only if name not in names]:
+                known = f"profile {self.profile.name}: {', '.join(names)}"
+                raise UserError(f"--only: this stage has no variant {unknown[0]!r} in {known}")
+            needed = {self.profile.baseline}.union(*map(self.profile.ancestors, only))
             variants = [v for v in variants if v.name in needed]
         return self.run_all(variants)
 
@@ -132,6 +134,13 @@ class Stage:
             [options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], made_from, source]
         )
 
+    def skip_key(self, variant: Variant) -> str | None:
+        """The key of a variant that was not made: None where its parent was not made, either."""
+        try:
+            return self.key(variant)
+        except UserError:
+            return None
+
     def measure_key(self, variant: Variant, key: str) -> str:
         baseline = read_artifact(self.folder(self.profile.baseline), verify=False).key
         budgets = self.profile.measure.model_dump(mode="json", exclude={"shapes"})
@@ -158,9 +167,9 @@ class Stage:
         """True if a valid record of exactly this artifact, baseline and protocol is there; never for a failed one."""
         try:
             record = read_record(self.profile.record(self.name(variant.name)))
-            key = self.key(variant)
             if record.status == "skipped":
-                return record.key == key
+                return record.key == self.skip_key(variant)
+            key = self.key(variant)
             if record.status == "failed" or not self.is_made(variant):
                 return False
             predictions = self.profile.predictions(record.run)
@@ -170,6 +179,8 @@ class Stage:
             return False
 
     def make(self, variant: Variant) -> None:
+        if self.device != "cpu" and variant.cpu_only:
+            raise Skip(f"not on {self.device}: {variant.cpu_only}")
         if self.is_made(variant):
             return
         profile = self.profile
@@ -224,7 +235,8 @@ class Stage:
             texts={name: splits[name]["text"][:] for name in asked},
             timed=self.is_timed(variant),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
-            **budgets.model_dump(exclude={"shapes"}),
+            batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
+            **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
         output = profile.predictions(run)
         measuring.measure(job, output)
@@ -241,15 +253,18 @@ class Stage:
 
     def summary(self, record: Record) -> str:
         """One line to steer by: F1 on validation, never on test."""
+        size = f"{record.sizes.bytes / 1e6:.2f} MB"
+        if self.profile.no_quality:
+            return size
         labels = self.splits["validation"]["label"]
         with np.load(self.profile.predictions(record.run), allow_pickle=False) as arrays:
             f1 = quality(arrays["logits/validation"], np.array(labels))["f1"]
-        return f"{record.sizes.bytes / 1e6:.2f} MB, validation F1 {f1:.4f}"
+        return f"{size}, validation F1 {f1:.4f}"
 
     def write(
         self, variant: Variant, started: float, status: str, reason: str = "", artifact=None, measured=None
     ) -> Record:
-        key = artifact.key if artifact else self.key(variant) if status == "skipped" else None
+        key = artifact.key if artifact else self.skip_key(variant) if status == "skipped" else None
         record = Record(
             run=self.name(variant.name),
             variant=variant.name,
