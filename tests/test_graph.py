@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from compress import load
 from compress.bench import ABLATIONS
 from compress.data import TOKENIZER_FILES
 from compress.profile import load_profile
@@ -92,7 +93,9 @@ def test_the_benchmark_can_be_traced_to_the_raw_latencies(smoke):
         good = (status == 200) & (latency <= serving.load.deadline_ms / 1000)
         assert float(row["goodput_rps"]) == pytest.approx(good.sum() / about["seconds"], rel=1e-4)
         assert float(row["latency_ms_p99"]) == pytest.approx(1000 * np.quantile(latency[status == 200], 0.99), rel=1e-4)
-        assert float(row["error_fraction"]) == 0
+        # On a busy machine deadlines pass, and far beyond saturation there are more connections than the service takes.
+        assert set(status.tolist()) <= {load.LOST, 200, 429, 504}
+        assert float(row["error_fraction"]) == pytest.approx(np.mean((status != 200) & (status != 429)), abs=1e-5)
     with open(folder / "results/smoke/services.csv", newline="") as file:
         services = {row["variant"]: row for row in csv.DictReader(file)}
     assert {row["classes"] for row in services.values()} == {"2", "4"}

@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 PATIENCE = 10.0  # seconds after the last request; what is unanswered then is lost
+STALE = 1.0  # seconds of rest after which a server may have closed a connection without being at fault
 LOST = 0  # status of a request that got no response
 HEAD = "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
 
@@ -72,7 +73,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self, generator: "_Generator"):
         self.generator = generator
         self.number: int | None = None  # of the request that is on it
-        self.used = self.answering = False
+        self.rested = self.answering = False
+        self.since = float("inf")  # when its last answer came
 
     def connection_made(self, transport) -> None:
         self.transport = transport
@@ -80,6 +82,7 @@ class _Connection(asyncio.Protocol):
 
     def send(self, number: int) -> None:
         self.number, self.answering = number, False
+        self.rested = time.perf_counter() - self.since > STALE
         self.transport.write(self.generator.request(number))
 
     def data_received(self, data: bytes) -> None:
@@ -90,7 +93,7 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def on_message_complete(self) -> None:
-        number, self.number, self.used = self.number, None, True
+        number, self.number, self.since = self.number, None, time.perf_counter()
         if number is None:
             return  # an answer that nobody asked for
         again = self.parser.should_keep_alive()
@@ -103,8 +106,8 @@ class _Connection(asyncio.Protocol):
         if self in self.generator.idle:
             self.generator.idle.remove(self)
         if number is not None:
-            # A server may close a connection that was idle just as it is used again: that is nobody's failure.
-            stale = self.used and not self.answering
+            # A server may close a connection that has long been idle just as it is used again: nobody's failure.
+            stale = self.rested and not self.answering
             self.generator.dispatch(number) if stale else self.generator.answered(number, LOST, None)
 
 
