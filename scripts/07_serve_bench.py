@@ -118,6 +118,7 @@ def peer_servers(profile, args, texts) -> list:
     from compress.bench import HOST, PATH, one_run, peer_server, running, serving_folder
     from compress.files import digest, sha256_file
     from compress.profile import SCRIPTS
+    from compress.results import BESIDE
     from peers import PEERS
     from tqdm import tqdm
 
@@ -141,7 +142,7 @@ def peer_servers(profile, args, texts) -> list:
         with running([server], folder):
             key, deadline = digest(budget.model_dump(mode="json")), budget.deadline_ms / 1000
             run = one_run(server, folder, layout, 0, 0, key, deadline, go)
-        return (run.outcome.status == 200).sum() / run.outcome.seconds
+        return run.outcome.answered_rps
 
     best = {}
     for peer, setting in tqdm([(p, s) for p in PEERS for s in PEERS[p].sweep], desc="settings of peers", disable=None):
@@ -149,7 +150,7 @@ def peer_servers(profile, args, texts) -> list:
         if rate > best.get(peer, (0, None))[0]:
             best[peer] = rate, setting
     ours = next(s for s in own_servers(profile, args) if s.name == ablated)
-    ours.name = f"{ablated}-beside-peers"
+    ours.name = ablated + BESIDE
     servers = [ours, *(server(peer, peer, models, setting) for peer, (_, setting) in best.items())]
     if profile.services:
         folders = [profile.model(name) for name in profile.services]
@@ -171,7 +172,6 @@ def bench(profile, servers, texts) -> None:
     folder = serving_folder(profile)
     key = digest([budget.model_dump(mode="json"), source_hash(SCRIPTS / "compress/load.py")])
     deadline = budget.deadline_ms / 1000
-
     requests = load.payloads(texts, HOST, PATH)
 
     def closed(server, clients, seconds):
@@ -202,7 +202,7 @@ def bench(profile, servers, texts) -> None:
             go = closed(server, layouts[layout], budget.saturation_seconds)
             run = one_run(server, folder, layout, 0, repeat, key, deadline, go)
             if layout == "saturation":
-                found.setdefault(server.name, []).append((run.outcome.status == 200).sum() / run.outcome.seconds)
+                found.setdefault(server.name, []).append(run.outcome.answered_rps)
         saturated = {name: float(np.median(rates)) for name, rates in found.items()}
         steps = [
             (repeat, share, server) for repeat in range(budget.repeats) for share in budget.rates for server in servers
@@ -234,9 +234,9 @@ def main(args: argparse.Namespace) -> int:
     texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
     servers = peer_servers(profile, args, texts) if args.peers else own_servers(profile, args)
     if args.only:
-        servers = [server for server in servers if server.name == args.only]
-        if not servers:
-            raise UserError(f"--only: the benchmark serves no {args.only!r}")
+        if unknown := set(args.only) - {server.name for server in servers}:
+            raise UserError(f"--only: the benchmark serves no {sorted(unknown)[0]!r}")
+        servers = [server for server in servers if server.name in args.only]
     bench(profile, servers, texts)
     write_json(serving_folder(profile) / "about.json", provenance(args.seed, args.threads, args.device))
     print(f"{len(servers)} servers measured", file=sys.stderr)

@@ -149,13 +149,13 @@ def cell(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(path, rows) -> None:
+def write_csv(path, columns, rows) -> None:
     from compress.files import write_text
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([cell(row[column]) for column in COLUMNS] for row in rows)
+    writer.writerow(columns)
+    writer.writerows([cell(row[column]) for column in columns] for row in rows)
     write_text(path, text.getvalue())
 
 
@@ -278,7 +278,7 @@ def main(args: argparse.Namespace) -> int:
         of_seed, measured = ({name: x for (s, name), x in all_.items() if s == seed} for all_ in (records, arrays))
         rows += seed_rows(profile, of_seed, measured, labels)
     results = profile.results_on(args.device)
-    write_csv(results / "variants.csv", rows)
+    write_csv(results / "variants.csv", COLUMNS, rows)
     write_json(results / "methods.json", methods(profile, records, arrays, seeds[0], labels))
     write_json(results / "environment.json", environment(profile, records))
     write_json(results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})

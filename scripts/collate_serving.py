@@ -7,8 +7,7 @@ Example: python scripts/collate_serving.py --profile minilm
 """
 
 import argparse
-import csv
-import io
+import json
 
 from compress.cli import main_guard, profile_parser
 
@@ -92,21 +91,8 @@ def serving_rows(profile) -> list[dict]:
     )
 
 
-def write_table(path, columns, rows) -> None:
-    from compress.files import write_text
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = (row[column] for column in columns)
-        writer.writerow([f"{v:.6g}" if isinstance(v, float) else "" if v is None else v for v in values])
-    write_text(path, text.getvalue())
-
-
 def main(args: argparse.Namespace) -> int:
-    import json
-
+    from collate import write_csv
     from compress.bench import serving_folder
     from compress.files import write_json
     from compress.profile import UserError, load_profile
@@ -118,8 +104,8 @@ def main(args: argparse.Namespace) -> int:
     about = serving_folder(profile) / "about.json"
     if not about.exists():
         raise UserError(f"{about}: missing; run: make serve-bench PROFILE={profile.name}")
-    write_table(profile.results / "serving.csv", COLUMNS, rows)
-    write_table(profile.results / "services.csv", SERVICE_COLUMNS, services)
+    write_csv(profile.results / "serving.csv", COLUMNS, rows)
+    write_csv(profile.results / "services.csv", SERVICE_COLUMNS, services)
     write_json(profile.results / "serving.json", json.loads(about.read_text("utf-8")))
     print(f"{profile.results}: {len(rows)} rows of serving.csv, {len(services)} services")
     return 0

@@ -18,7 +18,6 @@ CHAPTERS = {
     "HW4": ("#CC79A7", "v"),
     "HW6": ("#E69F00", "P"),
 }
-BESIDE = "-beside-peers"  # our own server in the peers' turns
 F1_LABEL = "F1 on the test set, 95 % interval"
 
 
@@ -408,6 +407,8 @@ def peer_bars(rows):
 
 def draw(profile, results) -> dict:
     """Every figure by name that the profile has rows for; of the first seed. All of them show quality."""
+    from compress.results import is_beside
+
     if profile.no_quality:
         return {}
     first = results.rows[0]["seed"]
@@ -439,8 +440,7 @@ def draw(profile, results) -> dict:
         figures[f"ablation_{name}"] = waterfall(lineage(name, results.methods, by_name), name)
         if shaped[name] and shaped[profile.baseline]:
             figures[f"shapes_{name}"] = shapes(name, shaped[profile.baseline], shaped[name])
-    beside = [row for row in results.serving if row["variant"].startswith("peer-") or row["variant"].endswith(BESIDE)]
-    own = [row for row in results.serving if row not in beside]
+    own, beside = ([row for row in results.serving if is_beside(row["variant"]) == side] for side in (False, True))
     if own:
         figures["serving"] = load_curves([row for row in own if row["variant"] in profile_servers(profile)])
         figures["serving_ablation"] = load_curves(

@@ -466,6 +466,7 @@ def markdown(profile, results) -> tuple[str, str]:
     """The report's Markdown and the headline table."""
     import jinja2
     from compress.profile import ROOT
+    from compress.results import is_beside
 
     rows, environment, data = results.rows, results.environment, results.data
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
@@ -532,26 +533,11 @@ def markdown(profile, results) -> tuple[str, str]:
         load=profile.serving.load if profile.serving else None,
         services_table=services_table(results.services),
         serving_table=lambda rows: serving_table(rows, profile.serving.load.p99_ms),
-        clients_table=lambda rows: clients_table(rows),
-        sustained=lambda name: sustained(
-            [row for row in results.serving if row["variant"] == name], profile.serving.load.p99_ms
-        ),
-        at=lambda name, layout, share=0.0: served_row(results.serving, name, layout, share),
+        clients_table=clients_table,
         champions=champion_table(first, results.methods),
         minutes=lambda name: sum(results.methods[r["variant"]]["seconds"] for r in first if r["chapter"] == name) / 60,
     )
     return text, head
-
-
-def is_beside(server: str) -> bool:
-    """True for a peer, and for our own server in the peers' turns."""
-    from figures import BESIDE
-
-    return server.startswith("peer-") or server.endswith(BESIDE)
-
-
-def served_row(rows, server: str, layout: str, share: float) -> dict | None:
-    return next((r for r in rows if (r["variant"], r["layout"], r["share"]) == (server, layout, share)), None)
 
 
 def headline_rows(rows) -> list[dict]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,26 +79,14 @@ def running(servers: Sequence[Server], folder: Path):
     """All of them started and ready; each with its whole process group killed at the end. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for server in servers:
-            log = folder / f"{server.name}.log"
-            with open(log, "wb") as file:
-                server.process = subprocess.Popen(
-                    server.command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            url = f"http://{HOST}:{server.port}{PATH}"
-            peers.wait_until_ready(server.name, server.process, url, log, START_SECONDS)
-        yield
+        with ExitStack() as stack:
+            for server in servers:
+                log, url = folder / f"{server.name}.log", f"http://{HOST}:{server.port}{PATH}"
+                start = peers.started(server.name, server.command, url, log, START_SECONDS)
+                server.process = stack.enter_context(start)
+            yield
     except peers.PeerError as error:
         raise UserError(str(error)) from None
-    finally:
-        for server in servers:
-            if server.process is not None:
-                peers.stop(server.process)
-                server.process = None
 
 
 def spent(server: Server) -> dict:

@@ -31,6 +31,11 @@ class Outcome:
     lag: np.ndarray  # seconds from the scheduled moment to the sending
     seconds: float  # from the first scheduled moment to the last answer
 
+    @property
+    def answered_rps(self) -> float:
+        """Requests answered with status 200 per second."""
+        return float((self.status == 200).sum() / self.seconds)
+
 
 def payloads(texts: Sequence[str], host: str, path: str) -> list[bytes]:
     """One whole HTTP request per text, its body a JSON string."""

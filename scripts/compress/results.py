@@ -22,6 +22,8 @@ TEXT = {
     "reason",
 }
 
+BESIDE = "-beside-peers"  # our own server in the peers' turns
+
 
 @dataclass(frozen=True)
 class Results:
@@ -49,8 +51,10 @@ def read_results(profile: Profile) -> Results:
 
 def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results:
     try:
-        rows = _rows(folder / "variants.csv")
-        served = [_rows(path) if (path := folder / f"{name}.csv").exists() else [] for name in ("serving", "services")]
+        rows = read_table(folder / "variants.csv")
+        served = [
+            read_table(path) if (path := folder / f"{name}.csv").exists() else [] for name in ("serving", "services")
+        ]
         others = [
             json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("environment", "data", "methods")
         ]
@@ -63,9 +67,15 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
     return Results(rows, *others, *served, gpu)
 
 
-def _rows(path: Path) -> list[dict]:
+def read_table(path: Path) -> list[dict]:
+    """The rows of a CSV of results/."""
     with open(path, encoding="utf-8", newline="") as file:
         return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def is_beside(server: str) -> bool:
+    """True for a peer, and for our own server in the peers' turns."""
+    return server.startswith("peer-") or server.endswith(BESIDE)
 
 
 def _value(key: str, text: str):

@@ -69,21 +69,29 @@ def command(peer: str, models: list[Path], port: int, workers: int, threads: int
 def running(
     peer: str, models: list[Path], port: int, workers: int, threads: int, batch: int, log: Path, seconds: float = 60
 ) -> Iterator[subprocess.Popen]:
-    """The peer's process, ready to answer; its output goes to `log`. Leaves no process behind.
+    """The peer's process, ready to answer; its output goes to `log`. Leaves no process behind."""
+    arguments = command(peer, models, port, workers, threads, batch)
+    with started(peer, arguments, f"http://127.0.0.1:{port}{PEERS[peer].path}", log, seconds) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started(name: str, arguments: list[str], url: str, log: Path, seconds: float) -> Iterator[subprocess.Popen]:
+    """The process of a server that takes texts at `url`, ready to answer; its output goes to `log`.
 
     Ready means that it has answered once: a second worker may still be loading, so warm up before measuring.
     Workers of mosec and LitServe outlive a SIGTERM: the server has a process group of its own, and that is killed.
     """
     with open(log, "w") as output:
         process = subprocess.Popen(
-            command(peer, models, port, workers, threads, batch),
+            arguments,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        wait_until_ready(peer, process, f"http://127.0.0.1:{port}{PEERS[peer].path}", log, seconds)
+        wait_until_ready(name, process, url, log, seconds)
         yield process
     finally:
         stop(process)

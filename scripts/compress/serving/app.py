@@ -93,10 +93,7 @@ class Service:
         """The models' answers, or a ServiceError; Disconnected as soon as the client is gone."""
         if self.state != "ready":
             raise ServiceError(503, self.state, f"the service is {self.state}", {"Retry-After": "1"})
-        try:
-            request = self.scheduler.submit(texts)
-        except Overloaded as error:
-            raise overloaded(error) from None
+        request = self.scheduler.submit(texts)
 
         def gone(_) -> None:
             if not request.future.done():
@@ -113,15 +110,6 @@ class Service:
             watcher.remove_done_callback(gone)
             watcher.cancel()
 
-    def admit(self) -> None:
-        """Turns a request away before its body is read when the queue is full: the cheapest answer comes soonest."""
-        if self.scheduler and (wait := self.scheduler.wait_seconds()) > self.scheduler.max_wait:
-            raise overloaded(Overloaded(wait))
-
-
-def overloaded(error: Overloaded) -> ServiceError:
-    return ServiceError(429, "overloaded", str(error), {"Retry-After": str(math.ceil(error.seconds))})
-
 
 class Endpoint:
     """A POST endpoint as a bare ASGI application: parse(body) -> texts, render(answers, body) -> JSON value."""
@@ -134,7 +122,8 @@ class Endpoint:
         read = False
         try:
             check_head(scope)
-            self.service.admit()
+            if self.service.scheduler:
+                self.service.scheduler.check()  # before the body is read: the cheapest refusal comes soonest
             async with asyncio.timeout(self.service.deadline):
                 body = await read_body(receive)
                 read = True
@@ -145,6 +134,9 @@ class Endpoint:
                 response = error_response(ServiceError(504, "deadline", "no answer within the deadline"))
             else:
                 response = error_response(ServiceError(408, "slow_request", "the body did not come in time"))
+        except Overloaded as error:
+            retry = {"Retry-After": str(math.ceil(error.seconds))}
+            response = error_response(ServiceError(429, "overloaded", str(error), retry))
         except ServiceError as error:
             response = error_response(error)
         except Disconnected:

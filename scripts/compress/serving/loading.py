@@ -1,6 +1,5 @@
 """Artifact folders to models that can be served: read, checked, warmed up, and timed for the cost of a request."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from compress.files import sha256_file
 from compress.measure import INVARIANCE_TOLERANCE
 from compress.predict import Predictor, batches, load, load_tokenizer
 from compress.profile import ROOT, UserError
+from compress.results import read_table
 from compress.serving.scheduler import TOKENIZERS, Model, fit_cost
 from tokenizers import Tokenizer
 
@@ -90,9 +90,8 @@ def measured(folder: Path, artifact: Artifact) -> dict:
         path = ROOT / "results" / folder.parents[1].name / table
         if not path.exists():
             continue
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                same = row["variant"] == folder.name and row["size_mb"]
-                if same and abs(float(row["size_mb"]) - artifact.size / 1e6) < 1e-3:
-                    return {name: float(row[name]) if row[name] else None for name in found}
+        for row in read_table(path):
+            same = row["variant"] == folder.name and row["size_mb"]
+            if same and abs(row["size_mb"] - artifact.size / 1e6) < 1e-3:
+                return {name: row[name] for name in found}
     return found

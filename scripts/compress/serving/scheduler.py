@@ -137,7 +137,7 @@ class Scheduler:
         self.backlog = 0.0  # fitted seconds of everything admitted and not answered
         self.waiting = 0  # requests admitted and not answered
         self.pace = 1.0  # real seconds per fitted second, lately
-        self.pieces_per_byte = 0.3  # of text, lately
+        self.pieces_per_character = 0.3  # of text, lately
         self.threads = [threading.Thread(target=self._tokenize, args=(kinds,), daemon=True) for kinds in tokenizers]
         self.threads += [threading.Thread(target=self._work, args=(lane,), daemon=True) for lane in range(lanes)]
         for thread in self.threads:
@@ -147,11 +147,15 @@ class Scheduler:
         """How long a request that is admitted now will wait, by the fitted cost of those before it."""
         return self.backlog * self.pace / self.lanes
 
-    def submit(self, texts: Sequence[str]) -> Request:
-        """Admits a request, or raises Overloaded at once."""
+    def check(self) -> None:
+        """Raises Overloaded if a request that comes now would have to wait too long."""
         if (wait := self.wait_seconds()) > self.max_wait:
             raise Overloaded(wait)
-        pieces = [2 + len(text) * self.pieces_per_byte for text in texts]
+
+    def submit(self, texts: Sequence[str]) -> Request:
+        """Admits a request, or raises Overloaded at once."""
+        self.check()
+        pieces = [2 + len(text) * self.pieces_per_character for text in texts]
         cost = sum(model.seconds_per_call + model.seconds_per_token * n for model in self.models for n in pieces)
         request = Request(texts, len(self.models), cost, self.loop.create_future())
         with self.condition:
@@ -184,11 +188,11 @@ class Scheduler:
             try:
                 ids = [[encoding.ids for encoding in kind.encode_batch(request.texts)] for kind in kinds]
             except Exception as error:
-                self._deliver(self._fail, [request], BackendError(f"tokenizer: {error}"))
+                self._deliver(self._fail, request, BackendError(f"tokenizer: {error}"))
                 continue
             share = sum(map(len, ids[0])) / max(sum(map(len, request.texts)), 1)
             with self.condition:
-                self.pieces_per_byte += PACE * (min(share, 1.0) - self.pieces_per_byte)
+                self.pieces_per_character += PACE * (min(share, 1.0) - self.pieces_per_character)
                 for model in self.models:
                     rows = ids[model.tokenizer]
                     self.queues[model.name] += [Item(next(self.numbers), request, i, row) for i, row in enumerate(rows)]
@@ -222,18 +226,18 @@ class Scheduler:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while (taken := self._take()) is not None:
             model, items = taken
-            predictor = model.predictors[lane]
-            try:
-                self._run(model, predictor, items)
-            except Exception as error:
-                if len(items) == 1:
-                    self._deliver(self._fail, [items[0].request], BackendError(f"{model.name}: {error}"))
-                    continue
-                for item in items:  # the one that the model can't take must not spoil the others' answers
-                    try:
-                        self._run(model, predictor, [item])
-                    except Exception as again:
-                        self._deliver(self._fail, [item.request], BackendError(f"{model.name}: {again}"))
+            self._try(model, model.predictors[lane], items)
+
+    def _try(self, model: Model, predictor: Predictor, items: list[Item]) -> None:
+        """Answers the items; in a batch that fails, the one that the model can't take must not spoil the others'."""
+        try:
+            self._run(model, predictor, items)
+        except Exception as error:
+            if len(items) == 1:
+                self._deliver(self._fail, items[0].request, BackendError(f"{model.name}: {error}"))
+                return
+            for item in items:
+                self._try(model, predictor, [item])
 
     def _run(self, model: Model, predictor: Predictor, items: list[Item]) -> None:
         ((_, ids, mask),) = batches([item.ids for item in items], len(items))
@@ -260,7 +264,6 @@ class Scheduler:
             if request.left == 0 and not request.future.done():
                 request.future.set_result(request.answers)
 
-    def _fail(self, requests: list[Request], error: BackendError) -> None:
-        for request in requests:
-            if not request.future.done():
-                request.future.set_exception(error)
+    def _fail(self, request: Request, error: BackendError) -> None:
+        if not request.future.done():
+            request.future.set_exception(error)
