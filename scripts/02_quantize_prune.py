@@ -46,7 +46,8 @@ def int8_saved(variant, context):
 def torchao(variant, context):
     import torch
     from compress.model import TORCHAO_FILE, import_torchao, load_model
-    from compress.stage import Skip, made
+    from compress.profile import Skip
+    from compress.stage import made
     from torch import nn
 
     quantization = import_torchao()

@@ -123,8 +123,9 @@ def torch_runtime(variant, context):
     import shutil
 
     from compress.model import INT8, load_model, write_packed
+    from compress.profile import Skip
     from compress.quantize import quantized
-    from compress.stage import Skip, made
+    from compress.stage import made
 
     if variant.compile and not any(map(shutil.which, ("g++", "clang++"))):
         raise Skip("torch.compile needs a C++ compiler (g++ or clang++), and there is none")

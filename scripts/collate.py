@@ -80,7 +80,8 @@ def add_quality(profile, rows, measured, labels) -> None:
     names = list(measured)
     predictions = np.array([measured[name]["logits/test"].argmax(-1) for name in names])
     truth = labels["test"]
-    f1 = metrics.bootstrap_f1(predictions, truth, metrics.bootstrap_weights(len(truth)))
+    classes = measured[profile.baseline]["logits/test"].shape[-1]
+    f1 = metrics.bootstrap_f1(predictions, truth, metrics.bootstrap_weights(len(truth)), classes)
     base = names.index(profile.baseline)
     base_f1 = metrics.quality(measured[profile.baseline]["logits/test"], truth)["f1"]
     compared = {}

@@ -17,7 +17,7 @@ bits = arrays(np.int64, 60, elements=st.integers(0, 1))
 @given(bits, bits)
 def test_weighted_f1_equals_sklearn_on_the_resampled_items(predictions, labels):
     weights = metrics.bootstrap_weights(60, resamples=5)
-    got = metrics.bootstrap_f1(predictions[None], labels, weights)[:, 0]
+    got = metrics.bootstrap_f1(predictions[None], labels, weights, 2)[:, 0]
     for row, value in zip(weights, got, strict=True):
         items = np.repeat(np.arange(60), row.astype(int))
         assert value == pytest.approx(f1_score(labels[items], predictions[items], zero_division=0), abs=1e-6)
@@ -26,7 +26,7 @@ def test_weighted_f1_equals_sklearn_on_the_resampled_items(predictions, labels):
 def test_weighted_f1_is_macro_beyond_two_classes():
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
-    got = metrics.bootstrap_f1(predictions[None], labels, np.ones((1, 200), np.float32))[0, 0]
+    got = metrics.bootstrap_f1(predictions[None], labels, np.ones((1, 200), np.float32), 3)[0, 0]
     assert got == pytest.approx(f1_score(labels, predictions, average="macro"), abs=1e-6)
 
 
@@ -40,7 +40,7 @@ def test_bootstrap_of_a_full_table_is_fast():
     rng = np.random.default_rng(0)
     predictions, labels = rng.integers(0, 2, (35, 2000)), rng.integers(0, 2, 2000)
     started = time.perf_counter()
-    f1 = metrics.bootstrap_f1(predictions, labels, metrics.bootstrap_weights(2000))
+    f1 = metrics.bootstrap_f1(predictions, labels, metrics.bootstrap_weights(2000), 2)
     assert f1.shape == (10_000, 35)
     assert time.perf_counter() - started < 20
 

@@ -1,8 +1,8 @@
 """Data and backbone of a profile on disk: build/<profile>/data/, written once, fingerprinted, reloaded by all.
 
-Sources: the rated snippets of Hutto and Gilbert (VADER, ICWSM 2014) inside a package, or a data set of the
-Hugging Face hub. Both end as one DatasetDict with the columns text and label:
-train, validation, test; out-of-domain tests (amazon, tweets, nyt); unlabelled text for distillation.
+Sources: the rated snippets of Hutto and Gilbert (VADER, ICWSM 2014) inside a package, a data set of the
+Hugging Face hub, or files at hand. All end as one DatasetDict with the columns text and label: train, validation, test;
+out-of-domain tests (amazon, tweets, nyt) where the source has them; unlabelled text for distillation, likewise.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from compress.archives import fetch, read_members, read_nested_texts
 from compress.files import atomic_path, digest, source_hash, write_json
-from compress.profile import Profile, UserError
+from compress.profile import ROOT, Profile, UserError
+from compress.sources import download, identity, read_tables
 
 DOMAINS = {
     "movies": "movieReviewSnippets_GroundTruth.txt",
@@ -21,17 +22,19 @@ DOMAINS = {
     "nyt": "nytEditorialSnippets_GroundTruth.txt",
 }
 OUT_OF_DOMAIN = ("amazon", "tweets", "nyt")
+ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")  # model types that the methods are tried on
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 Rows = list[tuple[str, int]]
 
 
 def prepare(profile: Profile) -> dict:
     """Makes the profile's data and backbone unless they are there, and returns the data card."""
-    wanted = digest([profile.data.model_dump(), profile.backbone.model_dump(), source_hash(Path(__file__))])
+    sources = [identity(profile.data), identity(profile.backbone)]
+    wanted = digest([profile.data.model_dump(), profile.backbone.model_dump(), sources, source_hash(Path(__file__))])
     card_path = profile.data_folder / "data.json"
     if card_path.exists() and (card := json.loads(card_path.read_text("utf-8"))).get("key") == wanted:
         return card
-    splits, labels = _hub_splits(profile) if profile.data.hub else _snippet_splits(profile)
+    splits, labels = _snippet_splits(profile) if profile.data.package else _table_splits(profile)
     check_disjoint(splits)
     with atomic_path(profile.data_folder) as folder:
         folder.mkdir()
@@ -41,8 +44,8 @@ def prepare(profile: Profile) -> dict:
             "key": wanted,
             "fingerprint": fingerprint(splits),
             "labels": labels,
-            "source": (profile.data.package.requirement if profile.data.package else profile.data.hub),
-            "backbone": (profile.backbone.package.requirement if profile.backbone.package else profile.backbone.hub),
+            "source": sources[0],
+            "backbone": sources[1],
             "splits": _describe(splits, folder / "backbone"),
         }
         write_json(folder / "data.json", card)
@@ -89,7 +92,10 @@ def hold_out(rows: Rows, size: int, seed: int) -> tuple[Rows, Rows]:
 
     if len(rows) <= size:
         raise UserError(f"{size} held-out sentences asked for in the profile, but there are only {len(rows)}")
-    rest, part = train_test_split(rows, test_size=size, random_state=seed, stratify=[label for _, label in rows])
+    try:
+        rest, part = train_test_split(rows, test_size=size, random_state=seed, stratify=[label for _, label in rows])
+    except ValueError as error:  # a class of one sentence, or fewer sentences than classes
+        raise UserError(f"can't hold out {size} of {len(rows)} sentences with all classes in both: {error}") from None
     return rest, part
 
 
@@ -149,31 +155,40 @@ def _snippet_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
     return splits, ["negative", "positive"]
 
 
-def _hub_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
-    """train, validation and test of a hub data set; what it lacks (a labelled test) comes from its train split."""
-    from datasets import load_dataset
-    from huggingface_hub import snapshot_download
+def _table_splits(profile: Profile) -> tuple[dict[str, Rows], list[str]]:
+    """train, validation and test of tables that may lack the last two, or the labels of one (SST-2's test split).
 
+    Without a labelled test split the validation split is the test; what is then missing is held out of train.
+    Texts without a label, of whatever split, are unlabelled text for distillation.
+    """
     data = profile.data
-    folder = snapshot_download(data.hub, repo_type="dataset", revision=data.revision)
-    raw = load_dataset(folder, data.configuration)
-    for column in (data.text_column, data.label_column):
-        if column not in raw["train"].column_names:
-            raise UserError(f"{data.hub}: no column {column!r}; it has {', '.join(raw['train'].column_names)}")
-    labels = raw["train"].features[data.label_column].names
+    tables, labels = read_tables(data)
+    if len(labels) < 2:
+        raise UserError(f"{identity(data)}: a classifier needs two classes; found: {', '.join(labels) or 'none'}")
+    if not any(label is not None for _, label in tables.get("test", ())) and "validation" in tables:
+        tables["test"] = tables.pop("validation") + tables.get("test", [])
+    number = {label: i for i, label in enumerate(labels)} | {None: -1}
+    order = ("test", "validation", "train")  # a sentence that is in two stays in the one never trained on
     seen: set[str] = set()
-    parts: dict[str, Rows] = {}
-    for name in ("test", "validation", "train"):  # a sentence that is in two stays in the one never trained on
-        rows = zip(raw[name][data.text_column], raw[name][data.label_column], strict=True) if name in raw else ()
-        parts[name] = []
-        for text, label in rows:
-            if label >= 0 and normalized(text) not in seen:
+    splits: dict[str, Rows] = {name: [] for name in (*reversed(order), "unlabelled")}
+    for name in sorted(tables, key=lambda name: (*order, name).index(name)):
+        for text, label in tables[name]:
+            part = splits.get("unlabelled" if label is None else name)  # None: a labelled split of another name
+            if part is not None and normalized(text) not in seen:
                 seen.add(normalized(text))
-                parts[name].append((text, label))
+                part.append((text, number[label]))
     for name, size in (("test", data.test), ("validation", data.validation)):
-        if not parts[name]:
-            parts["train"], parts[name] = hold_out(parts["train"], size, data.split_seed)
-    return {**parts, "train": parts["train"][: data.max_train]}, labels
+        if not splits[name]:
+            splits["train"], splits[name] = hold_out(splits["train"], size, data.split_seed)
+    for name in ("train", "unlabelled"):
+        random.Random(data.split_seed).shuffle(splits[name])
+        splits[name] = splits[name][: data.max_train]
+    if not splits["unlabelled"]:
+        del splits["unlabelled"]
+    for name in reversed(order):
+        if absent := set(range(len(labels))) - {label for _, label in splits[name]}:
+            raise UserError(f"{identity(data)}: no sentence of class {labels[min(absent)]!r} in the split {name!r}")
+    return splits, labels
 
 
 def _save_splits(splits: dict[str, Rows], folder: Path) -> None:
@@ -196,13 +211,7 @@ def _save_backbone(profile: Profile, folder: Path, classes: int) -> None:
             if not (name == "model.safetensors" and backbone.random_config):
                 (folder / name).write_bytes(files[name])
     else:
-        from huggingface_hub import snapshot_download
-        from transformers import AutoModel, AutoTokenizer
-
-        source = snapshot_download(backbone.hub, revision=backbone.revision)
-        AutoTokenizer.from_pretrained(source, use_fast=True).save_pretrained(folder)
-        if not backbone.random_config:
-            AutoModel.from_pretrained(source).save_pretrained(folder)
+        _save_encoder(download_encoder(backbone.hub) if backbone.hub else ROOT / backbone.path, folder)
     if backbone.random_config:
         import torch
         from transformers import AutoConfig, AutoModel
@@ -210,6 +219,40 @@ def _save_backbone(profile: Profile, folder: Path, classes: int) -> None:
         config = AutoConfig.from_pretrained(folder, num_labels=classes, **backbone.random_config)
         torch.manual_seed(0)
         AutoModel.from_config(config).save_pretrained(folder)
+    _check_length(folder, profile.data.max_length)
+
+
+def download_encoder(repository: str) -> Path:
+    """The folder of a hub's model with its config, tokenizer and weights, in safetensors where there are any."""
+    folder = download(repository, "model", ["*.json", "*.txt", "*.model", "model*.safetensors"])
+    if not any(folder.glob("model*.safetensors")):
+        folder = download(repository, "model", ["*.json", "*.txt", "*.model", "pytorch_model*.bin"])
+    return folder
+
+
+def _save_encoder(source: Path, folder: Path) -> None:
+    """Config, weights without a head, and the fast tokenizer of a folder in the hub's format, as we read them."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    try:
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind not in ENCODERS:
+            raise UserError(f"{source}: a model of type {kind!r}; the methods here know {', '.join(ENCODERS)}")
+        AutoTokenizer.from_pretrained(source, use_fast=True).save_pretrained(folder)
+        AutoModel.from_pretrained(source).save_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no encoder that can be read: {error}") from None
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{source}: its tokenizer has no fast version (tokenizer.json)")
+
+
+def _check_length(folder: Path, length: int) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    first = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa counts from there
+    if (most := config.max_position_embeddings - first) < length:
+        raise UserError(f"data.max_length: {length} pieces asked for, but the backbone has positions for {most}")
 
 
 def _describe(splits: dict[str, Rows], backbone: Path) -> dict[str, dict]:

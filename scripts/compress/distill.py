@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
-from compress.profile import Student, UserError
+from compress.profile import Skip, Student, UserError
+from compress.prune import layers_of
 from torch import nn
 from torch.nn import functional
 
@@ -19,17 +20,21 @@ AXES = {
     "intermediate.dense": ("neurons", "hidden"),
     "output.dense": ("hidden", "neurons"),
     "pooler.dense": ("pooled", "hidden"),
+    "classifier.dense": ("pooled", "hidden"),  # RoBERTa's pooler
     "classifier": (None, "pooled"),
 }
+UNTESTED = ("train", "unlabelled")  # splits that a student may see
 
 
 def make_student(parent, student: Student, initialization: str, seed: int):
     """A BERT classifier of the student's shape: weights cut out of the parent's, or random by the seed alone.
 
-    The vocabulary stays the parent's here. Raises UserError if there is nothing to cut such a student from.
+    The vocabulary stays the parent's here. Raises UserError if there is nothing to cut such a student from, and Skip
+    for an encoder that is not built like BERT.
     """
     from transformers import AutoModelForSequenceClassification, set_seed
 
+    layers_of(parent)
     if initialization == "parent":
         check_shape(parent.config, student)
     set_seed(seed)
@@ -73,9 +78,7 @@ def cut_weights(parent, student, layers: Sequence[int]) -> dict[str, torch.Tenso
     """The student's state dict cut out of the parent's: layer i is the parent's layer layers[i], narrowed."""
     source = parent.state_dict()
     shared = shared_indices(parent, student.config)
-    by_layer = [
-        layer_indices(parent.base_model.encoder.layer[layer], parent.config, student.config) for layer in layers
-    ]
+    by_layer = [layer_indices(layers_of(parent)[layer], parent.config, student.config) for layer in layers]
     state = {}
     for name in student.state_dict():
         head, found, rest = name.partition(".layer.")
@@ -97,7 +100,7 @@ def shared_indices(parent, config) -> dict[str, torch.Tensor]:
     """
     embeddings = parent.base_model.embeddings
     stream = embeddings.word_embeddings.weight.norm(dim=0) * embeddings.LayerNorm.weight.abs()
-    pooled = parent.classifier.weight.norm(dim=0)
+    pooled = getattr(parent.classifier, "out_proj", parent.classifier).weight.norm(dim=0)
     return {"hidden": largest(stream, config.hidden_size), "pooled": largest(pooled, config.hidden_size)}
 
 
@@ -143,7 +146,9 @@ def augment(texts: Sequence[str], seed: int) -> list[str]:
 def transfer_set(context, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:
     """(texts, labels) of every part asked for; the label is -1 where only the teacher answers."""
     splits = context.splits
-    found = {name: (splits[name]["text"][:], splits[name]["label"][:]) for name in ("train", "unlabelled")}
+    if "unlabelled" in parts and "unlabelled" not in splits:
+        raise Skip("the profile's data have no unlabelled text")
+    found = {name: (splits[name]["text"][:], splits[name]["label"][:]) for name in UNTESTED if name in splits}
     if "augmented" in parts:
         copies = augment(found["train"][0], context.seed)
         found["augmented"] = copies, [-1] * len(copies)
@@ -153,13 +158,16 @@ def transfer_set(context, parts: Sequence[str]) -> list[tuple[list[str], list[in
 def trim_vocabulary(model, context, size: int):
     """Cuts the model's embeddings to `size` pieces in place and returns the folder of the tokenizer that goes with it.
 
-    Training text counts first, then unlabelled text; never a test set.
+    Training text counts first, then unlabelled text; never a test set. Raises Skip for pieces that are not WordPiece's.
     """
     from compress.predict import load_tokenizer
     from compress.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
+    from tokenizers.models import WordPiece
 
     tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    counts = [count_pieces(tokenizer, context.splits[name]["text"][:]) for name in ("train", "unlabelled")]
+    if not isinstance(tokenizer.model, WordPiece):
+        raise Skip(f"pieces are left out of a WordPiece vocabulary; this one is {type(tokenizer.model).__name__}'s")
+    counts = [count_pieces(tokenizer, context.splits[name]["text"][:]) for name in UNTESTED if name in context.splits]
     kept = choose_pieces(tokenizer, counts, size)
     folder = context.work / "tokenizer"
     write_trimmed(context.parent, folder, kept)
@@ -202,7 +210,7 @@ def relation_loss(student, teacher, mask: torch.Tensor, heads: int) -> torch.Ten
 @contextmanager
 def listening(model):
     """Yields a dict that holds the last layer's outputs of the latest forward pass: hidden, query, key and value."""
-    layer = model.base_model.encoder.layer[-1]
+    layer = layers_of(model)[-1]
     attention = layer.attention.self
     heard: dict[str, torch.Tensor] = {}
 

@@ -8,18 +8,23 @@ RESAMPLES = 10_000
 
 def compute_metrics(predictions) -> dict[str, float]:
     """Trainer's hook: the positive class's F1 (macro F1 beyond two classes) and accuracy of EvalPrediction's logits."""
-    metric = _metric()
-    return metric.compute(predictions=np.argmax(predictions.predictions, -1), references=predictions.label_ids)
+    return _scores(predictions.predictions, predictions.label_ids)
 
 
 def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """f1, accuracy, f1_macro and ece of logits [sentences, classes] against labels [sentences]."""
-    return _metric().compute(predictions=np.argmax(logits, -1), references=labels) | {
-        "ece": expected_calibration_error(softmax(logits), labels)
-    }
+    """f1, accuracy, f1_macro and ece of logits [sentences, classes] against labels [sentences].
+
+    f1 is the positive class's where there are two classes, and the macro average beyond.
+    """
+    return _scores(logits, labels) | {"ece": expected_calibration_error(softmax(logits), labels)}
 
 
-def _metric():
+def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    average = "binary" if logits.shape[-1] == 2 else "macro"
+    return _metric(average).compute(predictions=np.argmax(logits, -1), references=labels)
+
+
+def _metric(average: str):
     """An evaluate.Metric made here: evaluate.load would ask the hub for a script."""
     import datasets
     import evaluate
@@ -33,8 +38,6 @@ def _metric():
             )
 
         def _compute(self, predictions, references):
-            classes = max(max(predictions), max(references)) + 1
-            average = "binary" if classes <= 2 else "macro"
             return {
                 "f1": float(f1_score(references, predictions, average=average, zero_division=0)),
                 "accuracy": float(accuracy_score(references, predictions)),
@@ -69,14 +72,13 @@ def bootstrap_weights(items: int, resamples: int = RESAMPLES, seed: int = 0) -> 
     return np.bincount(drawn.ravel(), minlength=resamples * items).reshape(resamples, items).astype(np.float32)
 
 
-def bootstrap_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def bootstrap_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
     """F1 of every variant in every resample, [resamples, variants], from predictions [variants, items].
 
-    Binary labels: the positive class's F1 = 2 TP / (predicted + actual positives); else the mean over classes.
+    Two classes: the positive class's F1 = 2 TP / (predicted + actual positives); else the mean over classes.
     """
-    classes = [1] if max(predictions.max(), labels.max()) <= 1 else np.unique(labels)
     scores = []
-    for c in classes:
+    for c in [1] if classes == 2 else range(classes):
         predicted = (predictions == c).astype(np.float32).T  # [items, variants]
         actual = (labels == c).astype(np.float32)
         both = weights @ (predicted * actual[:, None])

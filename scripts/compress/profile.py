@@ -22,14 +22,18 @@ class UserError(Exception):
     """Something the user can mend: its text says what was wrong, where, and what to do."""
 
 
+class Skip(Exception):
+    """A maker raises it when this machine, these versions or this network can't do it; its text is the reason."""
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def exactly_one(model: Strict, key: str, other: str) -> Strict:
-    """The model; raises ValueError if both of its keys are given, or neither."""
-    if (getattr(model, key) is None) == (getattr(model, other) is None):
-        raise ValueError(f"give exactly one of the keys {key!r} and {other!r}")
+def exactly_one(model: Strict, *keys: str) -> Strict:
+    """The model; raises ValueError unless exactly one of the keys is given."""
+    if sum(getattr(model, key) is not None for key in keys) != 1:
+        raise ValueError(f"give exactly one of the keys {', '.join(map(repr, keys))}")
     return model
 
 
@@ -42,19 +46,19 @@ class Package(Strict):
 
 
 class Source(Strict):
-    """Something that comes from a package or from the Hugging Face hub."""
+    """Something that comes from a package, from the Hugging Face hub, or from a file or folder at hand."""
 
     package: Package | None = None
-    hub: str | None = None
-    revision: str | None = None
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")] | None = None  # owner/name@commit
+    path: str | None = None  # relative to the repository's folder
 
     @model_validator(mode="after")
     def one_source(self):
-        return exactly_one(self, "package", "hub")
+        return exactly_one(self, "package", "hub", "path")
 
 
 class Backbone(Source):
-    """The pretrained encoder: a folder inside a package, or a repository of the Hugging Face hub."""
+    """The pretrained encoder: a folder inside a package, a repository of the hub, or a folder in its format."""
 
     folder: str = ""  # where the model lies inside the package
     # Sizes that replace the config's own; the weights are then random and only the tokenizer is kept.
@@ -62,11 +66,15 @@ class Backbone(Source):
 
 
 class Data(Source):
-    """Sentences with two or more classes: the rated snippets of a package, or a data set of the hub."""
+    """Sentences with two or more classes.
+
+    They are the rated snippets of a package, a data set of the hub, or a path: one CSV, TSV or JSON-lines file; a
+    folder with train, validation and test files of that kind (the first is a must); or a folder in the hub's format.
+    """
 
     member: str = ""  # the inner archive that holds the snippets
-    configuration: str | None = None
-    text_column: str = "text"
+    configuration: str | None = None  # of a hub's data set that has several
+    text_column: str | None = None  # else text or sentence, whichever there is
     label_column: str = "label"
     max_train: Positive | None = None  # keep only so many training sentences
     validation: Positive = 1000
@@ -468,12 +476,18 @@ class Load(Strict):
 class Serving(Strict):
     """HW7: five small classifiers for one service, and which variants the HTTP benchmark serves."""
 
-    parent: str  # what the five are further trained from
-    tasks: list[Literal["movies", "amazon", "tweets", "nyt", "domain"]]
-    training: Training
+    tasks: list[Literal["movies", "amazon", "tweets", "nyt", "domain"]] = []  # of the rated snippets
+    parent: str | None = None  # what the five are further trained from
+    training: Training | None = None
     variants: Annotated[list[str], Field(min_length=1)]
     ablated: str  # the variant that is also served without batching, without sorting, and in one lane of two threads
     load: Load = Load()
+
+    @model_validator(mode="after")
+    def tasks_fit(self):
+        if self.tasks and (self.parent is None or self.training is None):
+            raise ValueError("tasks: need the keys parent and training, too")
+        return self
 
 
 class Profile(Strict):
@@ -516,8 +530,10 @@ class Profile(Strict):
         if unknown := set(self.measure.shapes.variants) - set(names):
             raise ValueError(f"measure.shapes.variants: no variant is called {sorted(unknown)[0]!r}")
         served = [self.serving.parent, self.serving.ablated, *self.serving.variants] if self.serving else []
-        if unknown := set(served) - set(names):
+        if unknown := set(served) - {None, *names}:
             raise ValueError(f"serving: no variant is called {sorted(unknown)[0]!r}")
+        if self.services and not self.data.package:
+            raise ValueError("serving.tasks: are made of the rated snippets of data.package, which this profile lacks")
         if unknown := set(self.course.values()) - set(names):
             raise ValueError(f"course: no variant is called {sorted(unknown)[0]!r}")
         for variant in self.variants:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from compress.profile import Skip
 from torch import nn
 
 
@@ -99,6 +100,9 @@ def gradual_pruning(model, criterion: str, start: float, end: float, pattern: st
 
 
 def layers_of(model) -> nn.ModuleList:
+    """The layers of a BERT or RoBERTa; raises Skip for an encoder whose modules have other names (DistilBERT)."""
+    if not hasattr(model.base_model, "encoder"):
+        raise Skip(f"takes a network apart that is built like BERT; {model.config.model_type} is not")
     return model.base_model.encoder.layer
 
 

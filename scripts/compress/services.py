@@ -34,6 +34,8 @@ class Task:
 
 def load_tasks(profile: Profile) -> dict[str, Task]:
     """Every task by its name in the profile; raises UserError when a sentence is in two splits."""
+    if not profile.services:
+        return {}
     data = profile.data
     domains = snippets(profile)
     parts = {}

@@ -16,16 +16,12 @@ from compress.champions import measured_records
 from compress.data import load_card, load_splits
 from compress.files import digest, remove, sha256_file, source_hash
 from compress.metrics import quality
-from compress.profile import Profile, UserError, Variant, load_profile, run_name
+from compress.profile import Profile, Skip, UserError, Variant, load_profile, run_name
 from compress.provenance import provenance
 from compress.record import Measured, Record, Sizes, read_record, write_record
 
 # Code around the makers: it decides what runs and what is written down, not what a model becomes.
 HARNESS = ("compress/stage.py", "compress/cli.py", "compress/profile.py", "compress/predict.py")
-
-
-class Skip(Exception):
-    """A maker raises it when this machine or these versions can't make the variant; its text is the reason."""
 
 
 @dataclass(frozen=True)
