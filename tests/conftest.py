@@ -12,9 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads crawl on
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+def run(folder: Path, *command: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=600
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
     )
 
 

@@ -14,6 +14,7 @@ from compress.profile import ROOT, Data, Source, UserError
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+TIMEOUT_SECONDS = 10
 ID_COLUMN = "id"  # need not be there; if it is, no value may be there twice
 Table = list[tuple[str, str | None]]
 
@@ -88,11 +89,18 @@ def download(repository: str, kind: str, patterns: list[str] | None = None) -> P
     import os
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if os.isatty(2) else "1")
-    from huggingface_hub import snapshot_download
+    import requests
+    from huggingface_hub import HfApi, snapshot_download
 
     name, commit = repository.split("@")
+    about = {"repo_type": kind, "revision": commit}
     with told(name, commit, kind):
-        return Path(snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=patterns, etag_timeout=10))
+        try:  # asked first, since snapshot_download waits without end for a hub that does not answer
+            HfApi().repo_info(name, **about, timeout=TIMEOUT_SECONDS)
+            reached = True
+        except (ConnectionError, requests.ConnectionError, requests.Timeout):  # or HF_HUB_OFFLINE is set
+            reached = False
+        return Path(snapshot_download(name, **about, allow_patterns=patterns, local_files_only=not reached))
 
 
 @contextmanager

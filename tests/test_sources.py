@@ -1,0 +1,333 @@
+"""Data and encoders from files at hand and from the hub's cache: the whole way to a report, and what is refused."""
+
+import csv
+import http.server
+import json
+import re
+import threading
+import time
+
+import pytest
+from compress import sources
+from compress.data import prepare
+from compress.profile import Data, Profile, UserError, load_profile
+from conftest import ROOT, copy_repository, run
+
+GOOD, BAD = "good great fine lovely superb".split(), "bad awful poor dull dreadful".split()
+WORDS = "the film plot cast score scene was felt looked seemed very rather quite so too".split()
+HUB = load_profile("bert-base")
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def sentences(classes, count, seed=0):
+    """(text, class) rows whose class can be told from one word, no text twice."""
+    import random
+
+    chance, rows = random.Random(seed), {}
+    while len(rows) < count:
+        label = len(rows) % len(classes)
+        words = [chance.choice(WORDS) for _ in range(chance.randint(4, 12))]
+        words.insert(chance.randrange(len(words)), chance.choice(classes[label]))
+        rows.setdefault(" ".join(words), label)
+    return list(rows.items())
+
+
+def save_encoder(folder, kind, **sizes):
+    """A tiny random encoder with a tokenizer trained on a few words, as save_pretrained lays them out."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    names = {
+        "bert": ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"),
+        "roberta": ("<s>", "</s>", "<pad>", "<unk>", "<mask>"),
+    }
+    cls, sep, pad, unk, mask = special = names["roberta" if kind == "roberta" else "bert"]
+    if kind == "roberta":
+        tokenizer = Tokenizer(models.BPE(unk_token=unk))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[cls, pad, sep, unk, mask])
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=[pad, unk, cls, sep, mask])
+    tokenizer.train_from_iterator([" ".join([*GOOD, *BAD, *WORDS])], trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=ids
+    )
+    keys = ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(keys, special, strict=True)))
+    fast.save_pretrained(folder)
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=len(fast), pad_token_id=fast.pad_token_id, max_position_embeddings=160, **sizes
+    )
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def parquet(file, features, columns):
+    from datasets import Dataset, Features
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict(columns, features=Features(features)).to_parquet(str(file))
+
+
+def sst2(folder):
+    """SST-2's files as the hub has them: columns idx, sentence, label, and a test split whose labels are all -1."""
+    from datasets import ClassLabel, Value
+
+    features = {"idx": Value("int32"), "sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])}
+    rows = sentences([BAD, GOOD], 2000)
+    for split, part in (("train", rows[:1400]), ("validation", rows[1400:1700]), ("test", rows[1700:])):
+        labels = [-1 if split == "test" else label for _, label in part]
+        columns = {"idx": list(range(len(part))), "sentence": [text for text, _ in part], "label": labels}
+        parquet(folder / "data" / f"{split}-00000-of-00001.parquet", features, columns)
+    return folder
+
+
+def hub_cache(home, backbone, dataset=None):
+    """A cache of the hub under `home` with the repositories of bert-base's profile, filled by two functions."""
+    found = {}
+    for kind, repository, fill in (("models", HUB.backbone.hub, backbone), ("datasets", HUB.data.hub, dataset)):
+        name, commit = repository.split("@")
+        if fill:
+            found[kind] = fill(home / "hub" / f"{kind}--{name.replace('/', '--')}" / "snapshots" / commit)
+    return found
+
+
+def tiny_bert_base(folder):
+    """BERT base's twelve layers and its FFN's width, which the profile's students count on, and next to nothing else."""
+    sizes = {"hidden_size": 24, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
+    return save_encoder(folder, "bert", **sizes)
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """(a copy of the repository, the environment of a machine that has the hub's files and no network)."""
+    home = tmp_path_factory.mktemp("hf")
+    hub_cache(home, tiny_bert_base, sst2)
+    folder = copy_repository(tmp_path_factory.mktemp("hub"))
+    return folder, OFFLINE | {"HF_HOME": str(home)}
+
+
+def rows_of(folder, profile):
+    with open(folder / "results" / profile / "variants.csv", encoding="utf-8", newline="") as file:
+        return {row["variant"]: row for row in csv.DictReader(file)}
+
+
+def test_the_hubs_data_become_splits_offline(hub):
+    folder, environment = hub
+    done = run(folder, "make", "data", "PROFILE=bert-base", **environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    card = json.loads((folder / "build/bert-base/data/data.json").read_text("utf-8"))
+    assert card["labels"] == ["negative", "positive"]
+    assert card["source"] == HUB.data.hub
+    sizes = {name: split["sentences"] for name, split in card["splits"].items()}
+    # the labelled development split is the test, validation comes out of train, unlabelled test texts stay unlabelled
+    assert sizes == {"train": 400, "validation": 1000, "test": 300, "unlabelled": 300}
+    assert set(card["splits"]["unlabelled"]["class_share"]) == {"-1"}
+
+
+@pytest.mark.hub
+def test_the_whole_graph_of_bert_base_runs_offline(hub):
+    folder, environment = hub
+    done = run(folder, "make", "all", "PROFILE=bert-base", timeout=3600, **environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = rows_of(folder, "bert-base")
+    assert set(rows) == {variant.name for variant in HUB.variants}
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert "SST-2" in (folder / "report/bert-base/report.md").read_text("utf-8")
+
+
+def test_imdbs_columns_and_its_unlabelled_split(tmp_path):
+    from datasets import ClassLabel, Value
+
+    features = {"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}
+    rows = sentences([BAD, GOOD], 90)
+    files = "".join(f"  - split: {s}\n    path: plain_text/{s}-*\n" for s in ("train", "test", "unsupervised"))
+    card = f"---\nconfigs:\n- config_name: plain_text\n  data_files:\n{files}  default: true\n---\n# IMDB\n"
+    (tmp_path / "README.md").write_text(card, "utf-8")
+    for split, part in (("train", rows[:40]), ("test", rows[40:60]), ("unsupervised", rows[60:])):
+        labels = [-1 if split == "unsupervised" else label for _, label in part]
+        columns = {"text": [text for text, _ in part], "label": labels}
+        parquet(tmp_path / "plain_text" / f"{split}-00000-of-00001.parquet", features, columns)
+    tables, names = sources.read_tables(Data(path=str(tmp_path)))
+    assert names == ["neg", "pos"]
+    assert tables["train"] == [(text, names[label]) for text, label in rows[:40]]
+    assert {label for _, label in tables["unsupervised"]} == {None}
+
+
+def readme_profile() -> str:
+    """The profile that README shows for data and an encoder of one's own."""
+    return re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+def test_a_csv_of_three_classes_and_an_encoder_in_a_folder_end_in_a_report(tmp_path, kind):
+    folder = copy_repository(tmp_path)
+    (folder / "scripts/profiles/mine.toml").write_text(
+        readme_profile()
+        + """
+[[variants]]
+name = "half"
+method = "structured"
+parent = "finetuned"
+heads = 0.5
+intermediate_size = 16
+
+[[variants]]
+name = "student"
+method = "distill"
+parent = "finetuned"
+student = { layers = [0] }
+training = { epochs = 0.2, learning_rate = 1e-3 }
+
+[[variants]]
+name = "trimmed"
+method = "trim"
+parent = "finetuned"
+vocabulary = 300
+
+[[variants]]
+name = "ov-int8"
+method = "openvino"
+parent = "finetuned"
+compression = "int8"
+""",
+        "utf-8",
+    )
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_heads": 2, "n_layers": 2, "hidden_dim": 64}
+    save_encoder(folder / "my-encoder", kind, **sizes)
+    names = ["awful", "so-so", "great"]
+    with open(folder / "reviews.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "review", "stars"])
+        rows = sentences([BAD, WORDS, GOOD], 1500)
+        writer.writerows([i, text, names[label]] for i, (text, label) in enumerate(rows))
+    done = run(folder, "make", "all", "PROFILE=mine", **OFFLINE)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = rows_of(folder, "mine")
+    skipped = {"roberta": {"trimmed"}, "distilbert": {"half", "student"}}[kind]
+    assert {name for name, row in rows.items() if row["status"] != "ok"} == skipped
+    assert float(rows["finetuned"]["f1_test"]) == float(rows["finetuned"]["f1_macro_test"])
+    card = json.loads((folder / "build/mine/data/data.json").read_text("utf-8"))
+    assert card["labels"] == sorted(names)
+    report = (folder / "report/mine/report.md").read_text("utf-8")
+    assert "macro" in report
+    said = run(folder, ".venv/bin/python", "scripts/predict.py", "--model", "build/mine/models/ort-int8", "so good")
+    assert said.returncode == 0, said.stderr
+    assert any(name in said.stdout for name in names)
+
+
+def own_data(folder, **about):
+    backbone = load_profile("smoke").backbone.model_dump(mode="python")
+    about = {"validation": 10, "test": 10, "path": str(folder / "a.csv")} | about
+    variants = [{"name": "bert-orig", "method": "untrained"}]
+    profile = {"name": "own", "description": "-", "baseline": "bert-orig", "data": about}
+    return Profile.model_validate(profile | {"backbone": backbone, "variants": variants})
+
+
+HEAD = "text,label\n"
+FEW = HEAD + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("content", "about", "told"),
+    [
+        (b"text,sentiment\nx,a\n", {}, "no column 'label'; it has text, sentiment"),
+        (b"review,label\nx,a\n", {}, "no column 'text'"),
+        (b"", {}, "not a csv file with a row"),
+        (HEAD.encode(), {}, "no rows"),
+        (b"text,label\nx,a\n\xff\xfe,b\n", {}, "not UTF-8"),
+        (b"text,label\nx,a\n ,b\n", {}, "row 2 has an empty text"),
+        (b"text,label\nx,a\ny,\n", {}, "row 2 has an empty label"),
+        (b"id,text,label\n1,x,a\n2,y,b\n1,z,a\n", {}, "row 3: the id '1' again"),
+        ((HEAD + "".join(f"text {i},a\n" for i in range(40))).encode(), {}, "two classes; found: a"),
+        ((FEW + "one more,c\n").encode(), {}, "all classes in both"),
+        (FEW.encode(), {"test": 100}, "100 held-out sentences asked for"),
+        (FEW.encode(), {"path": "nowhere.csv"}, "nowhere.csv: no such file"),
+        (FEW.encode(), {"max_length": 513}, None),  # the profile's own check
+    ],
+)
+def test_a_bad_file_is_refused_with_the_place_at_fault(tmp_path, monkeypatch, content, about, told):
+    monkeypatch.setattr("compress.profile.ROOT", tmp_path)
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError if told else ValueError, match=told or "max_length"):
+        prepare(own_data(tmp_path, **about))
+    assert not (tmp_path / "build/own/data").exists()
+
+
+def test_a_class_that_a_split_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.profile.ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.tsv").write_text(FEW.replace(",", "\t"), "utf-8")
+    (tmp_path / "data/test.jsonl").write_text(json.dumps({"text": "only one", "label": "a"}) + "\n", "utf-8")
+    with pytest.raises(UserError, match="no sentence of class 'b' in the split 'test'"):
+        prepare(own_data(tmp_path, path=str(tmp_path / "data")))
+
+
+def test_numbers_are_classes_in_their_order(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"t{i}", "label": i}) + "\n" for i in (10, 9, 1)))
+    assert sources.read_tables(Data(path=str(tmp_path / "a.jsonl")))[1] == ["1", "9", "10"]
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the hub does; `answer` is the status and the hub's own error code, None for no answer at all."""
+
+    answer: tuple[int, str] | None
+
+    def do_GET(self):
+        if self.answer is None:
+            time.sleep(60)
+            return
+        self.send_response(self.answer[0])
+        self.send_header("X-Error-Code", self.answer[1])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ((403, "GatedRepo"), "it is gated"),
+        ((404, "RevisionNotFound"), "it has no revision 8d51e7e4"),
+        ((401, "RepoNotFound"), "no such repository"),
+        (None, "the hub can't be reached"),
+        ("closed", "the hub can't be reached"),
+    ],
+)
+def test_the_hubs_refusals_are_told_within_thirty_seconds(tmp_path, answer, told):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Answering", (Hub,), {"answer": answer}))
+    server.daemon_threads = True
+    if answer == "closed":
+        server.server_close()
+    else:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    folder = copy_repository(tmp_path / "clone")
+    environment = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "no_proxy": "127.0.0.1",
+    }
+    started = time.monotonic()
+    command = (".venv/bin/python", "scripts/prepare_data.py", "--profile", "bert-base")
+    done = run(folder, *command, **environment)
+    assert time.monotonic() - started < 30
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "hf download --repo-type dataset stanfordnlp/sst2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "build/bert-base").exists()
+    if answer != "closed":
+        server.shutdown()
