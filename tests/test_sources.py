@@ -13,8 +13,13 @@ from compress.data import prepare
 from compress.profile import Data, Profile, UserError, load_profile
 from conftest import ROOT, copy_repository, run
 
-GOOD, BAD = "good great fine lovely superb".split(), "bad awful poor dull dreadful".split()
-WORDS = "the film plot cast score scene was felt looked seemed very rather quite so too".split()
+GOOD, BAD = ["good", "great", "fine", "lovely", "superb"], ["bad", "awful", "poor", "dull", "dreadful"]
+WORDS = ["the", "film", "plot", "cast", "score", "scene", "was", "felt", "looked", "very", "rather", "quite", "so"]
+SPECIAL = {
+    "bert": ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"),
+    "distilbert": ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"),
+    "roberta": ("<s>", "</s>", "<pad>", "<unk>", "<mask>"),
+}
 HUB = load_profile("bert-base")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
@@ -99,7 +104,7 @@ def hub_cache(home, backbone, dataset=None):
 
 
 def tiny_bert_base(folder):
-    """BERT base's twelve layers and its FFN's width, which the profile's students count on, and next to nothing else."""
+    """BERT base's twelve layers and its FFN's width, which the profile counts on, and next to nothing else."""
     sizes = {"hidden_size": 24, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
     return save_encoder(folder, "bert", **sizes)
 
@@ -165,40 +170,19 @@ def readme_profile() -> str:
     return re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
 
 
+MORE = """
+  { name = "half", method = "structured", parent = "finetuned", heads = 0.5, intermediate_size = 16 },
+  { name = "student", method = "distill", parent = "finetuned", student.layers = [0], training = FEW },
+  { name = "trimmed", method = "trim", parent = "finetuned", vocabulary = 300 },
+  { name = "ov-int8", method = "openvino", parent = "finetuned", compression = "int8" },
+""".replace("FEW", "{ epochs = 0.2, learning_rate = 1e-3 }")
+
+
 @pytest.mark.parametrize("kind", ["roberta", "distilbert"])
 def test_a_csv_of_three_classes_and_an_encoder_in_a_folder_end_in_a_report(tmp_path, kind):
     folder = copy_repository(tmp_path)
-    (folder / "scripts/profiles/mine.toml").write_text(
-        readme_profile()
-        + """
-[[variants]]
-name = "half"
-method = "structured"
-parent = "finetuned"
-heads = 0.5
-intermediate_size = 16
-
-[[variants]]
-name = "student"
-method = "distill"
-parent = "finetuned"
-student = { layers = [0] }
-training = { epochs = 0.2, learning_rate = 1e-3 }
-
-[[variants]]
-name = "trimmed"
-method = "trim"
-parent = "finetuned"
-vocabulary = 300
-
-[[variants]]
-name = "ov-int8"
-method = "openvino"
-parent = "finetuned"
-compression = "int8"
-""",
-        "utf-8",
-    )
+    profile = readme_profile().rstrip().removesuffix("]") + MORE + "]"
+    (folder / "scripts/profiles/mine.toml").write_text(profile, "utf-8")
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
     if kind == "distilbert":
         sizes = {"dim": 32, "n_heads": 2, "n_layers": 2, "hidden_dim": 64}
