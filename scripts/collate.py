@@ -256,7 +256,7 @@ def environment(profile, records) -> dict:
     provenances = [record.provenance.model_dump(mode="json") for record in records.values()]
     summary = {
         field: list({str(p[field]): p[field] for p in provenances}.values())
-        for field in ("machine", "libraries", "python", "commit", "dirty", "threads")
+        for field in ("machine", "libraries", "python", "commit", "dirty", "threads", "processes")
     }
     return {"profile": profile.name, "description": profile.description, "baseline": profile.baseline} | summary
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
+from compress import processes
 from compress.profile import Student, UserError
 from torch import nn
 from torch.nn import functional
@@ -162,7 +163,9 @@ def trim_vocabulary(model, context, size: int):
     counts = [count_pieces(tokenizer, context.splits[name]["text"][:]) for name in ("train", "unlabelled")]
     kept = choose_pieces(tokenizer, counts, size)
     folder = context.work / "tokenizer"
-    write_trimmed(context.parent, folder, kept)
+    with processes.main_first():
+        if processes.is_main():
+            write_trimmed(context.parent, folder, kept)
     trim_embeddings(model, kept, pad_id=kept.index(tokenizer.token_to_id("[PAD]")))
     return folder
 

@@ -29,7 +29,8 @@ class Provenance(Strict):
     libraries: dict[str, str | None]  # None: not installed
     python: str
     seed: int
-    threads: int
+    threads: int  # of all processes of a machine together
+    processes: int  # that trained together
 
 
 class Sizes(Strict):
