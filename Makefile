@@ -22,6 +22,7 @@ MAX_MS ?=
 MIN_F1 ?=
 MODEL ?=
 PORT ?= 8000
+MERGE ?=
 
 CONDA_NAME := bert-compression
 CONDA_DEFAULT_ENV ?=
@@ -105,8 +106,8 @@ peers-env: ## an environment for each peer of the service; one that fails is tol
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
 	  test -e build/peers/$$name/.installed || echo "peer-$$name is left out, it can't be installed: build/peers/$$name.log" >&2; done
 
-results: $(ENV) ## records to results/<profile>/
-	$(COLLATE)
+results: $(ENV) ## records to results/<profile>/; other machines' too: make results MERGE="a/build/minilm b/build/minilm"
+	$(COLLATE) $(if $(MERGE),--merge $(MERGE))
 	$(COLLATE_SERVING)
 
 ##@ Service
