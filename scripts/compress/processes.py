@@ -84,6 +84,7 @@ def together(action: Callable):
     """What action() returns or raises, run by every process; raises Apart if it failed on some and not on others."""
     if number() == 1:
         return action()
+    import torch
     from torch import distributed
 
     result, error = None, None
@@ -91,12 +92,15 @@ def together(action: Callable):
         result = action()
     except Exception as caught:
         error = caught
+    reason = error and f"{type(error).__name__}: {error}"
     told = [None] * number()
     try:
-        distributed.monitored_barrier(_group(), timeout=GRACE if error else PATIENCE)
-        distributed.all_gather_object(told, error and f"{type(error).__name__}: {error}", group=_group())
+        # Each process has a patience of its own here, which a barrier would not allow.
+        arrived = distributed.all_gather([torch.zeros(1)] * number(), torch.ones(1), group=_group(), async_op=True)
+        arrived.wait(GRACE if error else PATIENCE)
+        distributed.all_gather_object(told, reason, group=_group())
     except RuntimeError as lost:  # another process never came
-        told[distributed.get_rank()] = str(error or lost)
+        told[distributed.get_rank()] = reason or str(lost)
     failed = [f"process {rank}: {reason}" for rank, reason in enumerate(told) if reason]
     if failed and None in told:
         raise Apart(f"the run ends, since only some of its processes failed: {'; '.join(failed)}") from error
