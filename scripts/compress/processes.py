@@ -37,10 +37,15 @@ def is_main() -> bool:
 def start(device: str) -> None:
     """Joins the others, each on a GPU of its own where the device is cuda."""
     if number() > 1:
+        import torch
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
         _group()
+        # accelerate calls the CPU of each process cpu:0, cpu:1..., which torch.load does not know: no run would resume.
+        torch.serialization.register_package(
+            0, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
+        )
         if not is_main():
             from transformers import logging
 
