@@ -129,7 +129,7 @@ def test_another_commit_merges_if_the_makers_are_the_same(here, there, changed, 
     if merges:
         assert merge(PROFILE, there, [0], "cpu") == ["distill-1x32"]
     else:
-        with pytest.raises(UserError, match=f"commit: {first} there, .* the code that makes models differs"):
+        with pytest.raises(UserError, match=f"commit: {first} there, .* which are not known to be the same code"):
             merge(PROFILE, there, [0], "cpu")
 
 

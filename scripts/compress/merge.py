@@ -69,7 +69,7 @@ def origin(profile: Profile, record: Record) -> list[str]:
     if source.dirty and here["dirty"]:
         found.append("dirty (uncommitted changes): there and here, so nothing tells whether the code is the same")
     if not same_code(profile, source.commit, here["commit"]):
-        found.append(f"commit: {source.commit} there, {here['commit']} here, and the code that makes models differs")
+        found.append(f"commit: {source.commit} there, {here['commit']} here, which are not known to be the same code")
     return found
 
 
