@@ -10,6 +10,8 @@ DEVICE ?= cpu# cpu or cuda
 SEEDS ?= 0# training seeds, separated by spaces
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)# CPU threads of every backend
 PYTHON ?= python3# the interpreter that makes .venv (3.11 or 3.12)
+# Starts the stages that train, if set: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun).
+LAUNCH ?=
 
 ifeq ($(filter grouped-target,$(.FEATURES)),)
 $(error GNU make $(MAKE_VERSION) is too old: install GNU make 4.3 or newer)
@@ -20,6 +22,7 @@ MAX_MS ?=
 MIN_F1 ?=
 MODEL ?=
 PORT ?= 8000
+MERGE ?=
 
 CONDA_NAME := bert-compression
 CONDA_DEFAULT_ENV ?=
@@ -52,7 +55,7 @@ LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
 ##@ Main
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
-	@printf '\nVariables (make settings shows them): PROFILE DEVICE SEEDS THREADS PYTHON\n'
+	@printf '\nVariables (make settings shows them): PROFILE DEVICE SEEDS THREADS PYTHON LAUNCH\n'
 
 all: ## environment, data, every stage, results, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
@@ -106,8 +109,8 @@ peers-env: ## an environment for each peer of the service; one that fails is tol
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
 	  test -e build/peers/$$name/.installed || echo "peer-$$name is left out, it can't be installed: build/peers/$$name.log" >&2; done
 
-results: $(ENV) ## records to results/<profile>/
-	$(COLLATE)
+results: $(ENV) ## records to results/<profile>/; other machines' too: make results MERGE="a/build/minilm b/build/minilm"
+	$(COLLATE) $(if $(MERGE),--merge $(MERGE))
 	$(COLLATE_SERVING)
 
 ##@ Service
@@ -137,7 +140,7 @@ lock: $(ENV) ## requirements.in to requirements.txt
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.txt
 
 settings: ## the variables' values
-	@printf '%-8s %s\n' PROFILE '$(PROFILE)' DEVICE '$(DEVICE)' SEEDS '$(SEEDS)' THREADS '$(THREADS)' PYTHON '$(PYTHON)' python '$(PY)'
+	@printf '%-8s %s\n' PROFILE '$(PROFILE)' DEVICE '$(DEVICE)' SEEDS '$(SEEDS)' THREADS '$(THREADS)' PYTHON '$(PYTHON)' LAUNCH '$(LAUNCH)' python '$(PY)'
 
 clean: ## remove build/<profile> (models, records); results/ stay
 	rm -rf $(BUILD)
@@ -171,20 +174,21 @@ $(BUILD)/.data: scripts/prepare_data.py scripts/compress/data.py scripts/compres
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 
-# stage, script, the stage before it
+# stage, script, the stage before it, what starts it if it trains
 define STAGE
 $$(BUILD)/.$1-seed%-$$(TAG): scripts/$2 $$(CORE) $$(BUILD)/$3 | $$(ENV)
-	$$(PY) scripts/$2 $$(RUN) --seed $$*
+	$$(PY) $4 scripts/$2 $$(RUN) --seed $$*
 	@touch $$@
 endef
-$(eval $(call STAGE,finetune,01_finetune.py,.data))
+TORCHRUN = $(LAUNCH:torchrun=-m torch.distributed.run)
+$(eval $(call STAGE,finetune,01_finetune.py,.data,$(TORCHRUN)))
 # 04 comes before 02 and 03: students are quantized and clustered, too.
-$(eval $(call STAGE,distill,04_distill.py,.finetune-seed%-$$(TAG)))
-$(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.distill-seed%-$$(TAG)))
-$(eval $(call STAGE,cluster,03_cluster.py,.quantize-prune-seed%-$$(TAG)))
-$(eval $(call STAGE,export,05_export.py,.cluster-seed%-$$(TAG)))
-$(eval $(call STAGE,optimum,06_optimum.py,.export-seed%-$$(TAG)))
-$(eval $(call STAGE,serve-bench,07_serve_bench.py,.optimum-seed%-$$(TAG)))
+$(eval $(call STAGE,distill,04_distill.py,.finetune-seed%-$$(TAG),$(TORCHRUN)))
+$(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.distill-seed%-$$(TAG),$(TORCHRUN)))
+$(eval $(call STAGE,cluster,03_cluster.py,.quantize-prune-seed%-$$(TAG),$(TORCHRUN)))
+$(eval $(call STAGE,export,05_export.py,.cluster-seed%-$$(TAG),))
+$(eval $(call STAGE,optimum,06_optimum.py,.export-seed%-$$(TAG),))
+$(eval $(call STAGE,serve-bench,07_serve_bench.py,.optimum-seed%-$$(TAG),))
 
 stages: $(STAGES)
 

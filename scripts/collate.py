@@ -5,12 +5,13 @@ methods.json, environment.json, data.json (results/<profile>/cuda/ for a GPU's r
 into each model's folder.
 Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
 Other seeds and other devices than the CPU may be there in part: what is not is counted in the last lines.
-Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
+Example: python scripts/collate.py --profile minilm --seeds "0 1 2" --merge ../other-machine/build/minilm
 """
 
 import argparse
 import csv
 import io
+from pathlib import Path
 
 from compress.cli import main_guard, profile_parser
 
@@ -257,7 +258,7 @@ def environment(profile, records) -> dict:
     provenances = [record.provenance.model_dump(mode="json") for record in records.values()]
     summary = {
         field: list({str(p[field]): p[field] for p in provenances}.values())
-        for field in ("machine", "libraries", "python", "commit", "dirty", "threads")
+        for field in ("machine", "libraries", "python", "commit", "dirty", "threads", "processes")
     }
     return {"profile": profile.name, "description": profile.description, "baseline": profile.baseline} | summary
 
@@ -266,11 +267,14 @@ def main(args: argparse.Namespace) -> int:
     import numpy as np
     from compress.data import load_card, load_splits
     from compress.files import write_json
+    from compress.merge import merge
     from compress.profile import load_profile
     from compress.record import read_arrays
 
     profile = load_profile(args.profile)
     seeds = sorted({int(seed) for seed in args.seeds.split()})
+    for folder in args.merge:
+        print(f"{folder}: {len(merge(profile, folder, seeds, args.device))} records merged")
     records = read_records(profile, seeds, args.device)
     arrays = {key: read_arrays(profile, record) for key, record in records.items() if record.status == "ok"}
     labels = {name: np.array(split["label"]) for name, split in load_splits(profile).items()}
@@ -296,4 +300,12 @@ if __name__ == "__main__":
     parser = profile_parser(__doc__)
     parser.add_argument("--seeds", default="0", help="seeds to collate, separated by spaces (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="device whose records to collate (default: %(default)s)")
+    parser.add_argument(
+        "--merge",
+        metavar="FOLDER",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="first take the records of these folders, build/<profile>/ of other machines; refuses other data or code",
+    )
     main_guard(main, parser)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
+from compress import processes
 from compress.profile import Skip, Student, UserError
 from compress.prune import layers_of
 from torch import nn
@@ -170,7 +171,9 @@ def trim_vocabulary(model, context, size: int):
     counts = [count_pieces(tokenizer, context.splits[name]["text"][:]) for name in UNTESTED if name in context.splits]
     kept = choose_pieces(tokenizer, counts, size)
     folder = context.work / "tokenizer"
-    write_trimmed(context.parent, folder, kept)
+    with processes.main_first():
+        if processes.is_main():
+            write_trimmed(context.parent, folder, kept)
     trim_embeddings(model, kept, pad_id=kept.index(tokenizer.token_to_id("[PAD]")))
     return folder
 

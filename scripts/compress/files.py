@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes, hashes, and hashes of source code."""
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
@@ -38,6 +39,18 @@ def atomic_path(path: Path):
         os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+@contextmanager
+def locked(path: Path):
+    """Holds the lock file `path` for the block; another process that wants it waits for as long.
+
+    So do processes of other machines, where a shared file system has locks. A killed process holds none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def remove(path: Path) -> None:

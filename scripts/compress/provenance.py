@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from compress import processes
 from compress.profile import ROOT
 
 LIBRARIES = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "openvino", "optimum", "nncf", "numpy")
@@ -22,6 +23,7 @@ def provenance(seed: int, threads: int, device: str) -> dict:
         "python": platform.python_version(),
         "seed": seed,
         "threads": threads,
+        "processes": processes.number(),
     }
 
 

@@ -29,7 +29,8 @@ class Provenance(Strict):
     libraries: dict[str, str | None]  # None: not installed
     python: str
     seed: int
-    threads: int
+    threads: int  # of all processes of a machine together
+    processes: int  # that trained together
 
 
 class Sizes(Strict):
@@ -112,10 +113,14 @@ def read_record(path: Path) -> Record:
 def read_arrays(profile: Profile, record: Record) -> dict[str, np.ndarray]:
     """The raw logits and times behind a record; raises UserError unless they are the very file it names."""
     path = profile.predictions(record.run)
-    if not path.exists() or sha256_file(path) != record.measured.predictions_sha256:
-        raise UserError(f"{path}: missing, or not the file that the record of {record.run} names; run its stage again")
+    check_arrays(path, record)
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def check_arrays(path: Path, record: Record) -> None:
+    if not path.exists() or sha256_file(path) != record.measured.predictions_sha256:
+        raise UserError(f"{path}: missing, or not the file that the record of {record.run} names; run its stage again")
 
 
 def speedup(seconds: np.ndarray) -> float:

@@ -5,23 +5,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from compress import measure as measuring
+from compress import processes
 from compress.artifact import read_artifact, save_artifact
 from compress.champions import measured_records
 from compress.data import load_card, load_splits
-from compress.files import digest, remove, sha256_file, source_hash
+from compress.files import digest, locked, remove, sha256_file, source_hash
 from compress.metrics import quality
 from compress.profile import Profile, Skip, UserError, Variant, load_profile, run_name
 from compress.provenance import provenance
 from compress.record import Measured, Record, Sizes, read_record, write_record
 
 # Code around the makers: it decides what runs and what is written down, not what a model becomes.
-HARNESS = ("compress/stage.py", "compress/cli.py", "compress/profile.py", "compress/predict.py")
+HARNESS = tuple(f"compress/{name}.py" for name in ("stage", "cli", "profile", "predict", "processes"))
 
 
 @dataclass(frozen=True)
@@ -93,25 +94,45 @@ class Stage:
         """The same for these variants in this order."""
         failed = 0
         for variant in variants:
-            run = self.name(variant.name)
-            if self.is_done(variant):
-                print(f"{run}: up to date", flush=True)
-                continue
-            started = time.perf_counter()
-            try:
-                self.make(variant)
-                record = self.measure(variant, started)
-                print(f"{run}: done in {record.seconds:.0f} s, {self.summary(record)}", flush=True)
-            except Skip as skip:
-                self.write(variant, started, status="skipped", reason=str(skip))
-                print(f"{run}: skipped: {skip}", flush=True)
-            except Exception as error:
-                failed += 1
-                if not isinstance(error, UserError):
-                    traceback.print_exc()
-                self.write(variant, started, status="failed", reason=f"{type(error).__name__}: {error}")
-                print(f"{run}: FAILED: {error}", file=sys.stderr, flush=True)
+            # Another stage process beside this one makes it, or finds it up to date; never both make it.
+            with locked(self.profile.build / "locks" / self.name(variant.name)):
+                failed += not self.run_one(variant)
         return failed
+
+    def run_one(self, variant: Variant) -> bool:
+        """False if the variant failed."""
+        run = self.name(variant.name)
+        if self.is_done(variant):
+            print(f"{run}: up to date", flush=True)
+            return True
+        started = time.perf_counter()
+        try:
+            self.make(variant)
+            record = self.measure(variant, started)
+            print(f"{run}: done in {record.seconds:.0f} s, {self.summary(record)}", flush=True)
+        except Skip as skip:
+            self.write(variant, started, status="skipped", reason=str(skip))
+            print(f"{run}: skipped: {skip}", flush=True)
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            self.write(variant, started, status="failed", reason=f"{type(error).__name__}: {error}")
+            print(f"{run}: FAILED: {error}", file=sys.stderr, flush=True)
+            if isinstance(error, processes.Apart):
+                raise
+            return False
+        return True
+
+    def help(self) -> None:
+        """What the processes beside the main one do: take part in each training that it announces, to the last."""
+        variants = {variant.name: variant for variant in self.profile.variants}
+        while (name := processes.from_main()) is not None:
+            try:
+                self.train_together(variants[name])
+            except processes.Apart:
+                raise
+            except Exception:
+                continue  # the main process failed likewise: it tells and records it
 
     def name(self, variant: str) -> str:
         return run_name(variant, self.seed, self.device)
@@ -180,26 +201,16 @@ class Stage:
         if self.is_made(variant):
             return
         profile = self.profile
-        run, key = self.name(variant.name), self.key(variant)
-        work = profile.build / "checkpoints" / f"{run}-{key[:12]}"
-        parent = self.folder(variant.parent) if variant.parent else None
-        context = Context(
-            profile=profile,
-            seed=self.seed,
-            device=self.device,
-            threads=self.threads,
-            splits=self.splits,
-            labels=self.card["labels"],
-            parent=parent,
-            teacher=self.folder(profile.baseline),
-            work=work,
-            cache=profile.build / "cache",
-        )
-        made = self.makers[variant.method](variant, context)
+        context = self.context(variant)
+        if getattr(variant, "training", None) is None:
+            made = self.makers[variant.method](variant, context)
+        else:
+            processes.from_main(variant.name)
+            made = self.train_together(variant)
         save_artifact(
             self.folder(variant.name),
             made.write,
-            tokenizer=made.tokenizer or parent or profile.backbone_folder,
+            tokenizer=made.tokenizer or context.parent or profile.backbone_folder,
             variant=variant.name,
             method=variant.method,
             parent=variant.parent,
@@ -209,13 +220,39 @@ class Stage:
             labels=self.card["labels"],
             max_length=profile.data.max_length,
             options=variant.model_dump(mode="json"),
-            key=key,
+            key=self.key(variant),
             train_seconds=made.train_seconds,
             details=made.details,
             runtime=made.runtime,
         )
-        for old in (profile.build / "checkpoints").glob(f"{run}-*"):
+        for old in context.work.parent.glob(f"{self.name(variant.name)}-*"):
             remove(old)
+
+    def context(self, variant: Variant) -> Context:
+        profile = self.profile
+        return Context(
+            profile=profile,
+            seed=self.seed,
+            device=self.device,
+            threads=self.threads,
+            splits=self.splits,
+            labels=self.card["labels"],
+            parent=self.folder(variant.parent) if variant.parent else None,
+            teacher=self.folder(profile.baseline),
+            work=profile.build / "checkpoints" / f"{self.name(variant.name)}-{self.key(variant)[:12]}",
+            cache=profile.build / "cache",
+        )
+
+    def train_together(self, variant: Variant) -> Made:
+        """Runs the maker on every process, each with its share of the threads."""
+        import torch
+
+        context = replace(self.context(variant), threads=max(1, self.threads // processes.number_here()))
+        torch.set_num_threads(context.threads)
+        try:
+            return processes.together(lambda: self.makers[variant.method](variant, context))
+        finally:
+            torch.set_num_threads(self.threads)
 
     def measure(self, variant: Variant, started: float) -> Record:
         profile, budgets = self.profile, self.profile.measure
@@ -294,11 +331,21 @@ class Stage:
 
 
 def run_stage(script: str, makers: dict[str, Maker], args) -> int:
-    """What main() of every numbered script does with its parsed options; returns the number of failed variants."""
+    """What main() of every numbered script does with its parsed options; returns the number of failed variants.
+
+    Of several processes (compress.processes) the main one does it, and the others help it train.
+    """
     import torch
     from compress.predict import check_device
 
-    profile = load_profile(args.profile)
     check_device(args.device)
+    processes.start(args.device)
     torch.set_num_threads(args.threads)
-    return Stage(script, makers, profile, args.seed, args.device, args.threads).run(args.only)
+    with processes.main_first():  # what is wrong with the profile is told once
+        stage = Stage(script, makers, load_profile(args.profile), args.seed, args.device, args.threads)
+    if not processes.is_main():
+        stage.help()
+        return 0
+    failed = stage.run(args.only)
+    processes.from_main(None)
+    return failed

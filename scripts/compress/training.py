@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compress.files import atomic_path, digest, remove, write_text
+from compress import processes
+from compress.files import atomic_path, digest, locked, remove, write_text
 from compress.metrics import compute_metrics
-from compress.profile import Training
+from compress.profile import Training, UserError
 
 UNLABELLED = -100  # PyTorch's own label to ignore in a cross-entropy
 
@@ -33,12 +34,13 @@ def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
     teacher = context.teacher
     artifact = read_artifact(teacher)
     path = context.cache / f"logits-{digest([artifact.key, list(texts)])[:32]}.npy"
-    if not path.exists():
-        tokenizer = load_tokenizer(teacher, artifact.max_length)
-        ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-        logits = predict(load(teacher, context.device, context.threads), ids, batch_size=32)
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, logits)
+    with processes.main_first(), locked(context.cache / "lock"):
+        if not path.exists():
+            tokenizer = load_tokenizer(teacher, artifact.max_length)
+            ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+            logits = predict(load(teacher, context.device, context.threads), ids, batch_size=32)
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, logits)
     return np.load(path)
 
 
@@ -113,18 +115,23 @@ def train(
     A column teacher_logits in the dataset asks for distillation_loss; extra_loss(inputs, outputs), if given, is added
     to it. With `validation` the best checkpoint's weights are left in the model, else the last ones.
     context.work holds the checkpoints: a killed run goes on from the last of them.
+    Several processes (compress.processes) share each batch, so that batch size and steps stay what the profile says;
+    raises UserError for a batch that they can't share evenly.
     The model's weights are what counts afterwards: accelerate may leave its forward pass under autocast.
     """
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
+    share, left = divmod(options.batch_size, processes.number())
+    if left:
+        raise UserError(f"training.batch_size: {options.batch_size} can't be shared by {processes.number()} processes")
     steps_per_epoch = -(-len(dataset) // options.batch_size)
     every = -(-steps_per_epoch // options.evaluations_per_epoch)
     evaluating = {"eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "f1"}
     arguments = TrainingArguments(
         output_dir=str(context.work),
         num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_size,
+        per_device_train_batch_size=share,
         per_device_eval_batch_size=64,
         learning_rate=options.learning_rate,
         warmup_ratio=options.warmup_ratio,
@@ -143,6 +150,8 @@ def train(
         label_names=["labels"],
         report_to="none",
         dataloader_pin_memory=context.device == "cuda",
+        ddp_find_unused_parameters=False,  # some are used by extra_loss alone, where no output leads to
+        ddp_broadcast_buffers=False,  # none of them changes in training
         **(evaluating if validation is not None else {}),
     )
     pad = DataCollatorWithPadding(tokenizer)
@@ -174,15 +183,16 @@ def train(
         compute_metrics=compute_metrics,
         callbacks=list(callbacks),
     )
-    checkpoint = last_checkpoint(context.work)
+    checkpoint = processes.from_main(last_checkpoint(context.work) if processes.is_main() else None)
     # Seconds already spent by a run that was killed count as training too.
     clock = context.work / "seconds"
     before = float(clock.read_text()) if checkpoint and clock.exists() else 0.0
     started = time.perf_counter()
 
     class Clock(TrainerCallback):
-        def on_save(self, *arguments, **state):
-            write_text(clock, str(before + time.perf_counter() - started))
+        def on_save(self, _arguments, state, _control, **_):
+            if state.is_world_process_zero:
+                write_text(clock, str(before + time.perf_counter() - started))
 
     trainer.add_callback(Clock())
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
