@@ -451,15 +451,26 @@ def split_table(data) -> str:
     return table(header, body)
 
 
-def references(bib: str) -> str:
-    lines = []
-    for entry in re.findall(r"@\w+\{.*", bib):
-        fields = dict(re.findall(r"(\w+)=\{((?:[^{}]|\{[^{}]*\})*)\}", entry))
-        text = f"{fields['author'].replace(' and ', '; ')} ({fields['year']}). {fields['title']}. "
-        lines.append(
-            "- " + (text + (fields.get("booktitle") or fields["journal"]) + ".").replace("{", "").replace("}", "")
-        )
-    return "\n".join(sorted(lines))
+def cite(text: str) -> str:
+    """The text with its citations written out, and what it cites listed at its end, by pandoc's citeproc.
+
+    A citation is pandoc's: [@key], [@key; @other], or @key within a sentence. Raises UserError naming an unknown key.
+    """
+    import pypandoc
+    from compress.profile import UserError
+
+    written = sorted(set(CITATION.findall(text)))
+    if not written:
+        return text
+    options = ["--citeproc", f"--bibliography={BIBLIOGRAPHY}", "--wrap=none", "--fail-if-warnings"]
+    try:
+        done = pypandoc.convert_text("\n\n".join(written), "gfm-raw_html", format="markdown", extra_args=options)
+    except RuntimeError as error:
+        raise UserError(f"{BIBLIOGRAPHY}: a citation can't be resolved: {error}") from None
+    paragraphs = done.strip().split("\n\n")
+    resolved = dict(zip(written, paragraphs, strict=False))
+    works = "\n".join(f"- {work}" for work in paragraphs[len(written) :])
+    return f"{CITATION.sub(lambda found: resolved[found[0]], text).rstrip()}\n\n## References\n\n{works}\n"
 
 
 def markdown(profile, results) -> tuple[str, str]:
