@@ -204,6 +204,6 @@ $(BUILD)/.figures: scripts/figures.py scripts/compress/results.py $(wildcard $(R
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 
-$(BUILD)/.report: scripts/render.py $(wildcard report/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
+$(BUILD)/.report: scripts/render.py scripts/recommend.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
