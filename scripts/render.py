@@ -32,8 +32,8 @@ PREAMBLE = r"""\newcounter{none}  % pandoc's tables count in it
 \geometry{margin=0.8in}
 \AtBeginEnvironment{longtable}{\fontsize{7}{8.5}\selectfont\setlength{\tabcolsep}{2pt}}  % wide tables
 \captionsetup{format=plain, font=small, aboveskip=4pt, belowskip=4pt}  % the exporter hides captions
-\floatplacement{figure}{htbp}
-\sloppy
+\adjustboxset{max size={0.85\linewidth}{0.33\paperheight}}  % figures stay at their place: small ones leave small gaps
+\raggedright  % names of variants are long and can't be hyphenated
 """
 
 
@@ -50,8 +50,8 @@ def span(row, value: str, low: str, high: str, digits: int) -> str:
 def table(header: list[str], body: list[list[str]]) -> str:
     """A Markdown table; columns after the first are aligned to the right, their dashes give pandoc their widths."""
     widths = [
-        max(3, *map(len, column)) + 2 for column in zip(header, *body, strict=True)
-    ]  # 2: the letters' widths differ
+        max(3, *map(len, column)) + 3 for column in zip(header, *body, strict=True)
+    ]  # 3: the letters' widths differ
     dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, dashes, *body])
 
@@ -226,7 +226,18 @@ def twin_table(by_name, methods) -> str:
 
 
 def champion_table(rows, methods) -> str:
-    header = ["Champion", "is", "points lost, validation", "test", "smaller", "faster", "throughput", "MB", "ms", "of"]
+    header = [
+        "Champion",
+        "is",
+        "points lost, validation",
+        "test",
+        "smaller",
+        "faster",
+        "faster, batched",
+        "MB",
+        "ms",
+        "of",
+    ]
     columns = ("size_ratio", "latency_speedup", "throughput_speedup", "size_mb", "latency_ms_p50")
     body = []
     for row in rows:
@@ -299,7 +310,7 @@ def serving_table(rows, p99_ms: float) -> str:
         "p99 at 3x",
         "turned away",
         "batch",
-        "padded",
+        "pad ratio",
         "CPU ms",
         "RSS MB",
     ]
