@@ -82,6 +82,14 @@ def test_an_unknown_citation_is_an_error_and_only_what_is_cited_is_listed():
         render.cite("[@holm1979; @nobody1999]")
 
 
+def test_the_html_shows_its_formulas_without_a_script():
+    found = [
+        len(re.findall(pattern, (ROOT / "report" / name).read_text("utf-8")))
+        for pattern, name in ((render.MATH, "report.md"), ("<math .*?</math>", "report.html"))
+    ]
+    assert found[0] == found[1] > 10
+
+
 def test_every_link_between_pages_leads_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "report").glob("**/*.md")]:
         links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
