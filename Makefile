@@ -120,7 +120,9 @@ serve: $(ENV) ## an HTTP service: make serve MODEL=champion-balanced (default: t
 ##@ Paper (reads results/ only)
 figures: $(BUILD)/.figures ## results/ to figures/
 
-report: $(BUILD)/.report ## results/ and figures/ to report/ and the README's table
+report: $(BUILD)/.report ## results/ and figures/ to report/ (whole, chapters, decision page) and the README's table
+
+notebooks: $(BUILD)/.notebooks ## a notebook per chapter, executed, to notebooks/
 
 recommend: $(ENV) ## which variant to use: make recommend MAX_MB=25 MAX_MS=2 MIN_F1=0.85
 	$(PY) scripts/recommend.py --profile $(PROFILE) $(if $(MAX_MB),--max-mb $(MAX_MB)) $(if $(MAX_MS),--max-ms $(MAX_MS)) $(if $(MIN_F1),--min-f1 $(MIN_F1))
@@ -148,7 +150,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-hub test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-hub test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
@@ -211,6 +213,10 @@ $(BUILD)/.figures: scripts/figures.py scripts/compress/results.py $(wildcard $(R
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 
-$(BUILD)/.report: scripts/render.py $(wildcard report/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
+$(BUILD)/.notebooks: scripts/notebooks.py $(BUILD)/.report | $(ENV)
+	$(PY) scripts/notebooks.py
+	@touch $@
+
+$(BUILD)/.report: scripts/render.py scripts/recommend.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@

@@ -204,6 +204,21 @@ def bars(rows, base):
     return figure
 
 
+def heat_map(axes, values, norm):
+    """Cells [rows, columns] as vectors (imshow would be pixels in print), the first row at the top."""
+    rows, columns = values.shape
+    cells = axes.pcolormesh(range(columns), range(rows), values, cmap="cividis", norm=norm, edgecolors="face")
+    axes.set_ylim(rows - 0.5, -0.5)
+    return cells
+
+
+def colour_bar(cells, axes, **options):
+    """The scale of a heat map, as vectors too."""
+    bar = axes[0].figure.colorbar(cells, ax=axes, **options)
+    bar.solids.set(rasterized=False, edgecolor="face")
+    return bar
+
+
 def sensitivity_map(table):
     """Logit error and validation F1 with one group of tensors quantized, for every group and bit width."""
     import numpy as np
@@ -214,7 +229,7 @@ def sensitivity_map(table):
     cells = {(row["group"], row["bits"]): row for row in rows}
     figure, axes = new_axes(5.2, 0.8 + 0.27 * len(names))
     error = np.array([[cells[name, b]["rms_error"] for b in bits] for name in names])
-    image = axes.imshow(error, aspect="auto", cmap="cividis", norm="log")
+    image = heat_map(axes, error, "log")
     for i, name in enumerate(names):
         for j, b in enumerate(bits):
             drop = 100 * (table[0]["f1"] - cells[name, b]["f1"])
@@ -222,7 +237,7 @@ def sensitivity_map(table):
             axes.text(j, i, f"{drop:+.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axes.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
     axes.set_yticks(range(len(names)), names)
-    figure.colorbar(image, label="rms error of the logits")
+    colour_bar(image, [axes], label="rms error of the logits")
     axes.set_title("number: validation F1 points lost", fontsize=8)
     return figure
 
@@ -265,7 +280,7 @@ def grid(cells):
             row = cells.get((model, suffix))
             if row is not None and row["latency_speedup"] is not None:
                 speed[i, j] = row["latency_speedup"]
-    image = axes.imshow(speed, aspect="auto", cmap="cividis", norm="log")
+    image = heat_map(axes, speed, "log")
     middle = np.sqrt(np.nanmin(speed) * np.nanmax(speed))
     for i, model in enumerate(models):
         for j, suffix in enumerate(columns):
@@ -279,7 +294,7 @@ def grid(cells):
     axes.set_xticks(range(len(columns)), [CELLS[suffix] for suffix in columns], fontsize=7)
     axes.set_yticks(range(len(models)), models)
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if np.nanmin(speed) <= tick <= np.nanmax(speed)]
-    bar = figure.colorbar(image, label="times faster at batch 1", ticks=ticks, format="%g")
+    bar = colour_bar(image, [axes], label="times faster at batch 1", ticks=ticks, format="%g")
     bar.minorticks_off()
     axes.set_title("above: times faster than the fine-tuned fp32 PyTorch model; below: F1 points gained", fontsize=8)
     return figure
@@ -294,7 +309,7 @@ def shapes(name, slow, fast):
     figure, panels = plt.subplots(1, len(ratio), figsize=(3.6 * len(ratio), 2.8), layout="constrained", squeeze=False)
     norm = plt.Normalize(ratio.min(), ratio.max())
     for axes, values, times, threads in zip(panels[0], ratio, fast["milliseconds"], fast["threads"], strict=True):
-        image = axes.imshow(values, aspect="auto", cmap="cividis", norm=norm)
+        image = heat_map(axes, values, norm)
         for (b, n), value in np.ndenumerate(values):
             colour = "white" if norm(value) < 0.5 else "black"
             text = f"{value:.1f}x\n{times[b][n]:.3g} ms"
@@ -304,7 +319,7 @@ def shapes(name, slow, fast):
         axes.set_xlabel("length, pieces")
         axes.set_title(f"{threads} thread{'s' if threads > 1 else ''}", fontsize=9)
     panels[0][0].set_ylabel("batch")
-    figure.colorbar(image, ax=list(panels[0]), label=f"times faster: {name}")
+    colour_bar(image, list(panels[0]), label=f"times faster: {name}")
     return figure
 
 

@@ -17,6 +17,13 @@ LIMITS = {
 }
 
 
+def candidates(rows) -> list[dict]:
+    """What can be recommended: trained and measured, of the first seed."""
+    return [
+        row for row in rows if row["status"] == "ok" and row["trained"] == "True" and row["seed"] == rows[0]["seed"]
+    ]
+
+
 def fits(row, limits) -> bool:
     """True if the row keeps every limit; a value that was not measured keeps none."""
     for name, limit in limits.items():
@@ -45,10 +52,7 @@ def main(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     if profile.no_quality:
         raise UserError(f"profile {profile.name}: nothing to recommend: {profile.no_quality}")
-    rows = read_results(profile).rows
-    rows = [
-        row for row in rows if row["status"] == "ok" and row["trained"] == "True" and row["seed"] == rows[0]["seed"]
-    ]
+    rows = candidates(read_results(profile).rows)
     limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
     row = best(rows, limits)
     if row:

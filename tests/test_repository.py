@@ -7,11 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
+import notebooks
 import pytest
 import render
 import yaml
-from compress.profile import load_profile
+from compress.profile import UserError, load_profile
 from compress.results import read_results
+from conftest import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,22 +48,90 @@ def test_the_installed_environment_is_the_locked_one():
         assert version(name).split("+")[0] == pinned, name
 
 
-def test_readme_and_report_say_what_the_results_say():
-    profile = load_profile("minilm")
-    text, head = render.markdown(profile, read_results(profile))
-    assert (ROOT / "report" / "report.md").read_text("utf-8") == text
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert render.put_headline(readme, head) == readme
+@pytest.mark.parametrize("name", ["minilm", "bert-base-shape"])
+def test_every_page_is_the_one_that_the_results_give(name):
+    profile = load_profile(name)
+    for path, text in render.documents(profile, read_results(profile)).items():
+        assert path.read_text("utf-8") == text, f"{path}: run make report PROFILE={name}"
 
 
 def test_a_changed_result_would_be_noticed():
     profile = load_profile("minilm")
     results = read_results(profile)
-    before = render.markdown(profile, results)
-    results.rows[0]["f1_test"] += 0.01
-    after = render.markdown(profile, results)
-    assert before[0] != after[0]
-    assert before[1] != after[1]
+    before, head = render.pages(profile, results), render.context(profile, results)["headline"]
+    row = next(row for row in results.rows if row["variant"] == "qat-int4")
+    assert "`qat-int4`" in before["decide"]
+    row["f1_test"], row["f1_drop_points"], row["mcnemar_p_holm"] = 0.5, 36.0, 1e-9
+    after = render.pages(profile, results)
+    assert render.context(profile, results)["headline"] != head
+    changed = {name for name in after if after[name] != before[name]}
+    assert {"report", "hw1", "decide"} <= changed <= set(after) - {"hw3", "hw7"}
+    assert "`qat-int4`" not in after["decide"]
+    learned, negative = (text.split("## Negative results")[i] for i, text in ((0, after["hw1"]), (1, after["hw1"])))
+    assert "`qat-int4`" not in learned.split("## What we learned")[1]
+    assert "`qat-int4`" in negative.split("\n- Slower")[0]
+
+
+def test_an_unknown_citation_is_an_error_and_only_what_is_cited_is_listed():
+    text = render.cite("As @holm1979 says [@guo2017calibration, sec. 2;\n@hinton2015distilling].")
+    assert text.startswith(
+        "As Holm (1979) says (Guo et al. 2017, sec. 2; Hinton et al. 2015).\n\n## References\n\n- Guo"
+    )
+    assert text.count("\n- ") == 3
+    with pytest.raises(UserError, match="nobody1999"):
+        render.cite("[@holm1979; @nobody1999]")
+
+
+def test_the_html_shows_its_formulas_without_a_script():
+    found = [
+        len(re.findall(pattern, (ROOT / "report" / name).read_text("utf-8")))
+        for pattern, name in ((render.MATH, "report.md"), ("<math .*?</math>", "report.html"))
+    ]
+    assert found[0] == found[1] > 10
+
+
+def test_every_link_between_pages_leads_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "report").glob("**/*.md")]:
+        links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+        assert not [link for link in links if "://" not in link and not (page.parent / link).exists()], page
+
+
+def test_notebooks_are_those_of_their_chapters():
+    profile = load_profile("minilm")
+    found = notebooks.notebooks(profile, read_results(profile))
+    assert sorted(path.stem for path in notebooks.NOTEBOOKS.glob("*.ipynb")) == sorted(found)
+    for name, notebook in found.items():
+        committed = nbformat.read(notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+        nbformat.validate(committed)
+        cells = [(cell.id, cell.source) for cell in committed.cells]
+        assert cells == [(cell.id, cell.source) for cell in notebook.cells], f"{name}: run make notebooks"
+        assert all(cell.get("execution_count") or "local" in cell.metadata.tags for cell in code(committed))
+
+
+def test_a_notebook_executed_again_says_the_same():
+    profile = load_profile("minilm")
+    notebook = notebooks.notebooks(profile, read_results(profile))["hw2"]
+    notebooks.execute(notebook)
+    committed = nbformat.read(notebooks.NOTEBOOKS / "hw2.ipynb", as_version=4)
+    assert [printed(cell) for cell in code(notebook)] == [printed(cell) for cell in code(committed)]
+
+
+def code(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def printed(cell) -> list[str]:
+    return [output.get("text") or output["data"]["text/plain"] for output in cell.outputs]
+
+
+def test_the_five_lines_of_the_decision_page_load_the_variant(smoke):
+    folder, _ = smoke
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "report" / "smoke" / "decide.md").read_text("utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        assert len(block.splitlines()) == 5
+        done = run(folder, sys.executable, "-c", block, PYTHONPATH="scripts")
+        assert re.fullmatch(r"\[\[ *-?[\d.]+ +-?[\d.]+\]\]\n", done.stdout), done.stderr
 
 
 def test_help_is_quick_and_long_for_every_script():
