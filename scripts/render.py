@@ -465,6 +465,7 @@ def references(bib: str) -> str:
 def markdown(profile, results) -> tuple[str, str]:
     """The report's Markdown and the headline table."""
     import jinja2
+    from compress import questions
     from compress.profile import ROOT
     from compress.results import is_beside
 
@@ -534,6 +535,7 @@ def markdown(profile, results) -> tuple[str, str]:
         services_table=services_table(results.services),
         serving_table=lambda rows: serving_table(rows, profile.serving.load.p99_ms),
         clients_table=clients_table,
+        questions=lambda: questions.answers(results, first, table),
         champions=champion_table(first, results.methods),
         minutes=lambda name: sum(results.methods[r["variant"]]["seconds"] for r in first if r["chapter"] == name) / 60,
     )
