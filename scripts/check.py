@@ -25,6 +25,7 @@ DROP_WIDTH = 0.2  # points, a few sentences: a variant that answered all alike h
 INSIDE = {"f1_test": ("f1_ci_low", "f1_ci_high"), "f1_drop_points": ("f1_drop_ci_low", "f1_drop_ci_high")}
 RATIOS = ("latency_speedup", "throughput_speedup", "peak_rss_mb")
 RATIO_TOLERANCE = 1.5  # as a factor: on a shared machine the speed-up of a fast model moves by tens of percent
+BY_TIME = ("champion", "torchao")  # whose making looks at measured times: what to choose, whether there is a kernel
 VERDICTS = ("held", "moved", "failed")
 # Instructions of the CPU that decide how fast, and in OpenVINO whether, a model runs in an arithmetic.
 FLAGS = {"int8": ("avx512_vnni", "avx_vnni", "amx_int8"), "bf16": ("avx512_bf16", "amx_bf16")}
@@ -79,12 +80,12 @@ def judge(old, new, differing: dict[str, str]) -> list[Claim]:
     """
     likely = causes(old, differing)
     instructions = any(topic in differing for topic in FLAGS)
-    chosen = old["method"] == "champion"  # by measured times: on another day it may be another variant
+    by_time = old["method"] in BY_TIME and new["status"] != "failed"
     claims = []
 
     def claim(what, held, otherwise="failed", why=""):
-        if not held and chosen and what != "status":
-            otherwise, why = "moved", "champions are chosen by measured cost"
+        if not held and by_time:
+            otherwise, why = "moved", new["reason"] or "made by what was measured on the way"
         why = "; ".join(filter(None, (why, likely)))
         verdict = "held" if held else otherwise
         claims.append(Claim(old["variant"], what, old[what], new[what], verdict, "" if held else why))
@@ -182,8 +183,8 @@ def write_expectations(profile, folder: Path) -> None:
     with open(profile.results / "variants.csv", encoding="utf-8", newline="") as file:
         rows = [{column: row[column] for column in columns} for row in csv.DictReader(file)]
     for row in rows:
-        if row["method"] == "champion":  # chosen by measured times
-            row |= dict.fromkeys((*EXACT[1:], *NEAR), "")
+        if row["method"] in BY_TIME:
+            row |= dict.fromkeys((*EXACT, *NEAR), "")
         elif methods[row["variant"]]["options"].get("execution") == "default":  # the engine picks what the CPU has
             row["precision"] = ""
     write_csv(folder / "variants.csv", columns, rows)
