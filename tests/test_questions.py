@@ -1,5 +1,8 @@
 """The report's questions: families from methods and options, choices by validation, costs, calibration and flips."""
 
+from types import SimpleNamespace
+
+import collate
 import numpy as np
 import pytest
 from compress import questions
@@ -122,3 +125,31 @@ def test_a_quoted_sentence_stays_text_in_markdown():
     }
     _, ((text, *_),) = questions.flips_table([row])
     assert text == r"costs \$40 \| \*so\* \[what\]"
+
+
+def test_flips_are_counted_over_trained_variants_and_no_champion():
+    def logits(*answers):
+        return {"logits/test": np.array([[1.0, 0.0] if answer == 0 else [0.0, 1.0] for answer in answers])}
+
+    measured = {
+        "base": logits(0, 1, 1),
+        "a": logits(0, 0, 1),
+        "champion": logits(0, 0, 0),
+        "untrained": logits(1, 0, 0),
+    }
+    records = {
+        name: SimpleNamespace(trained=name != "untrained", method="champion" if name == "champion" else "x")
+        for name in measured
+    }
+    test = {"text": ["first", "second", "third"], "label": [0, 0, 1]}
+    (row,) = collate.flip_rows(SimpleNamespace(baseline="base"), records, measured, test, ["negative", "positive"])
+    assert row | {"confidence": None} == {
+        "sentence": 1,
+        "text": "second",
+        "label": "negative",
+        "answer": "positive",
+        "confidence": None,
+        "flipped": 1,
+        "variants": 1,
+    }
+    assert row["confidence"] == pytest.approx(1 / (1 + np.exp(-1)))

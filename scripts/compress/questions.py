@@ -204,8 +204,8 @@ def calibrated(rows, methods, base) -> list[dict]:
 
 
 def silent_flips(rows, methods) -> dict | None:
-    """The row that flips the most answers among the compressed ones within ALIKE points of the baseline."""
-    equal = [row for row in compressed(rows, methods) if abs(row["f1_drop_points"]) <= ALIKE]
+    """The compressed row within ALIKE points of the baseline that flips the most answers; None if none flips any."""
+    equal = [row for row in compressed(rows, methods) if abs(row["f1_drop_points"]) <= ALIKE and row["flip_rate"] > 0]
     return max(equal, key=lambda row: row["flip_rate"], default=None)
 
 
