@@ -21,6 +21,8 @@ MAX_MB ?=
 MAX_MS ?=
 MIN_F1 ?=
 MODEL ?=
+# what `make check` compares with; nothing: results/ at git's HEAD
+AGAINST ?= $(wildcard tests/expected/$(PROFILE))
 PORT ?= 8000
 MERGE ?=
 
@@ -40,7 +42,7 @@ TAG := $(DEVICE)-$(THREADS)threads
 CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
 # of the CPU, and of a GPU where one was tried
-RESULTS := $(foreach device,. cuda,$(addprefix results/$(PROFILE)/$(device)/,variants.csv environment.json data.json methods.json)) \
+RESULTS := $(foreach device,. cuda,$(addprefix results/$(PROFILE)/$(device)/,variants.csv environment.json data.json methods.json reliability.csv flips.csv)) \
   $(addprefix results/$(PROFILE)/,serving.csv services.csv)
 COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
@@ -124,6 +126,9 @@ report: $(BUILD)/.report ## results/ and figures/ to report/ (whole, chapters, d
 
 notebooks: $(BUILD)/.notebooks ## a notebook per chapter, executed, to notebooks/
 
+check: $(ENV) ## which claims of the committed results a fresh run upholds: make check [AGAINST=folder]
+	$(PY) scripts/check.py --profile $(PROFILE) $(if $(AGAINST),--against $(AGAINST))
+
 recommend: $(ENV) ## which variant to use: make recommend MAX_MB=25 MAX_MS=2 MIN_F1=0.85
 	$(PY) scripts/recommend.py --profile $(PROFILE) $(if $(MAX_MB),--max-mb $(MAX_MB)) $(if $(MAX_MS),--max-ms $(MAX_MS)) $(if $(MIN_F1),--min-f1 $(MIN_F1))
 
@@ -150,7 +155,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-hub test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-hub test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks check
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
@@ -209,7 +214,7 @@ $(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,
 	@rm -f $(BUILD)/.results-*; touch $@
 
 # No rule makes results/ here: the paper is drawn from what is committed.
-$(BUILD)/.figures: scripts/figures.py scripts/compress/results.py $(wildcard $(RESULTS)) | $(ENV)
+$(BUILD)/.figures: scripts/figures.py $(addprefix scripts/compress/,results.py questions.py) $(wildcard $(RESULTS)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 

@@ -1,8 +1,8 @@
 """Records to results: checks every record of a profile and computes every metric from raw logits and times.
 
-Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and
-methods.json, environment.json, data.json (results/<profile>/cuda/ for a GPU's records), and a model card (README.md)
-into each model's folder.
+Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and methods.json,
+environment.json, data.json, of the first seed reliability.csv and flips.csv (results/<profile>/cuda/ for a GPU's
+records), and a model card (README.md) into each model's folder.
 Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
 Other seeds and other devices than the CPU may be there in part: what is not is counted in the last lines.
 Example: python scripts/collate.py --profile minilm --seeds "0 1 2" --merge ../other-machine/build/minilm
@@ -23,6 +23,8 @@ COLUMNS = (  # noqa: SIM905
     "throughput_speedup peak_rss_mb train_seconds threads status reason"
 ).split()
 DOMAINS = ("amazon", "tweets", "nyt")
+RELIABILITY = ("variant", "bin", "sentences", "confidence", "accuracy")
+FLIPS = ("sentence", "text", "label", "answer", "confidence", "flipped", "variants")
 NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
 
 
@@ -205,6 +207,45 @@ def measured_beside(profile, record, arrays, labels) -> dict:
     return found
 
 
+def reliability_rows(measured, labels) -> list[dict]:
+    """Confidence and accuracy by bin of every measured variant on the test set."""
+    from compress.answers import reliability
+    from compress.metrics import softmax
+
+    return [
+        {"variant": name, **bin_}
+        for name, arrays in measured.items()
+        for bin_ in reliability(softmax(arrays["logits/test"]), labels["test"])
+    ]
+
+
+def flip_rows(profile, records, measured, test, classes) -> list[dict]:
+    """The test sentences whose answer most trained variants change; champions are rows that are there already."""
+    import numpy as np
+    from compress.answers import excerpt, most_flipped
+    from compress.metrics import softmax
+
+    names = [name for name in measured if records[name].trained and records[name].method != "champion"]
+    others = [name for name in names if name != profile.baseline]
+    if not others:
+        return []
+    answers = np.array([measured[name]["logits/test"].argmax(-1) for name in others])
+    probabilities = softmax(measured[profile.baseline]["logits/test"])
+    baseline = probabilities.argmax(-1)
+    return [
+        {
+            "sentence": i,
+            "text": excerpt(test["text"][i]),
+            "label": classes[test["label"][i]],
+            "answer": classes[baseline[i]],
+            "confidence": float(probabilities[i].max()),
+            "flipped": flipped,
+            "variants": len(others),
+        }
+        for i, flipped in most_flipped(answers, baseline)
+    ]
+
+
 CARD = """# {variant}
 
 {description}. Classes: {labels}. Method: {method}{of_parent}. Runs on {backend}, arithmetic {precision}.
@@ -260,7 +301,13 @@ def environment(profile, records) -> dict:
         field: list({str(p[field]): p[field] for p in provenances}.values())
         for field in ("machine", "libraries", "python", "commit", "dirty", "threads", "processes")
     }
-    return {"profile": profile.name, "description": profile.description, "baseline": profile.baseline} | summary
+    about = {"profile": profile.name, "description": profile.description, "baseline": profile.baseline}
+    return about | summary | {"energy_counters": energy_counters()}
+
+
+def energy_counters() -> list[str]:
+    """Names of the counters of energy that this machine's CPU exposes."""
+    return sorted(path.name for path in Path("/sys/class/powercap").glob("intel-rapl:*"))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -277,7 +324,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"{folder}: {len(merge(profile, folder, seeds, args.device))} records merged")
     records = read_records(profile, seeds, args.device)
     arrays = {key: read_arrays(profile, record) for key, record in records.items() if record.status == "ok"}
-    labels = {name: np.array(split["label"]) for name, split in load_splits(profile).items()}
+    splits, card = load_splits(profile), load_card(profile)
+    labels = {name: np.array(split["label"]) for name, split in splits.items()}
     rows = []
     for seed in seeds:
         of_seed, measured = ({name: x for (s, name), x in all_.items() if s == seed} for all_ in (records, arrays))
@@ -286,7 +334,11 @@ def main(args: argparse.Namespace) -> int:
     write_csv(results / "variants.csv", COLUMNS, rows)
     write_json(results / "methods.json", methods(profile, records, arrays, seeds[0], labels))
     write_json(results / "environment.json", environment(profile, records))
-    write_json(results / "data.json", {k: v for k, v in load_card(profile).items() if k != "key"})
+    write_json(results / "data.json", {k: v for k, v in card.items() if k != "key"})
+    if not profile.no_quality:
+        first, measured = ({name: x for (s, name), x in all_.items() if s == seeds[0]} for all_ in (records, arrays))
+        write_csv(results / "reliability.csv", RELIABILITY, reliability_rows(measured, labels))
+        write_csv(results / "flips.csv", FLIPS, flip_rows(profile, first, measured, splits["test"], card["labels"]))
     write_cards(profile, rows)
     failed = [row["variant"] for row in rows if row["status"] == "failed"]
     for seed in seeds if args.device != "cpu" else seeds[1:]:

@@ -46,7 +46,10 @@ def pareto(rows, column: str) -> list[dict]:
 
 
 def trade_off(rows, column: str, label: str):
-    """F1 over a cost (log scale), one point per variant; the Pareto frontier is drawn and named, the rest is faded."""
+    """F1 over a cost (log scale), one point per variant; the Pareto frontier is drawn and named, the rest is faded.
+
+    Champions are ringed and named in bold, on the frontier or off it.
+    """
     from matplotlib import ticker
 
     rows = [row for row in rows if row[column] is not None]
@@ -79,16 +82,30 @@ def trade_off(rows, column: str, label: str):
                 alpha=alpha,
                 label=chapter if alpha == 1.0 and of_chapter else None,
             )
-    for i, row in enumerate(frontier):
+    champions = [row for row in rows if row["method"] == "champion"]
+    axes.plot(
+        [row[column] for row in champions],
+        [row["f1_test"] for row in champions],
+        "o",
+        color="black",
+        mfc="none",
+        ms=11,
+        label="champion" if champions else None,
+    )
+    named = sorted([*frontier, *(row for row in champions if row not in frontier)], key=lambda row: row[column])
+    for i, row in enumerate(named):
         # Names in steps below all points, each tied to its own: beside them they would lie on each other.
         axes.annotate(
             row["variant"],
             (row[column], row["f1_ci_low"]),
-            (row[column], 0.34 - 0.055 * (i % 6)),
+            (row[column], 0.36 - 0.05 * (i % 7)),
             textcoords=("data", "axes fraction"),
             arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},
             ha="center",
             fontsize=7,
+            fontweight="bold" if row in champions else None,
+            bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
+            zorder=5 - i % 7 / 10,  # the long lines pass behind the names above
         )
     axes.set_xscale("log")
     values = [row[column] for row in rows]
@@ -334,30 +351,148 @@ def lineage(name: str, methods, by_name) -> list[dict]:
 
 
 def waterfall(rows, champion):
-    """Bytes, latency and F1 after each ingredient of a champion."""
+    """What each ingredient of a champion takes off bytes and latency and does to F1, from the baseline to the whole."""
     import matplotlib.pyplot as plt
-    from matplotlib import ticker
 
     names = [row["variant"] for row in rows]
-    places = range(len(rows))[::-1]
+    places = list(range(len(rows)))[::-1]
     figure, panels = plt.subplots(1, 3, figsize=(7.4, 0.9 + 0.36 * len(rows)), layout="constrained", sharey=True)
     columns = (("size_mb", "MB on disk"), ("latency_ms_p50", "ms at batch 1"))
     for axes, (column, label) in zip(panels, columns, strict=False):
-        values = [row[column] or 0.0 for row in rows]
-        before = [values[0], *values[:-1]]
-        axes.barh(places, before, color="0.88")
-        axes.barh(places, values, color="#0072B2")
-        for place, value in zip(places, values, strict=True):
-            axes.text(value, place, f" {value:.3g}" if value else " not timed", va="center", fontsize=7)
+        before = 0.0
+        for place, row in zip(places, rows, strict=True):
+            # A step that was not timed leaves the time where it was: its arithmetic is its parent's.
+            value = before if row[column] is None else row[column]
+            whole = row is rows[0] or row is rows[-1]
+            axes.barh(place, value if whole else before - value, left=0 if whole else value, color="0.75")
+            if row is not rows[0]:
+                axes.barh(place, before - value, left=value, color="#0072B2" if value < before else "#D55E00")
+                axes.plot([before, before], [place, place + 1], color="0.4", lw=0.6)
+            text = " not timed" if row[column] is None else f" {value:.3g}"
+            axes.text(max(value, before), place, text, va="center", fontsize=7)
+            before = value
         axes.set_xlabel(label)
-        axes.set_xlim(0, 1.2 * max(values))
-    panels[2].errorbar(
-        [row["f1_test"] for row in rows], places, xerr=error_bars(rows), fmt="o", color="#009E73", capsize=3
-    )
-    panels[2].set_xlabel("F1, 95 % interval")
-    panels[2].xaxis.set_major_locator(ticker.MaxNLocator(4))
+        axes.set_xlim(0, 1.25 * max(row[column] or 0 for row in rows))
+    before = rows[0]["f1_drop_points"]
+    for place, row in zip(places, rows, strict=True):
+        lost = row["f1_drop_points"]
+        panels[2].barh(place, lost - before, left=before, color="#0072B2" if lost < before else "#D55E00")
+        error = [[lost - row["f1_drop_ci_low"]], [row["f1_drop_ci_high"] - lost]]
+        panels[2].errorbar(lost, place, xerr=error, fmt="o", color="black", ms=4, lw=1, capsize=2)
+        before = lost
+    panels[2].axvline(0, color="0.5", lw=0.8, zorder=0)
+    panels[2].set_xlabel("F1 points lost, 95 % interval")
     panels[0].set_yticks(places, names, fontsize=7)
-    figure.suptitle(f"{champion}: grey is the step before", fontsize=8)
+    figure.suptitle(f"{champion}: blue is taken off, orange added by the step; grey is what there is", fontsize=8)
+    return figure
+
+
+def equal_budgets(choices, won: list[str], unit: str):
+    """Per budget the points that each family's choice loses, with the paired interval; the filled one won."""
+    import matplotlib.pyplot as plt
+
+    families = list(dict.fromkeys(name for _, choice in choices for name in choice))[::-1]
+    figure, panels = plt.subplots(
+        1, len(choices), figsize=(8.2, 0.9 + 0.3 * len(families)), layout="constrained", sharey=True, sharex=True
+    )
+    for axes, (limit, choice), best in zip(panels, choices, won, strict=True):
+        for place, name in enumerate(families):
+            row = choice.get(name)
+            if row is None:
+                axes.text(0.5, place, "nothing fits", ha="center", va="center", fontsize=6.5, color="0.45",
+                          transform=axes.get_yaxis_transform())  # fmt: skip
+                continue
+            lost = row["f1_drop_points"]
+            axes.errorbar(
+                lost,
+                place,
+                xerr=[[lost - row["f1_drop_ci_low"]], [row["f1_drop_ci_high"] - lost]],
+                fmt="D" if name == best else "o",
+                color="#0072B2" if name == best else "0.35",
+                mfc="#0072B2" if name == best else "white",
+                capsize=2,
+                ms=5,
+                lw=1,
+            )
+            axes.annotate(
+                row["variant"], (0.02, place - 0.32), xycoords=axes.get_yaxis_transform(), fontsize=5, color="0.3",
+                va="center",
+            )  # fmt: skip
+        axes.axvline(0, color="0.5", lw=0.8, zorder=0)
+        axes.set_title(f"at most {limit:.3g} {unit}", fontsize=8)
+        axes.grid(alpha=0.3, axis="x")
+    panels[0].set_yticks(range(len(families)), families)
+    panels[0].set_ylim(-0.6, len(families) - 0.5)
+    figure.supxlabel("F1 points lost on the test set, paired 95 % interval; filled: best on validation", fontsize=8)
+    return figure
+
+
+def domain_shift(losses):
+    """Points lost out of domain over points lost at home, a marker per chapter; on the line both are equal."""
+    figure, axes = new_axes(6.4, 4.6)
+    # Beyond that lie only models that are of no use.
+    near = [loss for loss in losses if loss[1] <= 10]
+    ends = min(home for _, home, _ in near) - 0.5, max(home for _, home, _ in near) + 0.5
+    axes.plot(ends, ends, color="0.5", lw=1, zorder=0)
+    axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    for chapter, (colour, marker) in CHAPTERS.items():
+        points = [(home, away) for row, home, away in near if row["chapter"] == chapter]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, ms=5, alpha=0.7, label=chapter)
+    for row, home, away in near:
+        if row["method"] == "champion":
+            axes.plot(home, away, "o", color="black", mfc="none", ms=11)
+            axes.annotate(row["variant"], (home, away), (9, -9), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("F1 points lost at home")
+    axes.set_ylabel("F1 points lost out of domain, mean of three")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    return figure
+
+
+def reliability_diagram(rows, bins):
+    """Accuracy over confidence of each row, the diagonal where they are equal, and how many sentences lie where."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        2, len(rows), figsize=(2.5 * len(rows) + 0.5, 3.6), layout="constrained", sharex=True, sharey="row",
+        height_ratios=(3, 1), squeeze=False,
+    )  # fmt: skip
+    for (axes, below), row in zip(panels.T, rows, strict=True):
+        points = [point for point in bins if point["variant"] == row["variant"]]
+        confidence = [point["confidence"] for point in points]
+        accuracy = [point["accuracy"] for point in points]
+        axes.plot([0.5, 1], [0.5, 1], color="0.5", lw=1)
+        axes.vlines(confidence, accuracy, confidence, color="#D55E00", lw=3, alpha=0.5)
+        axes.plot(confidence, accuracy, "o-", color="#0072B2", ms=4)
+        axes.set_title(f"{row['variant']}\nECE {row['ece_test']:.3f}", fontsize=7)
+        axes.grid(alpha=0.3)
+        total = sum(point["sentences"] for point in points)
+        below.bar(confidence, [100 * point["sentences"] / total for point in points], width=0.03, color="0.6")
+        below.set_xlabel("confidence")
+    panels[0][0].set_ylabel("accuracy")
+    panels[1][0].set_ylabel("sentences, %")
+    return figure
+
+
+def flip_cloud(rows, silent):
+    """Share of answers that differ from the baseline's over the F1 points lost, a marker per chapter."""
+    figure, axes = new_axes()
+    for chapter, (colour, marker) in CHAPTERS.items():
+        points = [(row["f1_drop_points"], 100 * row["flip_rate"]) for row in rows if row["chapter"] == chapter]
+        points = [point for point in points if abs(point[0]) <= 10]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, ms=5, alpha=0.7, label=chapter)
+    if silent:
+        place = (silent["f1_drop_points"], 100 * silent["flip_rate"])
+        axes.plot(*place, "o", color="black", mfc="none", ms=11)
+        line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
+        axes.annotate(silent["variant"], place, (-15, 70), textcoords="offset points", fontsize=7, arrowprops=line)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("F1 points lost")
+    axes.set_ylabel("answers unlike the baseline's, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
@@ -435,6 +570,7 @@ def draw(profile, results) -> dict:
     figures = {
         "f1_vs_size": trade_off(rows, "size_mb", "size on disk, MB"),
         "f1_vs_latency": trade_off(rows, "latency_ms_p50", "latency at batch 1, ms (median)"),
+        "f1_vs_memory": trade_off(rows, "peak_rss_mb", "peak resident memory, MB"),
     }
     if "prune" in by_method:
         figures["sparsity"] = sparsity_curve(by_method, base)
@@ -455,6 +591,7 @@ def draw(profile, results) -> dict:
         figures[f"ablation_{name}"] = waterfall(lineage(name, results.methods, by_name), name)
         if shaped[name] and shaped[profile.baseline]:
             figures[f"shapes_{name}"] = shapes(name, shaped[profile.baseline], shaped[name])
+    figures |= draw_questions(results, rows, base)
     own, beside = ([row for row in results.serving if is_beside(row["variant"]) == side] for side in (False, True))
     if own:
         figures["serving"] = load_curves([row for row in own if row["variant"] in profile_servers(profile)])
@@ -465,6 +602,27 @@ def draw(profile, results) -> dict:
         one_model = [row for row in beside if not row["variant"].endswith("five-services")]
         figures["serving_peers"] = load_curves(one_model)
         figures["serving_peers_saturation"] = peer_bars(one_model)
+    return figures
+
+
+def draw_questions(results, rows, base) -> dict:
+    """The figures of the report's questions."""
+    from compress import questions
+
+    methods = results.methods
+    rivals = questions.compressed(rows, methods)
+    figures = {}
+    for name, column, unit in (("equal_bytes", "size_mb", "MB"), ("equal_latency", "latency_ms_p50", "ms")):
+        limits = questions.budgets(column, base)
+        choices = [(limit, questions.within(rows, methods, column, limit)) for limit in limits]
+        won = [questions.winner(choice, methods) for _, choice in choices]
+        figures[name] = equal_budgets(choices, won, unit)
+    champions = [row for row in rows if row["method"] == "champion"]
+    if losses := questions.domain_losses([*rivals, *champions], base):
+        figures["domain_shift"] = domain_shift(losses)
+    figures["flips"] = flip_cloud(rivals, questions.silent_flips(rows, methods))
+    if results.reliability:
+        figures["reliability"] = reliability_diagram(questions.calibrated(rows, methods, base), results.reliability)
     return figures
 
 
@@ -483,6 +641,7 @@ def main(args: argparse.Namespace) -> None:
     from compress.results import read_results
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+    plt.rcParams["figure.max_open_warning"] = 0  # all are drawn, then all are written
     profile = load_profile(args.profile)
     figures = draw(profile, read_results(profile))
     for name, figure in figures.items():

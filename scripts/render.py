@@ -620,6 +620,7 @@ def cite(text: str) -> str:
 
 def context(profile, results) -> dict:
     """What the sources of the pages may name: rows, tables, figures and the functions that make them."""
+    from compress import questions
     from compress.results import is_beside
     from recommend import candidates
 
@@ -647,7 +648,7 @@ def context(profile, results) -> dict:
         "chapter": by_chapter.get,
         "row": by_name,
         "base": by_name[environment["baseline"]],
-        "orig": by_name["bert-orig"],
+        "orig": by_name.get("bert-orig"),
         "data": data,
         "environment": environment,
         "methods": methods,
@@ -692,6 +693,7 @@ def context(profile, results) -> dict:
         "load_minutes": sum((row["requests"] or 0) / row["offered_rps"] for row in opened) / 60,
         "services_minutes": sum(row["train_seconds"] or 0 for row in results.services) / 60,
         "champions": champion_table(first, methods),
+        "questions": lambda: questions.answers(results, first, table),
         "time_spent": lambda name: time_spent(by_chapter[name], methods),
         "comparisons": lambda *asked: comparisons(by_name, asked),
         "lessons": lambda name: lessons(by_chapter[name], ok, by_name[environment["baseline"]]),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,12 @@ TEXT = {
     "trained",
     "status",
     "reason",
+    "text",
+    "label",
+    "answer",
 }
+
+FURTHER = ("serving", "services", "reliability", "flips")  # tables that not every run has
 
 BESIDE = "-beside-peers"  # our own server in the peers' turns
 
@@ -33,6 +39,8 @@ class Results:
     methods: dict  # by variant: options, details, seconds
     serving: list[dict]  # of serving.csv; empty where the HTTP benchmark has not run
     services: list[dict]  # of services.csv, likewise
+    reliability: list[dict]  # of reliability.csv and flips.csv; empty where the raw logits were not at hand
+    flips: list[dict]
     gpu: "Results | None" = None
 
 
@@ -52,9 +60,7 @@ def read_results(profile: Profile) -> Results:
 def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results:
     try:
         rows = read_table(folder / "variants.csv")
-        served = [
-            read_table(path) if (path := folder / f"{name}.csv").exists() else [] for name in ("serving", "services")
-        ]
+        further = [read_table(path) if (path := folder / f"{name}.csv").exists() else [] for name in FURTHER]
         others = [
             json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("environment", "data", "methods")
         ]
@@ -64,13 +70,17 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
         raise UserError(f"{folder}: damaged results ({error}); run: make results") from None
     if not rows:
         raise UserError(f"{folder / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
-    return Results(rows, *others, *served, gpu)
+    return Results(rows, *others, *further, gpu)
 
 
 def read_table(path: Path) -> list[dict]:
     """The rows of a CSV of results/."""
     with open(path, encoding="utf-8", newline="") as file:
-        return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+        return parse_table(file)
+
+
+def parse_table(lines: Iterable[str]) -> list[dict]:
+    return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(lines)]
 
 
 def is_beside(server: str) -> bool:
