@@ -19,40 +19,24 @@ CLIENTS = (1, 10, 50)  # the course's loads on the five-model service
 def service(variant, context):
     """The parent, further trained on a task's labels, as an ONNX file of int8 whose activations have fixed ranges."""
     from compress import ort
-    from compress.exporting import check_integers, copying, fresh
+    from compress.exporting import check_integers, copying, fresh, sentences
     from compress.model import load_model
     from compress.stage import made
-    from compress.training import tokenized, train
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from compress.training import classifier, fine_tune
 
-    tokenizer = AutoTokenizer.from_pretrained(context.parent)
-    length = context.profile.data.max_length
     seconds = None
     if variant.training is None:
         model = load_model(context.parent)
     else:
-        names = dict(enumerate(context.labels))
-        set_seed(context.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            context.parent,
-            num_labels=len(names),
-            id2label=names,
-            label2id={label: i for i, label in names.items()},
-            ignore_mismatched_sizes=True,
-        )
-        rows, validation = (
-            tokenized(context.splits[name]["text"], context.splits[name]["label"], tokenizer, length)
-            for name in ("train", "validation")
-        )
-        seconds = train(model, tokenizer, rows, variant.training, context, validation=validation)
+        model = classifier(context.parent, context.labels, context.seed)
+        seconds = fine_tune(model, context.parent, variant.training, context)
         # Training may leave the forward pass under autocast: the weights go on in a model of their own.
         weights, model = model.state_dict(), type(model)(model.config)
         model.load_state_dict(weights)
     work = fresh(context.work)
     plain, target = work / "plain.onnx", work / ort.FILE
     ort.export(model.eval(), plain)
-    ids = tokenizer(context.splits["train"]["text"][:], truncation=True, max_length=length)["input_ids"]
-    ort.quantize_static(plain, target, ort.of_one_length(ids, 200), "minmax")
+    ort.quantize_static(plain, target, ort.of_one_length(sentences(context, "train"), 200), "minmax")
     facts = ort.inspect(target)
     check_integers(facts)
     runtime = {"precision": ort.precision_of(facts)}
