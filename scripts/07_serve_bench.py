@@ -85,7 +85,9 @@ def own_servers(profile, args) -> list:
 
     servers = [server(name, [name], *lanes) for name in serving.variants]
     ablated = serving.ablated
-    servers += [server(f"{ablated}-{what}", [ablated], *lanes, *options) for what, options in ABLATIONS.items()]
+    for what, options in ABLATIONS.items():
+        options = [option.format(threads=args.threads) for option in options]
+        servers.append(server(f"{ablated}-{what}", [ablated], *lanes, *options))
     if profile.services:
         servers.append(server("five-services", profile.services, *lanes))
         servers[-1].many_models = True
@@ -197,7 +199,7 @@ def bench(profile, servers, texts) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.bench import serving_folder
+    from compress.bench import origin_file
     from compress.data import load_splits
     from compress.files import write_json
     from compress.profile import UserError, load_profile
@@ -222,7 +224,7 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"--only: the benchmark serves no {sorted(unknown)[0]!r}")
         servers = [server for server in servers if server.name in args.only]
     bench(profile, servers, texts)
-    write_json(serving_folder(profile) / "about.json", provenance(args.seed, args.threads, args.device))
+    write_json(origin_file(profile, args.peers), provenance(args.seed, args.threads, args.device))
     print(f"{len(servers)} servers measured", file=sys.stderr)
     return 0
 

@@ -472,7 +472,7 @@ class Serving(Strict):
     tasks: list[Literal["movies", "amazon", "tweets", "nyt", "domain"]]
     training: Training
     variants: Annotated[list[str], Field(min_length=1)]
-    ablated: str  # the variant that is also served without batching, without sorting, and in one lane of two threads
+    ablated: str  # the variant that is also served without batching, without sorting, and in one lane of all threads
     load: Load = Load()
 
 
