@@ -72,6 +72,9 @@ test-replicas: $(ENV) ## two replicas behind haproxy (Debian: haproxy), the mani
 test-peers: $(ENV) peers-env ## the peers answer as our own predictor does
 	$(PY) -m pytest -m peers tests/test_peers.py
 
+test-ray: $(ENV) build/ray/.installed ## the same predictor on Ray Serve answers as it does here
+	$(PY) -m pytest -m ray tests/test_ray.py
+
 ##@ Experiments (write build/)
 env: $(ENV) ## the environment: .venv, or the active conda environment
 
@@ -142,7 +145,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-peers test-ray test-replicas lint lock settings clean distclean sequence stages results-if-new
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt

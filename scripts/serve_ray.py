@@ -52,10 +52,15 @@ def application(folder: Path, replicas: int):
 def main(args: argparse.Namespace) -> None:
     import time
 
-    import ray
-    from compress.profile import SCRIPTS
-    from ray import serve
+    from compress.artifact import read_artifact
+    from compress.profile import SCRIPTS, UserError
 
+    read_artifact(args.model)  # here, since Ray would start its replicas over and over before it gives up
+    try:
+        import ray
+        from ray import serve
+    except ImportError:
+        raise UserError("Ray is not installed here; run: make serve-ray MODEL=...") from None
     ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(SCRIPTS)}})
     serve.start(http_options={"host": args.host, "port": args.port})
     serve.run(application(args.model.resolve(), args.replicas), route_prefix="/process")

@@ -427,8 +427,9 @@ def test_ten_minutes_of_load_leave_no_trace(smoke, texts):
         seen, answered = [], []
         for chunk in range(SOAK_SECONDS // 30):
             found = load.open_loop(HOST, port, requests, load.poisson(rate, int(30 * rate), chunk))
-            assert set(found.status.tolist()) <= {200, 429}  # a machine that others use turns some away
+            assert set(found.status.tolist()) <= {200, 429, 504}  # on a machine that others use some come to nothing
             answered.append(np.mean(found.status == 200))
+            time.sleep(2)  # until the service has seen that the generator's connections are closed
             descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
             p99 = 1000 * np.quantile(found.latency[found.status == 200], 0.99)
             seen.append((rss(process) / 1e6, descriptors, p99))
@@ -441,7 +442,7 @@ def test_ten_minutes_of_load_leave_no_trace(smoke, texts):
     half = len(seen) // 2
     first, second = (np.array(part) for part in (seen[2:half], seen[half:]))
     assert second[:, 0].max() - first[:, 0].max() < 5, "memory grows"
-    assert second[:, 1].max() <= first[:, 1].max() + 20
+    assert second[:, 1].max() <= first[:, 1].max() + 5, "connections leak"
     assert np.median(second[:, 2]) < 2 * np.median(first[:, 2]) + 5
 
 
