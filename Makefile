@@ -80,6 +80,9 @@ test-hub: $(ENV) ## every stage of the profile bert-base, on a tiny network in a
 test-peers: $(ENV) peers-env ## the peers answer as our own predictor does
 	$(PY) -m pytest -m peers tests/test_peers.py
 
+test-ray: $(ENV) build/ray/.installed ## the same predictor on Ray Serve answers as it does here
+	$(PY) -m pytest -m ray tests/test_ray.py
+
 ##@ Experiments (write build/)
 env: $(ENV) ## the environment: .venv, or the active conda environment
 
@@ -155,7 +158,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-hub test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks check
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-hub test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks check test-ray
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt

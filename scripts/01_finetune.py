@@ -10,42 +10,22 @@ import argparse
 from compress.cli import main_guard, stage_parser
 
 
-def pretrained(context):
-    """The backbone under a new classification head whose weights depend on the seed alone."""
-    from transformers import AutoModelForSequenceClassification, set_seed
-
-    names = dict(enumerate(context.labels))
-    set_seed(context.seed)
-    return AutoModelForSequenceClassification.from_pretrained(
-        context.profile.backbone_folder,
-        num_labels=len(names),
-        id2label=names,
-        label2id={label: i for i, label in names.items()},
-    )
-
-
 def untrained(variant, context):
     from compress.stage import made
+    from compress.training import classifier
 
-    model = pretrained(context)
+    model = classifier(context.profile.backbone_folder, context.labels, context.seed)
     return made(model, model.save_pretrained)
 
 
 def finetuned(variant, context):
     from compress.stage import made
-    from compress.training import tokenized, train
-    from transformers import AutoTokenizer
+    from compress.training import classifier, fine_tune
 
-    model = pretrained(context)
+    model = classifier(context.profile.backbone_folder, context.labels, context.seed)
     if variant.freeze_embeddings:
         model.base_model.embeddings.requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(context.profile.backbone_folder)
-    length = context.profile.data.max_length
-    dataset, validation = (
-        tokenized(context.splits[name]["text"], context.splits[name]["label"], tokenizer, length)
-        for name in ("train", "validation")
-    )
-    seconds = train(model, tokenizer, dataset, variant.training, context, validation=validation)
+    seconds = fine_tune(model, context.profile.backbone_folder, variant.training, context)
     return made(model, model.save_pretrained, train_seconds=seconds)
 
 

@@ -110,14 +110,14 @@ def cast(variant, context):
 def mixed_precision(variant, context):
     import numpy as np
     from compress.model import load_model
-    from compress.predict import load_tokenizer
+    from compress.predict import load_tokenizer, token_ids
     from compress.quantize import is_matrix, quantize
     from compress.sensitivity import choose_bits, group_of, sensitivity
 
     model = load_model(context.parent)
     split = context.splits["validation"]
     tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(split["text"][:])]
+    ids = token_ids(tokenizer, split["text"])
     labels = np.array(split["label"])
     rows = sensitivity(model, ids, labels)
     chosen = choose_bits(model, ids, labels, rows, variant.tolerance)

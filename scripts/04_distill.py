@@ -14,7 +14,7 @@ def distill(variant, context):
     """A student cut from the parent (or random), trained on the transfer set with the baseline as teacher."""
     import math
 
-    from compress.distill import check_same_pieces, inner_losses, make_student, transfer_set, trim_vocabulary
+    from compress.distill import inner_losses, make_student, transfer_set, trim_vocabulary
     from compress.model import load_model
     from compress.stage import made
     from compress.training import student_data, train
@@ -26,11 +26,9 @@ def distill(variant, context):
     size = variant.student.vocabulary
     own_tokenizer = trim_vocabulary(student, context, size) if size else None
     tokenizer = AutoTokenizer.from_pretrained(own_tokenizer or context.parent)
-    if variant.hidden_weight or variant.relation_weight:
-        check_same_pieces(student, teacher)
     parts = transfer_set(context, variant.transfer)
-    rows = student_data(context, tokenizer, parts, soft=options.soft_weight > 0)
     with inner_losses(student, teacher, variant.hidden_weight, variant.relation_weight) as extra_loss:
+        rows = student_data(context, tokenizer, parts, soft=options.soft_weight > 0)
         seconds = train(student, tokenizer, rows, options, context, extra_loss=extra_loss)
     details = {"rows": len(rows), "steps": math.ceil(options.epochs * math.ceil(len(rows) / options.batch_size))}
     return made(student, student.save_pretrained, train_seconds=seconds, details=details, tokenizer=own_tokenizer)

@@ -19,40 +19,24 @@ CLIENTS = (1, 10, 50)  # the course's loads on the five-model service
 def service(variant, context):
     """The parent, further trained on a task's labels, as an ONNX file of int8 whose activations have fixed ranges."""
     from compress import ort
-    from compress.exporting import check_integers, copying, fresh
+    from compress.exporting import check_integers, copying, fresh, sentences
     from compress.model import load_model
     from compress.stage import made
-    from compress.training import tokenized, train
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from compress.training import classifier, fine_tune
 
-    tokenizer = AutoTokenizer.from_pretrained(context.parent)
-    length = context.profile.data.max_length
     seconds = None
     if variant.training is None:
         model = load_model(context.parent)
     else:
-        names = dict(enumerate(context.labels))
-        set_seed(context.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            context.parent,
-            num_labels=len(names),
-            id2label=names,
-            label2id={label: i for i, label in names.items()},
-            ignore_mismatched_sizes=True,
-        )
-        rows, validation = (
-            tokenized(context.splits[name]["text"], context.splits[name]["label"], tokenizer, length)
-            for name in ("train", "validation")
-        )
-        seconds = train(model, tokenizer, rows, variant.training, context, validation=validation)
+        model = classifier(context.parent, context.labels, context.seed)
+        seconds = fine_tune(model, context.parent, variant.training, context)
         # Training may leave the forward pass under autocast: the weights go on in a model of their own.
         weights, model = model.state_dict(), type(model)(model.config)
         model.load_state_dict(weights)
     work = fresh(context.work)
     plain, target = work / "plain.onnx", work / ort.FILE
     ort.export(model.eval(), plain)
-    ids = tokenizer(context.splits["train"]["text"][:], truncation=True, max_length=length)["input_ids"]
-    ort.quantize_static(plain, target, ort.of_one_length(ids, 200), "minmax")
+    ort.quantize_static(plain, target, ort.of_one_length(sentences(context, "train"), 200), "minmax")
     facts = ort.inspect(target)
     check_integers(facts)
     runtime = {"precision": ort.precision_of(facts)}
@@ -101,7 +85,9 @@ def own_servers(profile, args) -> list:
 
     servers = [server(name, [name], *lanes) for name in serving.variants]
     ablated = serving.ablated
-    servers += [server(f"{ablated}-{what}", [ablated], *lanes, *options) for what, options in ABLATIONS.items()]
+    for what, options in ABLATIONS.items():
+        options = [option.format(threads=args.threads) for option in options]
+        servers.append(server(f"{ablated}-{what}", [ablated], *lanes, *options))
     if profile.services:
         servers.append(server("five-services", profile.services, *lanes))
         servers[-1].many_models = True
@@ -213,7 +199,7 @@ def bench(profile, servers, texts) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.bench import serving_folder
+    from compress.bench import origin_file
     from compress.data import load_splits
     from compress.files import write_json
     from compress.profile import UserError, load_profile
@@ -238,7 +224,7 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"--only: the benchmark serves no {sorted(unknown)[0]!r}")
         servers = [server for server in servers if server.name in args.only]
     bench(profile, servers, texts)
-    write_json(serving_folder(profile) / "about.json", provenance(args.seed, args.threads, args.device))
+    write_json(origin_file(profile, args.peers), provenance(args.seed, args.threads, args.device))
     print(f"{len(servers)} servers measured", file=sys.stderr)
     return 0
 

@@ -1,8 +1,9 @@
 """Runs of the HTTP benchmark to results: every column from the raw latencies of build/<profile>/serving/.
 
 Writes results/<profile>/serving.csv (a row per server, layout and rate), services.csv (the five classifiers) and
-serving.json (where and on what). A run whose load generator was late itself is void: it is left out, and `reason` says
-so. Peers are there if make serve-peers has run. Fails if a server of the profile has no runs.
+serving.json (where and on what each server's rows were measured: `own` for our servers, `beside` for the peers and ours
+in their turns). A run whose load generator was late itself is void: it is left out, and `reason` says so. Peers are
+there if make serve-peers has run. Fails if a server of the profile has no runs.
 Example: python scripts/collate_serving.py --profile minilm
 """
 
@@ -91,22 +92,39 @@ def serving_rows(profile) -> list[dict]:
     )
 
 
+def origins(profile, rows) -> dict[str, dict]:
+    """The provenance of our own servers' runs and of those in the peers' turns, each with the names of its servers.
+
+    Raises UserError when a file that tells it is missing.
+    """
+    from compress.bench import origin_file
+    from compress.profile import UserError
+    from compress.results import is_beside
+
+    found = {}
+    for name, beside, command in (("own", False, "serve-bench"), ("beside", True, "serve-peers")):
+        servers = list(dict.fromkeys(row["variant"] for row in rows if is_beside(row["variant"]) == beside))
+        path = origin_file(profile, beside)
+        if servers and not path.exists():
+            raise UserError(f"{path}: missing; run: make {command} PROFILE={profile.name}")
+        if servers:
+            found[name] = {"servers": servers, **json.loads(path.read_text("utf-8"))}
+    return found
+
+
 def main(args: argparse.Namespace) -> int:
     from collate import write_csv
-    from compress.bench import serving_folder
     from compress.files import write_json
-    from compress.profile import UserError, load_profile
+    from compress.profile import load_profile
 
     profile = load_profile(args.profile)
     if profile.serving is None:
         return 0
     services, rows = service_rows(profile), serving_rows(profile)
-    about = serving_folder(profile) / "about.json"
-    if not about.exists():
-        raise UserError(f"{about}: missing; run: make serve-bench PROFILE={profile.name}")
+    about = origins(profile, rows)
     write_csv(profile.results / "serving.csv", COLUMNS, rows)
     write_csv(profile.results / "services.csv", SERVICE_COLUMNS, services)
-    write_json(profile.results / "serving.json", json.loads(about.read_text("utf-8")))
+    write_json(profile.results / "serving.json", about)
     print(f"{profile.results}: {len(rows)} rows of serving.csv, {len(services)} services")
     return 0
 

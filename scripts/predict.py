@@ -20,7 +20,7 @@ CHUNK = 512  # texts that are answered before the next are read
 def main(args: argparse.Namespace) -> None:
     from compress.artifact import read_artifact
     from compress.metrics import softmax
-    from compress.predict import load, load_tokenizer, predict
+    from compress.predict import load, load_tokenizer, predict, token_ids
 
     artifact = read_artifact(args.model, verify=False)  # load() does
     tokenizer = load_tokenizer(args.model, artifact.max_length)
@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     if args.format == "csv":
         table.writerow(["text", "label", "score"])
     while chunk := list(itertools.islice(texts, CHUNK)):
-        ids = [encoding.ids for encoding in tokenizer.encode_batch(chunk)]
+        ids = token_ids(tokenizer, chunk)
         for text, scores in zip(chunk, softmax(predict(model, ids, args.batch_size)), strict=True):
             label = artifact.labels[scores.argmax()]
             if args.format == "csv":

@@ -19,7 +19,7 @@ def application(folder: Path, replicas: int):
     """The Serve application of an artifact folder; a model whose answers depend on its batch gets batches of one."""
     from compress.artifact import read_artifact
     from compress.metrics import softmax
-    from compress.predict import load, load_tokenizer, predict
+    from compress.predict import load, load_tokenizer, predict, token_ids
     from compress.serving.loading import PROBE, is_invariant
     from ray import serve
     from starlette.requests import Request
@@ -31,13 +31,12 @@ def application(folder: Path, replicas: int):
             self.name, self.labels = artifact.variant, artifact.labels
             self.tokenizer = load_tokenizer(folder, artifact.max_length)
             self.model = load(folder, threads=1)
-            ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(PROBE))]
-            self.answers.set_max_batch_size(MAX_BATCH if is_invariant(self.model, ids) else 1)
+            invariant = is_invariant(self.model, token_ids(self.tokenizer, PROBE))
+            self.answers.set_max_batch_size(MAX_BATCH if invariant else 1)
 
         @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
         async def answers(self, texts: list[str]) -> list[dict]:
-            ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-            scores = softmax(predict(self.model, ids, len(ids)))
+            scores = softmax(predict(self.model, token_ids(self.tokenizer, texts), len(texts)))
             best = scores.argmax(-1)
             return [
                 {self.name: {"label": self.labels[label], "score": round(float(row[label]), 6)}}
@@ -53,10 +52,15 @@ def application(folder: Path, replicas: int):
 def main(args: argparse.Namespace) -> None:
     import time
 
-    import ray
-    from compress.profile import SCRIPTS
-    from ray import serve
+    from compress.artifact import read_artifact
+    from compress.profile import SCRIPTS, UserError
 
+    read_artifact(args.model)  # here, since Ray would start its replicas over and over before it gives up
+    try:
+        import ray
+        from ray import serve
+    except ImportError:
+        raise UserError("Ray is not installed here; run: make serve-ray MODEL=...") from None
     ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(SCRIPTS)}})
     serve.start(http_options={"host": args.host, "port": args.port})
     serve.run(application(args.model.resolve(), args.replicas), route_prefix="/process")

@@ -433,10 +433,14 @@ def test_options_that_make_no_sense_are_refused(changes, message):
 
 def test_a_student_with_other_pieces_than_the_teacher_has_no_common_hidden_states(teacher):
     student = distill.make_student(teacher, Student(layers=[0]), "parent", 0)
-    distill.check_same_pieces(student, teacher)
+    with distill.inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
+        assert extra_loss is not None
     trim_embeddings(student, list(range(50)))
-    with pytest.raises(UserError, match="other word pieces"):
-        distill.check_same_pieces(student, teacher)
+    with distill.inner_losses(student, teacher, 0.0, 0.0) as extra_loss:
+        assert extra_loss is None
+    for weights in ((1.0, 0.0), (0.0, 1.0)):
+        with pytest.raises(UserError, match="other word pieces"), distill.inner_losses(student, teacher, *weights):
+            pass
 
 
 @pytest.mark.parametrize("profile", ["minilm", "smoke"])

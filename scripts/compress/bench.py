@@ -27,12 +27,12 @@ START_SECONDS = 120  # until a server must be ready
 LATE = 0.005  # seconds at p99
 TRIES = 3  # at a run, until the generator is in time
 PATH = "/process"
-# What is switched off to see what it brings: options of serve.py.
+# What is switched off to see what it brings: options of serve.py; {threads} are those that the lanes have together.
 ABLATIONS = {
     "no-batching": ("--max-batch", "1"),
     "no-sorting": ("--window", "4"),
     "batches-of-8": ("--max-batch", "8"),
-    "one-lane": ("--lanes", "1", "--threads", "2"),
+    "one-lane": ("--lanes", "1", "--threads", "{threads}"),
 }
 COUNTERS = ("batches", "items", "tokens", "padded_tokens")
 
@@ -208,3 +208,8 @@ def own_names(profile: Profile) -> list[str]:
 
 def serving_folder(profile: Profile) -> Path:
     return profile.build / "serving"
+
+
+def origin_file(profile: Profile, beside: bool) -> Path:
+    """Where the runs of our own servers come from, or, `beside`, those of the peers and of ours in their turns."""
+    return serving_folder(profile) / ("about-peers.json" if beside else "about.json")

@@ -123,14 +123,6 @@ def largest(importance: torch.Tensor, count: int) -> torch.Tensor:
     return importance.topk(count).indices.sort().values
 
 
-def check_same_pieces(student, teacher) -> None:
-    """Raises UserError if the two number their word pieces differently: their hidden states could not be compared."""
-    if student.config.vocab_size != teacher.config.vocab_size:
-        raise UserError(
-            "hidden_weight and relation_weight must be 0: the parent has other word pieces than the teacher"
-        )
-
-
 def augment(texts: Sequence[str], seed: int) -> list[str]:
     """One copy of each text cut to a random run of 50 to 100 % of its words, of three words at least."""
     chance = random.Random(seed)
@@ -237,12 +229,16 @@ def listening(model):
 def inner_losses(student, teacher, hidden_weight: float, relation_weight: float):
     """Yields extra_loss(inputs, outputs) for compress.training.train; None if both weights are 0.
 
-    Both networks must read the same token ids. Where widths differ a linear layer inside the student, trained with it
-    and deleted at the end, maps its hidden states to the teacher's width.
+    Where widths differ a linear layer inside the student, trained with it and deleted at the end, maps its hidden
+    states to the teacher's width. Raises UserError if the two number word pieces differently: both read the same ids.
     """
     if not hidden_weight and not relation_weight:
         yield None
         return
+    if student.config.vocab_size != teacher.config.vocab_size:
+        raise UserError(
+            "hidden_weight and relation_weight must be 0: the parent has other word pieces than the teacher"
+        )
     narrow, wide = student.config.hidden_size, teacher.config.hidden_size
     projected = bool(hidden_weight) and narrow != wide
     if projected:

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compress.files import remove
-from compress.predict import load_tokenizer
+from compress.predict import load_tokenizer, token_ids
 from compress.profile import UserError
 
 
 def sentences(context, split: str, count: int | None = None) -> list[list[int]]:
     """Token ids of the first `count` sentences of a split, or of all, as the parent's tokenizer has them."""
     tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    return [encoding.ids for encoding in tokenizer.encode_batch(context.splits[split]["text"][:count])]
+    return token_ids(tokenizer, context.splits[split]["text"][:count])
 
 
 def check_integers(facts: dict) -> None:

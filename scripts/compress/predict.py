@@ -204,6 +204,11 @@ def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
     return tokenizer
 
 
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of every text's pieces, [CLS] and [SEP] among them."""
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
 def batches(ids: Sequence[Sequence[int]], size: int, by_length: bool = False) -> Iterator[tuple[np.ndarray, ...]]:
     """Token ids cut into batches, each padded to its own longest: (positions, input_ids, attention_mask)."""
     # A stable sort keeps sentences of equal length in order, so that batches repeat.

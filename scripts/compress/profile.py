@@ -480,7 +480,7 @@ class Serving(Strict):
     parent: str | None = None  # what the five are further trained from
     training: Training | None = None
     variants: Annotated[list[str], Field(min_length=1)]
-    ablated: str  # the variant that is also served without batching, without sorting, and in one lane of two threads
+    ablated: str  # the variant that is also served without batching, without sorting, and in one lane of all threads
     load: Load = Load()
 
     @model_validator(mode="after")

@@ -30,6 +30,11 @@ def logits_of(model, ids) -> np.ndarray:
     return predict(TorchPredictor(model, "cpu", "fp32", torch.get_num_threads()), ids, batch_size=64)
 
 
+def weights_of(parts: dict[str, list[torch.nn.Module]]) -> dict[torch.nn.Module, torch.Tensor]:
+    """The weights of every group's modules as they are now."""
+    return {module: module.weight.data for modules in parts.values() for module in modules}
+
+
 def set_bits(modules, bits: int | None, originals) -> None:
     """Rounds the modules' weights to `bits`, or puts the originals back."""
     for module in modules:
@@ -41,10 +46,11 @@ def sensitivity(model, ids, labels) -> list[dict]:
     """One row per group and bit width: f1 and rms logit error on validation, with only that group quantized."""
     from tqdm import tqdm
 
-    originals = {module: module.weight.data for modules in groups(model).values() for module in modules}
+    parts = groups(model)
+    originals = weights_of(parts)
     reference = logits_of(model, ids)
     rows = [{"group": "none", "bits": 32, "bytes_saved": 0, "f1": quality(reference, labels)["f1"], "rms_error": 0.0}]
-    for group, modules in tqdm(groups(model).items(), desc="sensitivity", mininterval=5):
+    for group, modules in tqdm(parts.items(), desc="sensitivity", mininterval=5):
         for bits in (8, 4):
             set_bits(modules, bits, originals)
             logits = logits_of(model, ids)
@@ -68,7 +74,7 @@ def choose_bits(model, ids, labels, rows: list[dict], tolerance: float) -> dict[
     back to 8, and the next is tried.
     """
     parts = groups(model)
-    originals = {module: module.weight.data for modules in parts.values() for module in modules}
+    originals = weights_of(parts)
     four = {row["group"]: row["rms_error"] ** 2 / row["bytes_saved"] for row in rows if row["bits"] == 4}
     chosen = dict.fromkeys(parts, 8)
     for modules in parts.values():

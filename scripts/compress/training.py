@@ -18,6 +18,24 @@ from compress.profile import Training, UserError
 UNLABELLED = -100  # PyTorch's own label to ignore in a cross-entropy
 
 
+def classifier(folder: Path, labels: Sequence[str], seed: int):
+    """The network of a folder as a classifier of these labels.
+
+    A head that it lacks, or that is for another number of labels, gets new weights, which depend on the seed alone.
+    """
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    names = dict(enumerate(labels))
+    set_seed(seed)
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        num_labels=len(names),
+        id2label=names,
+        label2id={label: i for i, label in names.items()},
+        ignore_mismatched_sizes=True,
+    )
+
+
 def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length: int):
     """A Dataset with input_ids, attention_mask and labels, truncated, unpadded: batches are padded when made."""
     from datasets import Dataset
@@ -29,7 +47,7 @@ def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length
 def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
     """The teacher's logits float32 [texts, classes], computed once per teacher and list of texts, then cached."""
     from compress.artifact import read_artifact
-    from compress.predict import load, load_tokenizer, predict
+    from compress.predict import load, load_tokenizer, predict, token_ids
 
     teacher = context.teacher
     artifact = read_artifact(teacher)
@@ -37,7 +55,7 @@ def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
     with processes.main_first(), locked(context.cache / "lock"):
         if not path.exists():
             tokenizer = load_tokenizer(teacher, artifact.max_length)
-            ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+            ids = token_ids(tokenizer, texts)
             logits = predict(load(teacher, context.device, context.threads), ids, batch_size=32)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, logits)
@@ -70,6 +88,18 @@ def student_data(context, tokenizer, parts: Sequence[tuple[Sequence[str], Sequen
     # Part by part: variants that share a part share its cached answers.
     answers = [logits for part, _ in parts for logits in teacher_logits(context, part).tolist()]
     return dataset.add_column("teacher_logits", answers)
+
+
+def fine_tune(model, folder: Path, options: Training, context) -> float:
+    """Trains the model on the labels, with the tokenizer of `folder`; keeps the best by validation F1."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows, validation = (
+        tokenized(split["text"], split["label"], tokenizer, context.profile.data.max_length)
+        for split in (context.splits["train"], context.splits["validation"])
+    )
+    return train(model, tokenizer, rows, options, context, validation=validation)
 
 
 def teach(model, variant, context, callbacks=()) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from compress.files import write_json
+from compress.predict import token_ids
 from compress.profile import UserError
 from tokenizers import Tokenizer
 
@@ -20,8 +21,7 @@ CONTINUES = "##"
 
 def count_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """How often each piece occurs: int64 [pieces]."""
-    ids = [i for encoding in tokenizer.encode_batch(list(texts)) for i in encoding.ids]
-    return np.bincount(ids, minlength=tokenizer.get_vocab_size())
+    return np.bincount([i for row in token_ids(tokenizer, texts) for i in row], minlength=tokenizer.get_vocab_size())
 
 
 def choose_pieces(tokenizer: Tokenizer, counts: Sequence[np.ndarray], size: int) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 from compress.artifact import Artifact, read_artifact
 from compress.files import sha256_file
 from compress.measure import INVARIANCE_TOLERANCE
-from compress.predict import Predictor, batches, load, load_tokenizer
+from compress.predict import Predictor, batches, load, load_tokenizer, token_ids
 from compress.profile import ROOT, UserError
 from compress.results import read_table
 from compress.serving.scheduler import TOKENIZERS, Model, fit_cost
@@ -41,7 +41,7 @@ def load_models(
         number = list(kinds).index(kind) if kind in kinds else len(kinds)
         kinds.setdefault(kind, folder)
         tokenizer = load_tokenizer(folder, artifact.max_length)
-        ids = [encoding.ids for encoding in tokenizer.encode_batch(list(PROBE))]
+        ids = token_ids(tokenizer, PROBE)
         first = load(folder, threads=threads)
         shared = artifact.backend in THREAD_SAFE
         predictors = [first if shared else load(folder, threads=threads) for _ in range(lanes - 1)] + [first]

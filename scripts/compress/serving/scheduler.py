@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 import numpy as np
 from compress.metrics import softmax
-from compress.predict import Predictor, batches
+from compress.predict import Predictor, batches, token_ids
 from tokenizers import Tokenizer
 
 TOKENIZERS = 2  # threads; each has tokenizers of its own, since a fast tokenizer can't be shared
@@ -186,7 +186,7 @@ class Scheduler:
             if request.future.done():
                 continue
             try:
-                ids = [[encoding.ids for encoding in kind.encode_batch(request.texts)] for kind in kinds]
+                ids = [token_ids(kind, request.texts) for kind in kinds]
             except Exception as error:
                 self._deliver(self._fail, request, BackendError(f"tokenizer: {error}"))
                 continue

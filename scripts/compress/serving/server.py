@@ -105,7 +105,7 @@ def serve(service: Service, app, start, host: str, port: int) -> int:
         loop="uvloop",
         lifespan="off",
         access_log=False,
-        log_level="warning",
+        log_level="error",  # uvicorn warns of every malformed request: anyone could fill the log, or a pipe not read
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,

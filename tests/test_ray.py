@@ -1,0 +1,44 @@
+"""The service on Ray Serve: it answers as our own predictor does; what it lacks is named before Ray starts."""
+
+import importlib.util
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from compress.bench import free_port
+from conftest import ROOT
+from peers import post, started
+from test_peers import TEXTS, artifact, expected  # noqa: F401  (artifact is a fixture)
+
+PYTHON = ROOT / "build" / "ray" / "bin" / "python"
+
+
+def refused(model):
+    command = [sys.executable, ROOT / "scripts" / "serve_ray.py", "--model", model]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_missing_model_is_named_before_ray_starts(tmp_path):
+    assert f"{tmp_path}: no model there" in refused(tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_command_that_installs_it_is_named(artifact):  # noqa: F811
+    assert "make serve-ray" in refused(artifact)
+
+
+@pytest.mark.ray
+def test_ray_serve_answers_as_our_predictor_does_and_ends_on_sigterm(artifact, tmp_path):  # noqa: F811
+    port = free_port()
+    command = [PYTHON, ROOT / "scripts" / "serve_ray.py", "--model", artifact, "--port", port, "--replicas", 1]
+    url = f"http://127.0.0.1:{port}/process"
+    with started("ray", list(map(str, command)), url, tmp_path / "log", 300) as server, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda text: post(url, text), TEXTS))
+        server.terminate()
+        server.wait(60)
+    for answer, (label, score) in zip(answers, expected(artifact, TEXTS), strict=True):
+        assert answer == {"tiny": {"label": label, "score": pytest.approx(score, abs=1e-4)}}
