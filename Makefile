@@ -6,7 +6,8 @@ MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
 .DEFAULT_GOAL := help
 
 PROFILE ?= minilm# which profile in scripts/profiles/
-DEVICE ?= cpu# cpu or cuda
+DEVICE ?= cpu# cpu or cuda: where models are measured
+TRAIN_DEVICE ?= $(DEVICE)# where they are trained: cuda with DEVICE=cpu gives every engine's rows in GPU minutes
 SEEDS ?= 0# training seeds, separated by spaces
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)# CPU threads of every backend
 PYTHON ?= python3# the interpreter that makes .venv (3.11 or 3.12)
@@ -37,8 +38,8 @@ ENV := .venv/.installed
 endif
 
 BUILD := build/$(PROFILE)
-RUN := --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS)
-TAG := $(DEVICE)-$(THREADS)threads
+RUN := --profile $(PROFILE) --device $(DEVICE) --train-device $(TRAIN_DEVICE) --threads $(THREADS)
+TAG := $(DEVICE)-$(THREADS)threads$(if $(filter-out $(DEVICE),$(TRAIN_DEVICE)),-trained-on-$(TRAIN_DEVICE))
 CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
 # of the CPU, and of a GPU where one was tried
@@ -57,7 +58,7 @@ LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
 ##@ Main
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
-	@printf '\nVariables (make settings shows them): PROFILE DEVICE SEEDS THREADS PYTHON LAUNCH\n'
+	@printf '\nVariables (make settings shows them): PROFILE DEVICE TRAIN_DEVICE SEEDS THREADS PYTHON LAUNCH\n'
 
 all: ## environment, data, every stage, results, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
@@ -150,7 +151,7 @@ lock: $(ENV) ## requirements.in to requirements.txt
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.txt
 
 settings: ## the variables' values
-	@printf '%-8s %s\n' PROFILE '$(PROFILE)' DEVICE '$(DEVICE)' SEEDS '$(SEEDS)' THREADS '$(THREADS)' PYTHON '$(PYTHON)' LAUNCH '$(LAUNCH)' python '$(PY)'
+	@printf '%-12s %s\n' PROFILE '$(PROFILE)' DEVICE '$(DEVICE)' TRAIN_DEVICE '$(TRAIN_DEVICE)' SEEDS '$(SEEDS)' THREADS '$(THREADS)' PYTHON '$(PYTHON)' LAUNCH '$(LAUNCH)' python '$(PY)'
 
 clean: ## remove build/<profile> (models, records); results/ stay
 	rm -rf $(BUILD)

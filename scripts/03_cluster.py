@@ -60,7 +60,6 @@ def deep_compression(variant, context):
     adapting = variant.model_copy(update={"training": variant.adaptation})
     work = replace(context, work=context.work / "adaptation")
     seconds = teach(model, adapting, work, callbacks=[keep_zeros])
-    model.cpu()  # where k-means runs
     rest = {name: size for name, size in sizes.items() if name not in first}
     start_clustering(model, rest, tuple(pruned), variant.rate)
     return clustered(model, variant, context, seconds, sparsity=sparsity)

@@ -22,7 +22,7 @@ def distill(variant, context):
 
     options = variant.training
     student = make_student(load_model(context.parent), variant.student, variant.initialization, context.seed)
-    teacher = load_model(context.teacher).to(context.device)
+    teacher = load_model(context.teacher).to(context.train_device)
     size = variant.student.vocabulary
     own_tokenizer = trim_vocabulary(student, context, size) if size else None
     tokenizer = AutoTokenizer.from_pretrained(own_tokenizer or context.parent)

@@ -581,12 +581,13 @@ def commit_list(environment) -> str:
 
 
 def split_table(data) -> str:
-    header = ["Split", "Sentences", "Positive", "Mean pieces", "Median", "Longest"]
+    two = len(data["labels"]) == 2
+    header = ["Split", "Sentences", "Positive" if two else "Largest class", "Mean pieces", "Median", "Longest"]
     body = [
         [
             name,
             str(split["sentences"]),
-            number(split["class_share"].get("1"), 3),
+            number(split["class_share"].get("1") if two else max(split["class_share"].values()), 3),
             number(split["length_mean"], 1),
             str(split["length_median"]),
             str(split["length_max"]),

@@ -255,7 +255,7 @@ def learn(teacher, folder, tmp_path):
     options = Training(epochs=2.0, batch_size=4, learning_rate=1e-2)
 
     def run(name, callbacks=()):
-        context = SimpleNamespace(work=tmp_path / name, seed=0, device="cpu")
+        context = SimpleNamespace(work=tmp_path / name, seed=0, train_device="cpu")
         shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
         student = distill.make_student(teacher, shape, "parent", 0)
         before = {key: value.clone() for key, value in student.state_dict().items()}

@@ -177,7 +177,7 @@ class Tokenizer:
 
 
 def context(work):
-    return Context(None, 0, "cpu", 1, None, ["a", "b"], None, work, work / "work", work / "cache")
+    return Context(None, 0, "cpu", "cpu", 1, None, ["a", "b"], None, work, work / "work", work / "cache")
 
 
 def dataset():

@@ -32,6 +32,60 @@ def test_conda_and_venv_install_the_same_closure():
     assert f"CONDA_NAME := {conda['name']}\n" in (ROOT / "Makefile").read_text("utf-8")
 
 
+# CEP 24 (conda's accepted specification of environment.yml) as a JSON schema; specs as name=version or name==version.
+CONDA_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name", "dependencies"],
+    "properties": {
+        "name": {"type": "string", "pattern": r"^[^/\s:#]+$"},
+        "channels": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        "dependencies": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "anyOf": [
+                    {"type": "string", "pattern": r"^[a-z0-9_.-]+={1,2}[0-9][0-9a-z.*_]*$"},
+                    {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["pip"],
+                        "properties": {"pip": {"type": "array", "minItems": 1, "items": {"type": "string"}}},
+                    },
+                ]
+            },
+        },
+        "variables": {"type": "object"},
+        "prefix": {"type": "string"},
+        "platforms": {"type": "array"},
+        "category": {"type": "string"},
+    },
+}
+
+
+def test_the_conda_file_is_one_that_conda_reads():
+    import jsonschema
+
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    jsonschema.validate(conda, CONDA_SCHEMA)
+    for wrong in ({"dependencies": ["python 3.11 ="]}, {"dependancies": []}, {"channels": "conda-forge"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(conda | wrong, CONDA_SCHEMA)
+
+
+def test_an_activated_conda_environment_is_used_as_it_is():
+    def plan(**environment):
+        command = ("make", "--dry-run", "--always-make", "finetune", "PROFILE=smoke")
+        return run(ROOT, *command, CONDA_DEFAULT_ENV=environment.get("conda", "")).stdout
+
+    name = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["name"]
+    assert ".venv" not in plan(conda=name)
+    assert "\npython  scripts/01_finetune.py" in plan(conda=name)
+    assert ".venv/bin/python -m pip install" in plan(conda="base")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"conda env create -f environment.yml && conda activate {name} && make all" in readme
+
+
 def test_the_lock_pins_all_that_is_asked_for():
     asked = (ROOT / "requirements.in").read_text("utf-8")
     locked = pins((ROOT / "requirements.txt").read_text("utf-8"))

@@ -20,7 +20,8 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     """The parser of a numbered script: what to make, with which seed, on what."""
     parser = profile_parser(doc)
     parser.add_argument("--seed", type=int, default=0, help="of training and of random weights (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
+    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="of training (default: that of measuring)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
     parser.add_argument("--only", metavar="VARIANT", nargs="+", help="make only these variants (and what they need)")
     return parser

@@ -51,7 +51,8 @@ class Context:
 
     profile: Profile
     seed: int
-    device: str
+    device: str  # of measuring
+    train_device: str
     threads: int
     splits: object
     labels: list[str]
@@ -65,9 +66,10 @@ Maker = Callable[[Variant, Context], Made]
 
 
 class Stage:
-    def __init__(self, script: str, makers: dict[str, Maker], profile: Profile, seed: int, device: str, threads: int):
+    def __init__(self, script: str, makers: dict[str, Maker], profile: Profile, args):
         self.script, self.makers, self.profile = Path(script), makers, profile
-        self.seed, self.device, self.threads = seed, device, threads
+        self.seed, self.device, self.threads = args.seed, args.device, args.threads
+        self.train_device = args.train_device or args.device
         self.card = load_card(profile)
         # A maker's own code, not the whole script's: mending one method must not retrain the others.
         self.sources = {m: source_hash(self.script, f.__name__, without=HARNESS) for m, f in makers.items()}
@@ -148,7 +150,7 @@ class Stage:
             rivals = measured_records(self.profile, variant.name, self.seed, self.device)
             made_from += [record.measured.predictions_sha256 for record in rivals]
         return digest(
-            [options, self.seed, self.device, self.card["fingerprint"], self.card["backbone"], made_from, source]
+            [options, self.seed, self.train_device, self.card["fingerprint"], self.card["backbone"], made_from, source]
         )
 
     def skip_key(self, variant: Variant) -> str | None:
@@ -234,6 +236,7 @@ class Stage:
             profile=profile,
             seed=self.seed,
             device=self.device,
+            train_device=self.train_device,
             threads=self.threads,
             splits=self.splits,
             labels=self.card["labels"],
@@ -324,7 +327,7 @@ class Stage:
                 nonzero_parameters=artifact.nonzero_parameters,
             ),
             measured=measured,
-            provenance=provenance(self.seed, self.threads, self.device),
+            provenance=provenance(self.seed, self.threads, self.train_device),
         )
         write_record(self.profile.record(record.run), record)
         return record
@@ -339,10 +342,11 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
     from compress.predict import check_device
 
     check_device(args.device)
-    processes.start(args.device)
+    check_device(args.train_device or args.device)
+    processes.start(args.train_device or args.device)
     torch.set_num_threads(args.threads)
     with processes.main_first():  # what is wrong with the profile is told once
-        stage = Stage(script, makers, load_profile(args.profile), args.seed, args.device, args.threads)
+        stage = Stage(script, makers, load_profile(args.profile), args)
     if not processes.is_main():
         stage.help()
         return 0

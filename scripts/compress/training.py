@@ -56,7 +56,7 @@ def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
         if not path.exists():
             tokenizer = load_tokenizer(teacher, artifact.max_length)
             ids = token_ids(tokenizer, texts)
-            logits = predict(load(teacher, context.device, context.threads), ids, batch_size=32)
+            logits = predict(load(teacher, context.train_device, context.threads), ids, batch_size=32)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, logits)
     return np.load(path)
@@ -147,7 +147,8 @@ def train(
     context.work holds the checkpoints: a killed run goes on from the last of them.
     Several processes (compress.processes) share each batch, so that batch size and steps stay what the profile says;
     raises UserError for a batch that they can't share evenly.
-    The model's weights are what counts afterwards: accelerate may leave its forward pass under autocast.
+    The model is left on the CPU. Its weights are what counts afterwards: accelerate may leave its forward pass under
+    autocast.
     """
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
@@ -174,12 +175,12 @@ def train(
         logging_steps=every,
         seed=context.seed,
         data_seed=context.seed,
-        use_cpu=context.device == "cpu",
-        bf16=multiplies_bf16(context.device),
+        use_cpu=context.train_device == "cpu",
+        bf16=multiplies_bf16(context.train_device),
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
-        dataloader_pin_memory=context.device == "cuda",
+        dataloader_pin_memory=context.train_device == "cuda",
         ddp_find_unused_parameters=False,  # some are used by extra_loss alone, where no output leads to
         ddp_broadcast_buffers=False,  # none of them changes in training
         **(evaluating if validation is not None else {}),
@@ -226,4 +227,5 @@ def train(
 
     trainer.add_callback(Clock())
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model.cpu()
     return before + time.perf_counter() - started
