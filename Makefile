@@ -75,8 +75,8 @@ soak: $(ENV) ## ten minutes of load on the service: nothing may grow
 test-replicas: $(ENV) ## two replicas behind haproxy (Debian: haproxy), the manifests, the image's packages
 	$(PY) -m pytest -s -m replicas tests/test_replicas.py
 
-test-hub: $(ENV) ## every stage of the profile bert-base, on a tiny network in a hub's cache and without a network
-	$(PY) -m pytest -s -m hub tests/test_sources.py
+test-slow: $(ENV) ## what takes minutes: bert-base from a hub's cache, data of one's own, two training processes
+	$(PY) -m pytest -m slow
 
 test-peers: $(ENV) peers-env ## the peers answer as our own predictor does
 	$(PY) -m pytest -m peers tests/test_peers.py
@@ -159,7 +159,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-hub test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks check test-ray
+.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-slow test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks check test-ray
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt

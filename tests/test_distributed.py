@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, run
 from sklearn.metrics import f1_score
 
+pytestmark = pytest.mark.slow
 TORCHRUN = (".venv/bin/python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 STAGES = {"finetuned": "01_finetune.py", "distill-1x32": "04_distill.py", "prune-magnitude-50": "02_quantize_prune.py"}
 CLOSE = 0.02  # logits: two processes are 0.002 to 0.007 from one, another seed 0.04

@@ -107,7 +107,8 @@ def test_what_runs_is_counted_in_the_engines_own_graph(files):
     compiled = {name: predictor(files / f"{name}.xml").compiled for name in ("fp32", "int8")}
     assert ov.inspect(files / "fp32.xml", compiled["fp32"])["integer_products"] == 0
     about = ov.inspect(files / "int8.xml", compiled["int8"])
-    assert about["integer_products"] == 14
+    # Without AVX-512 the attention is no kernel of its own, and the first product of each is integer, too.
+    assert about["integer_products"] == (14 if about["fused_attention"] else 16)
     assert about["properties"]["INFERENCE_PRECISION_HINT"] == "f32"
     assert (predictor(files / "fp32.xml").precision, predictor(files / "int8.xml").precision) == ("fp32", "int8")
 

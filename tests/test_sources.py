@@ -136,7 +136,7 @@ def test_the_hubs_data_become_splits_offline(hub):
     assert set(card["splits"]["unlabelled"]["class_share"]) == {"-1"}
 
 
-@pytest.mark.hub
+@pytest.mark.slow
 def test_the_whole_graph_of_bert_base_runs_offline(hub):
     folder, environment = hub
     done = run(folder, "make", "all", "PROFILE=bert-base", timeout=3600, **environment)
@@ -178,6 +178,7 @@ MORE = """
 """.replace("FEW", "{ epochs = 0.2, learning_rate = 1e-3 }")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["roberta", "distilbert"])
 def test_a_csv_of_three_classes_and_an_encoder_in_a_folder_end_in_a_report(tmp_path, kind):
     folder = copy_repository(tmp_path)
