@@ -44,6 +44,6 @@ def copy_repository(folder: Path) -> Path:
 def smoke(tmp_path_factory):
     """(folder, output of make smoke); later tests read it and leave it as they found it."""
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
-    done = run(folder, "make", "smoke")
+    done = run(folder, "make", "smoke", timeout=1800)  # minutes on a quiet machine
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder, done.stdout
