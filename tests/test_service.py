@@ -310,7 +310,7 @@ def test_a_slow_sender_and_a_late_answer_end_at_the_deadline(smoke):
 
 
 def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(smoke, texts):
-    with service(smoke[0], "finetuned", deadline_ms=1000, max_wait_ms=20, lanes=1, max_batch=1) as (port, process):
+    with service(smoke[0], "finetuned", deadline_ms=1000, max_wait_ms=2, lanes=1, max_batch=1) as (port, process):
         requests = load.payloads(texts, HOST, "/process")
         load.closed_loop(HOST, port, requests, 8, 1.0)  # the first calls are slow: their rate would be no overload
         rate = 3 * load.closed_loop(HOST, port, requests, 8, 1.0).answered_rps
