@@ -22,7 +22,6 @@ COLUMNS = (  # noqa: SIM905
     "size_with_tokenizer_mb size_ratio latency_ms_p50 latency_ms_p95 latency_speedup throughput_per_s "
     "throughput_speedup peak_rss_mb train_seconds threads status reason"
 ).split()
-DOMAINS = ("amazon", "tweets", "nyt")
 RELIABILITY = ("variant", "bin", "sentences", "confidence", "accuracy")
 FLIPS = ("sentence", "text", "label", "answer", "confidence", "flipped", "variants")
 NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
@@ -79,6 +78,7 @@ def add_quality(profile, rows, measured, labels) -> None:
     """Writes the columns of quality, and of its difference from the baseline's, into the rows that were measured."""
     import numpy as np
     from compress import metrics
+    from compress.data import OUT_OF_DOMAIN
 
     names = list(measured)
     predictions = np.array([measured[name]["logits/test"].argmax(-1) for name in names])
@@ -105,7 +105,7 @@ def add_quality(profile, rows, measured, labels) -> None:
         }
         row["f1_ci_low"], row["f1_ci_high"] = metrics.interval(f1[:, i])
         row["f1_drop_ci_low"], row["f1_drop_ci_high"] = metrics.interval(100 * (f1[:, base] - f1[:, i]))
-        for domain in DOMAINS:
+        for domain in OUT_OF_DOMAIN:
             if domain in labels:
                 row[f"f1_{domain}"] = metrics.quality(arrays[f"logits/{domain}"], labels[domain])["f1"]
         if i != base:
@@ -209,8 +209,7 @@ def measured_beside(profile, record, arrays, labels) -> dict:
 
 def reliability_rows(measured, labels) -> list[dict]:
     """Confidence and accuracy by bin of every measured variant on the test set."""
-    from compress.answers import reliability
-    from compress.metrics import softmax
+    from compress.metrics import reliability, softmax
 
     return [
         {"variant": name, **bin_}

@@ -613,8 +613,7 @@ def draw_questions(results, rows, base) -> dict:
     rivals = questions.compressed(rows, methods)
     figures = {}
     for name, column, unit in (("equal_bytes", "size_mb", "MB"), ("equal_latency", "latency_ms_p50", "ms")):
-        limits = questions.budgets(column, base)
-        choices = [(limit, questions.within(rows, methods, column, limit)) for limit in limits]
+        choices = questions.choices(rows, methods, column, base)
         won = [questions.winner(choice, methods) for _, choice in choices]
         figures[name] = equal_budgets(choices, won, unit)
     champions = [row for row in rows if row["method"] == "champion"]

@@ -6,8 +6,8 @@ import collate
 import numpy as np
 import pytest
 from compress import questions
-from compress.answers import excerpt, most_flipped, reliability
-from compress.metrics import expected_calibration_error
+from compress.answers import excerpt, most_flipped
+from compress.metrics import expected_calibration_error, reliability
 from compress.profile import load_profile
 from compress.results import read_results
 

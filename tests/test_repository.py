@@ -105,19 +105,21 @@ def test_the_installed_environment_is_the_locked_one():
 @pytest.mark.parametrize("name", ["minilm", "bert-base-shape"])
 def test_every_page_is_the_one_that_the_results_give(name):
     profile = load_profile(name)
-    for path, text in render.documents(profile, read_results(profile)).items():
+    for path, text in render.documents(profile, render.context(profile, read_results(profile))).items():
         assert path.read_text("utf-8") == text, f"{path}: run make report PROFILE={name}"
 
 
 def test_a_changed_result_would_be_noticed():
     profile = load_profile("minilm")
     results = read_results(profile)
-    before, head = render.pages(profile, results), render.context(profile, results)["headline"]
+    about = render.context(profile, results)
+    before, head = render.pages(profile, about), about["headline"]
     row = next(row for row in results.rows if row["variant"] == "qat-int4")
     assert "`qat-int4`" in before["decide"]
     row["f1_test"], row["f1_drop_points"], row["mcnemar_p_holm"] = 0.5, 36.0, 1e-9
-    after = render.pages(profile, results)
-    assert render.context(profile, results)["headline"] != head
+    about = render.context(profile, results)
+    after = render.pages(profile, about)
+    assert about["headline"] != head
     changed = {name for name in after if after[name] != before[name]}
     assert {"report", "hw1", "decide"} <= changed <= set(after) - {"hw3", "hw7"}
     assert "`qat-int4`" not in after["decide"]

@@ -245,7 +245,7 @@ def test_every_cost_is_there_and_no_quality(shape):
 
 
 def test_the_shape_report_says_what_its_results_say(shape):
-    text = render.pages(*shape)["report"]
+    text = render.pages(shape[0], render.context(*shape))["report"]
     assert (shape[0].report / "report.md").read_text("utf-8") == text
     # The course's ratios of times, from its own seconds.
     assert "| BERT_onnx" in text

@@ -93,14 +93,11 @@ def sst2(folder):
     return folder
 
 
-def hub_cache(home, backbone, dataset=None):
-    """A cache of the hub under `home` with the repositories of bert-base's profile, filled by two functions."""
-    found = {}
-    for kind, repository, fill in (("models", HUB.backbone.hub, backbone), ("datasets", HUB.data.hub, dataset)):
+def hub_cache(home):
+    """A cache of the hub under `home` with the repositories of bert-base's profile, the encoder a tiny one."""
+    for kind, repository, fill in (("models", HUB.backbone.hub, tiny_bert_base), ("datasets", HUB.data.hub, sst2)):
         name, commit = repository.split("@")
-        if fill:
-            found[kind] = fill(home / "hub" / f"{kind}--{name.replace('/', '--')}" / "snapshots" / commit)
-    return found
+        fill(home / "hub" / f"{kind}--{name.replace('/', '--')}" / "snapshots" / commit)
 
 
 def tiny_bert_base(folder):
@@ -113,7 +110,7 @@ def tiny_bert_base(folder):
 def hub(tmp_path_factory):
     """(a copy of the repository, the environment of a machine that has the hub's files and no network)."""
     home = tmp_path_factory.mktemp("hf")
-    hub_cache(home, tiny_bert_base, sst2)
+    hub_cache(home)
     folder = copy_repository(tmp_path_factory.mktemp("hub"))
     return folder, OFFLINE | {"HF_HOME": str(home)}
 
@@ -180,10 +177,11 @@ def readme_profile() -> str:
 
 MORE = """
   { name = "half", method = "structured", parent = "finetuned", heads = 0.5, intermediate_size = 16 },
-  { name = "student", method = "distill", parent = "finetuned", student.layers = [0], training = FEW },
+  { name = "student", method = "distill", parent = "finetuned", student.layers = [0], \
+training = { epochs = 0.2, learning_rate = 1e-3 } },
   { name = "trimmed", method = "trim", parent = "finetuned", vocabulary = 300 },
   { name = "ov-int8", method = "openvino", parent = "finetuned", compression = "int8" },
-""".replace("FEW", "{ epochs = 0.2, learning_rate = 1e-3 }")
+"""
 
 
 @pytest.mark.slow

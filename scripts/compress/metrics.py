@@ -53,13 +53,29 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Guo et al. (2017), eq. 3: sum over equal-width confidence bins of |accuracy - confidence|, weighted by size."""
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[dict]:
+    """Per equal-width bin of confidence that is not empty: sentences, mean confidence and accuracy.
+
+    probabilities [sentences, classes], labels [sentences]. What reliability diagrams show (Guo et al., 2017, fig. 1).
+    """
     confidence = probabilities.max(-1)
     correct = probabilities.argmax(-1) == labels
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of, correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(labels))
+    return [
+        {
+            "bin": int(b),
+            "sentences": int(np.sum(bin_of == b)),
+            "confidence": float(confidence[bin_of == b].mean()),
+            "accuracy": float(correct[bin_of == b].mean()),
+        }
+        for b in np.unique(bin_of)
+    ]
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+    """Guo et al. (2017), eq. 3: sum over equal-width confidence bins of |accuracy - confidence|, weighted by size."""
+    found = reliability(probabilities, labels, bins)
+    return sum(b["sentences"] * abs(b["accuracy"] - b["confidence"]) for b in found) / len(labels)
 
 
 def bootstrap_weights(items: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:

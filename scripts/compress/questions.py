@@ -7,13 +7,14 @@ is shown of it is the test set's.
 import re
 from statistics import median
 
+from compress.data import OUT_OF_DOMAIN
+
 BYTES_MB = (23, 10, 5, 2.5)
 TIMES_FASTER = (2, 4, 8, 12)
 TOLERANCE = 1.5  # F1 points on validation that a variant may lose where a question asks for useful ones
 PRICE_PER_CORE_HOUR = 0.04  # USD
 PRICE_DATE = "November 2026"
 ALIKE = 0.1  # F1 points between models that are called equally good
-DOMAINS = ("amazon", "tweets", "nyt")
 
 MIX, NOTHING = "a mix", "another engine alone"
 # Families in the order of the table.
@@ -46,6 +47,10 @@ BY_STORAGE = {
 }
 
 
+def validation_f1(row, methods) -> float | None:
+    return methods[row["variant"]]["measured"]["validation_f1"]
+
+
 def ingredients(name: str, methods: dict) -> set[str]:
     """What was done to the weights of a variant and of the parents that it was made from."""
     options = methods[name]["options"]
@@ -71,7 +76,7 @@ def compressed(rows, methods) -> list[dict]:
         if row["f1_test"] is not None
         and row["trained"] == "True"
         and row["method"] not in ("finetune", "champion")
-        and methods[row["variant"]]["measured"]["validation_f1"] is not None
+        and validation_f1(row, methods) is not None
     ]
 
 
@@ -95,7 +100,7 @@ def within(rows, methods, column: str, budget: float) -> dict[str, dict | None]:
     """
 
     def rank(row):
-        return methods[row["variant"]]["measured"]["validation_f1"], -row[column]
+        return validation_f1(row, methods), -row[column]
 
     measured = [row for row in compressed(rows, methods) if row[column] is not None]
     return {
@@ -106,7 +111,7 @@ def within(rows, methods, column: str, budget: float) -> dict[str, dict | None]:
 
 def winner(choice: dict, methods) -> str | None:
     """The family whose choice has the best validation F1."""
-    there = {name: methods[row["variant"]]["measured"]["validation_f1"] for name, row in choice.items() if row}
+    there = {name: validation_f1(row, methods) for name, row in choice.items() if row}
     return max(there, key=there.get, default=None)
 
 
@@ -115,20 +120,24 @@ def budgets(column: str, base) -> list[float]:
     return list(BYTES_MB) if column == "size_mb" else [base[column] / times for times in TIMES_FASTER]
 
 
+def choices(rows, methods, column: str, base) -> list[tuple[float, dict[str, dict | None]]]:
+    """(budget, every family's choice within it) for each budget of a question."""
+    return [(limit, within(rows, methods, column, limit)) for limit in budgets(column, base)]
+
+
 def drop(row) -> str:
     """Points lost with their paired interval."""
     value, low, high = (row[f"f1_drop_{name}"] for name in ("points", "ci_low", "ci_high"))
     return f"{value:z.1f} [{low:z.1f}, {high:z.1f}]"  # z: no "-0.0"
 
 
-def budget_table(rows, methods, column: str, limits, unit: str) -> tuple[list[str], list[list[str]]]:
-    """(header, body): for every budget the families' choices, best validation F1 first."""
+def budget_table(chosen, methods, column: str, unit: str) -> tuple[list[str], list[list[str]]]:
+    """(header, body): for every budget the families' choices, best validation F1 first; `chosen` is of choices()."""
     header = ["Budget", "Family", "Variant", unit, "F1, validation", "F1, test", "Points lost"]
     body = []
-    for limit in limits:
-        choice = {name: row for name, row in within(rows, methods, column, limit).items() if row}
-        scores = {name: methods[row["variant"]]["measured"]["validation_f1"] for name, row in choice.items()}
-        for name in sorted(choice, key=scores.get, reverse=True):
+    for limit, choice in chosen:
+        scores = {name: validation_f1(row, methods) for name, row in choice.items() if row}
+        for name in sorted(scores, key=scores.get, reverse=True):
             row = choice[name]
             interval = f"{row['f1_test']:.3f} [{row['f1_ci_low']:.3f}, {row['f1_ci_high']:.3f}]"
             parts = f"{name}: {' + '.join(sorted(ingredients(row['variant'], methods)))}" if name == MIX else name
@@ -178,7 +187,7 @@ def dollars(row) -> float:
 
 def domain_losses(rows, base) -> list[tuple[dict, float, float]]:
     """(row, points lost at home, mean of the points lost in the other domains) of the rows that have them all."""
-    domains = [f"f1_{name}" for name in DOMAINS]
+    domains = [f"f1_{name}" for name in OUT_OF_DOMAIN]
     return [
         (row, row["f1_drop_points"], sum(100 * (base[d] - row[d]) for d in domains) / len(domains))
         for row in rows
@@ -233,17 +242,16 @@ def answers(results, rows, table) -> dict:
     base = next(row for row in rows if row["variant"] == results.environment["baseline"])
     equal = {}
     for name, column, unit in (("bytes", "size_mb", "MB"), ("latency", "latency_ms_p50", "ms")):
-        limits = budgets(column, base)
-        choices = [(limit, within(rows, methods, column, limit)) for limit in limits]
+        chosen = choices(rows, methods, column, base)
         smallest = {
             of: min(row[column] for row in group if row[column] is not None)
             for of, group in by_family(compressed(rows, methods), methods).items()
             if any(row[column] is not None for row in group)
         }
         equal[name] = {
-            "table": table(*budget_table(rows, methods, column, limits, unit)),
-            "won": [(limit, won, choice[won]) for limit, choice in choices if (won := winner(choice, methods))],
-            "nowhere": {of: value for of, value in smallest.items() if value > max(limits)},
+            "table": table(*budget_table(chosen, methods, column, unit)),
+            "won": [(limit, won, choice[won]) for limit, choice in chosen if (won := winner(choice, methods))],
+            "nowhere": {of: value for of, value in smallest.items() if value > max(limit for limit, _ in chosen)},
         }
     header, body = cost_table(rows, methods, base)
     cheapest = body[1][1] if len(body) > 1 else None

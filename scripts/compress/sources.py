@@ -3,6 +3,7 @@
 Whatever the source, data become one table per split: rows of (text, class name), None for a text without a label.
 """
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable
@@ -63,12 +64,11 @@ def read_table(path: Path, data: Data) -> Table:
         raise UserError(f"{path}: not a {path.suffix[1:]} file with a row of data: {error}") from None
     if table.empty:
         raise UserError(f"{path}: no rows")
-    columns = {name: table[_column(path, name, list(table.columns))] for name in _columns(data, list(table.columns))}
-    text, label = columns.values()
-    for name, values in columns.items():
+    text, label = (table[name] for name in _columns(path, data, list(table.columns)))
+    for values in (text, label):
         blank = values.isna() | (values.astype(str).str.strip() == "")
         if blank.any():
-            raise UserError(f"{path}: row {blank.argmax() + 1} has an empty {name}")
+            raise UserError(f"{path}: row {blank.argmax() + 1} has an empty {values.name}")
     if ID_COLUMN in table and (twice := table[ID_COLUMN].duplicated()).any():
         raise UserError(f"{path}: row {twice.argmax() + 1}: the {ID_COLUMN} {table[ID_COLUMN][twice.argmax()]!r} again")
     return list(zip(text.astype(str), label.astype(str).str.strip(), strict=True))
@@ -86,8 +86,6 @@ def download(repository: str, kind: str, patterns: list[str] | None = None) -> P
 
     kind: model or dataset. Raises UserError saying what is wrong and how to supply the files by hand.
     """
-    import os
-
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if os.isatty(2) else "1")
     import requests
     from huggingface_hub import HfApi, snapshot_download
@@ -144,7 +142,7 @@ def _read_dataset(folder: Path, data: Data) -> tuple[dict[str, Table], list[str]
         if "train" not in raw:
             raise UserError(f"{where}: no split train; it has {', '.join(raw)}")
         first = raw["train"]
-        text, label = (_column(where, name, first.column_names) for name in _columns(data, first.column_names))
+        text, label = _columns(where, data, first.column_names)
         declared = getattr(first.features[label], "names", None)
         tables = {}
         for split, part in raw.items():
@@ -155,13 +153,12 @@ def _read_dataset(folder: Path, data: Data) -> tuple[dict[str, Table], list[str]
     return tables, declared or class_names(name for table in tables.values() for _, name in table)
 
 
-def _columns(data: Data, columns: list[str]) -> list[str]:
-    """The names of the text's and the label's column."""
+def _columns(where, data: Data, columns: list[str]) -> tuple[str, str]:
+    """The names of the text's and the label's column; raises UserError for one that is not there."""
     usual = "sentence" if "sentence" in columns and "text" not in columns else "text"
-    return [data.text_column or usual, data.label_column]
-
-
-def _column(where, name: str, columns: list[str]) -> str:
-    if name not in columns:
-        raise UserError(f"{where}: no column {name!r}; it has {', '.join(columns)}; see text_column and label_column")
-    return name
+    names = (data.text_column or usual, data.label_column)
+    for name in names:
+        if name not in columns:
+            had = ", ".join(columns)
+            raise UserError(f"{where}: no column {name!r}; it has {had}; see text_column and label_column")
+    return names

@@ -341,9 +341,10 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
     import torch
     from compress.predict import check_device
 
-    check_device(args.device)
-    check_device(args.train_device or args.device)
-    processes.start(args.train_device or args.device)
+    train_device = args.train_device or args.device
+    for device in {args.device, train_device}:
+        check_device(device)
+    processes.start(train_device)
     torch.set_num_threads(args.threads)
     with processes.main_first():  # what is wrong with the profile is told once
         stage = Stage(script, makers, load_profile(args.profile), args)
