@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from compress import load
+from compress.artifact import read_artifact, save_artifact
 from compress.bench import HOST, free_port
 from compress.predict import load as load_model
 from compress.predict import load_tokenizer, predict
@@ -30,11 +31,11 @@ DYNAMIC = "finetuned-ort-int8"
 
 @contextmanager
 def service(folder, *models, python=(sys.executable,), **options):
-    """(port, process) of a ready scripts/serve.py over these models of the smoke run."""
+    """(port, process) of a ready scripts/serve.py over these models of the smoke run, or absolute folders."""
     port = free_port()
     command = [*python, "scripts/serve.py", "--profile", "smoke", "--port", str(port)]
     for name in models:
-        command += ["--model", f"build/smoke/models/{name}"]
+        command += ["--model", str(folder / "build/smoke/models" / name)]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -309,15 +310,32 @@ def test_a_slow_sender_and_a_late_answer_end_at_the_deadline(smoke):
             assert time.perf_counter() - started < 2
 
 
-def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(smoke, texts):
-    with service(smoke[0], "finetuned", deadline_ms=1000, max_wait_ms=2, lanes=1, max_batch=1) as (port, process):
+@pytest.fixture(scope="module")
+def full_size(smoke, tmp_path_factory):
+    """A network of the default profile's size, random: where the tiny ones run, nothing ever waits for a lane."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    )
+    about = read_artifact(smoke[0] / "build/smoke/models/finetuned").model_dump(exclude={"files"})
+    folder = tmp_path_factory.mktemp("models") / "full-size"
+    save_artifact(folder, model.save_pretrained, smoke[0] / "build/smoke/models/finetuned", **about)
+    return folder
+
+
+def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(smoke, texts, full_size):
+    with service(smoke[0], full_size, deadline_ms=1000, max_wait_ms=50, lanes=1, max_batch=1) as (port, process):
         requests = load.payloads(texts, HOST, "/process")
-        load.closed_loop(HOST, port, requests, 8, 1.0)  # the first calls are slow: their rate would be no overload
-        rate = 3 * load.closed_loop(HOST, port, requests, 8, 1.0).answered_rps
+        # Two clients: none is turned away, whose haste would cost the lane its time. The first calls are slow.
+        load.closed_loop(HOST, port, requests, 2, 1.0)
+        rate = 3 * load.closed_loop(HOST, port, requests, 2, 1.0).answered_rps
         before = rss(process)
         found = load.open_loop(HOST, port, requests, load.poisson(rate, int(3 * rate), 0))
         assert set(found.status.tolist()) == {200, 429}
-        assert np.mean(found.status == 429) > 0.2
+        assert np.mean(found.status == 429) > 0.4  # two of three
         assert np.quantile(found.latency[found.status == 200], 0.99) < 1.0
         assert rss(process) - before < 50e6
         with concurrent.futures.ThreadPoolExecutor(64) as pool:
