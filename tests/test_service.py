@@ -348,6 +348,20 @@ def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(s
         assert post(port, TEXT)[0] == 200
 
 
+def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
+    with service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=10_000, lanes=1, max_batch=1) as (port, _):
+        for request in load.payloads(texts[:50], HOST, "/process"):
+            with socket.create_connection((HOST, port)) as client:
+                client.sendall(request)
+        last = time.monotonic() + 10
+        while "waiting_requests 0.0" not in (counts := get(port, "/metrics")[1]):
+            assert time.monotonic() < last
+        dropped = float(re.search(r'requests_total{path="/process",status="disconnected"} (\S+)', counts).group(1))
+        run = sum(map(float, re.findall(r"^items_total{.*} (\S+)", counts, re.M)))
+        assert dropped >= 40
+        assert run <= 10
+
+
 def test_sigterm_under_load_loses_no_admitted_request(smoke, texts):
     with service(smoke[0], STATIC) as (port, process):
         statuses = under_load(port, texts, 1.5, 0.7, lambda: process.send_signal(signal.SIGTERM))

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import orjson
@@ -28,6 +28,10 @@ MAX_TEXT = 8192  # characters
 MAX_TEXTS = 32  # in one /predict
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)  # seconds
 PAGE = Path(__file__).parent / "page.html"
+POSTS = {b"/process": "/process", b"/predict": "/predict"}
+ON_DISCONNECT = (
+    "compress.on_disconnect"  # in a request's scope: what our server calls, or has called, when its client goes away
+)
 logger = logging.getLogger("compress.serving")
 
 
@@ -89,26 +93,34 @@ class Service:
             return "draining"
         return "ready" if self.scheduler else "starting"
 
-    async def answers(self, texts: list[str], receive) -> list[dict[str, Answer]]:
+    def refusal(self, method: bytes, path: bytes) -> Response | None:
+        """The answer to a request that the scheduler would turn away: the sooner it goes, the less it costs."""
+        if method != b"POST" or path not in POSTS or self.state != "ready":
+            return None
+        try:
+            self.scheduler.check()
+            return None
+        except Overloaded as error:
+            self.metrics.requests.labels(POSTS[path], "429").inc()
+            return overloaded(math.ceil(error.seconds))
+
+    async def answers(self, texts: list[str], scope) -> list[dict[str, Answer]]:
         """The models' answers, or a ServiceError; Disconnected as soon as the client is gone."""
         if self.state != "ready":
             raise ServiceError(503, self.state, f"the service is {self.state}", {"Retry-After": "1"})
         request = self.scheduler.submit(texts)
 
-        def gone(_) -> None:
+        def gone() -> None:
             if not request.future.done():
                 request.future.set_exception(Disconnected())
 
-        watcher = asyncio.ensure_future(receive())  # after the body there is only http.disconnect to come
-        watcher.add_done_callback(gone)
         try:
+            if scope.setdefault(ON_DISCONNECT, gone) is not gone:
+                gone()
             return await request.future
         except BackendError as error:
             logger.error("%s", str(error).encode("unicode_escape").decode()[:500])
             raise ServiceError(500, "backend_error", "a model failed on this text") from None
-        finally:
-            watcher.remove_done_callback(gone)
-            watcher.cancel()
 
 
 class Endpoint:
@@ -122,21 +134,18 @@ class Endpoint:
         read = False
         try:
             check_head(scope)
-            if self.service.scheduler:
-                self.service.scheduler.check()  # before the body is read: the cheapest refusal comes soonest
             async with asyncio.timeout(self.service.deadline):
                 body = await read_body(receive)
                 read = True
                 texts, render = self.parse(parse_json(body))
-                response = JSON(render(await self.service.answers(texts, receive)))
+                response = JSON(render(await self.service.answers(texts, scope)))
         except TimeoutError:
             if read:
                 response = error_response(ServiceError(504, "deadline", "no answer within the deadline"))
             else:
                 response = error_response(ServiceError(408, "slow_request", "the body did not come in time"))
         except Overloaded as error:
-            retry = {"Retry-After": str(math.ceil(error.seconds))}
-            response = error_response(ServiceError(429, "overloaded", str(error), retry))
+            response = overloaded(math.ceil(error.seconds))
         except ServiceError as error:
             response = error_response(error)
         except Disconnected:
@@ -249,6 +258,12 @@ def error_response(error: ServiceError) -> Response:
     # The rest of a body that is too long or too slow is not waited for; any other is skipped by the HTTP parser.
     headers = (error.headers or {}) | ({"Connection": "close"} if error.status in (408, 413) else {})
     return JSON({"error": error.error, "error_type": error.error_type}, error.status, headers)
+
+
+@lru_cache
+def overloaded(seconds: int) -> Response:
+    error = f"the queue is full; try again in {seconds} s"
+    return error_response(ServiceError(429, "overloaded", error, {"Retry-After": str(seconds)}))
 
 
 def create_app(service: Service, limits: dict) -> ASGIApp:

@@ -8,7 +8,6 @@ All models of a request answer or none does.
 """
 
 import asyncio
-import math
 import os
 import threading
 import time
@@ -33,7 +32,7 @@ class Overloaded(Exception):
     """What waits would take too long: come back after `seconds`."""
 
     def __init__(self, seconds: float):
-        super().__init__(f"the queue is full; try again in {math.ceil(seconds)} s")
+        super().__init__(f"the queue is full for {seconds:.3f} s")
         self.seconds = seconds
 
 

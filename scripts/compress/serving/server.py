@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import uvicorn
-from compress.serving.app import Service
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from compress.serving.app import ON_DISCONNECT, Service
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 DRAIN_SECONDS = 20
 HEAD_SECONDS = 10  # to send a request's head, and to send anything at all on a new connection
@@ -21,12 +22,27 @@ MAX_CONNECTIONS = 1024
 IDLE_SECONDS = 30
 
 
+class Answered:
+    """What stands in the place of uvicorn's cycle for a request whose answer has been sent without the application."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with the limits that it lacks: size and time of a request's head, number of connections."""
+    """uvicorn's, with the limits that it lacks: size and time of a request's head, number of connections.
+
+    What the service would only turn away is answered here, without a task and a cycle of its own; and the application
+    learns that its client is gone without a task that waits for it.
+    """
 
     head_timer = None
     in_head = True
     head_bytes = 0
+
+    def __init__(self, service: Service, *args, **options):
+        super().__init__(*args, **options)
+        self.service = service
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -38,6 +54,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc) -> None:
         self._end_head()
         super().connection_lost(exc)
+        if self.scope is not None:
+            self.scope.setdefault(ON_DISCONNECT, lambda: None)()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -45,7 +63,18 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
-        super().on_headers_complete()
+        waits = self.cycle is not None and not self.cycle.response_complete  # its turn comes after another's answer
+        if waits or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
+            super().on_headers_complete()
+            return
+        self.cycle = Answered
+        last = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
+        headers = self.server_state.default_headers + refusal.raw_headers
+        head = [STATUS_LINE[refusal.status_code], *(b"%s: %s\r\n" % header for header in headers)]
+        self.transport.write(b"".join([*head, b"connection: close\r\n\r\n" if last else b"\r\n", refusal.body]))
+        if last:
+            self.transport.close()
+        self.on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -100,7 +129,7 @@ def serve(service: Service, app, start, host: str, port: int) -> int:
         app,
         host=host,
         port=port,
-        http=Protocol,
+        http=partial(Protocol, service),
         ws="none",
         loop="uvloop",
         lifespan="off",
