@@ -6,6 +6,7 @@ Example: python scripts/figures.py --profile minilm
 """
 
 import argparse
+import itertools
 
 from compress.cli import main_guard, profile_parser
 
@@ -181,26 +182,28 @@ def codebook_curve(by_method, base):
 
 
 def students(by_method, base):
-    """F1 of every student over the minutes that its training took."""
+    """F1 over the minutes of training; a marker per shape of student, which the first variant of that shape names."""
     figure, axes = new_axes(7.2, 4.4)
     base_line(axes, base)
+    names, markers = {}, "^sDvPoXph"
     for row, options in by_method["distill"]:
-        taught = options["training"]["soft_weight"] > 0
-        scratch = options["initialization"] == "random"
-        colour = "#009E73" if taught else "#E69F00"
+        shape = row["parent"], str(options["student"])
+        names.setdefault(shape, row["variant"])
+        colour = "#009E73" if options["training"]["soft_weight"] > 0 else "#E69F00"
         axes.errorbar(
             row["train_seconds"] / 60,
             row["f1_test"],
             yerr=error_bars([row]),
             color=colour,
-            mfc="white" if scratch else colour,
-            marker="^",
+            mfc="white" if options["initialization"] == "random" else colour,
+            marker=markers[list(names).index(shape) % len(markers)],
             capsize=2,
+            lw=1,
         )
-        axes.annotate(
-            row["variant"], (row["train_seconds"] / 60, row["f1_test"]), (5, -3), textcoords="offset points", fontsize=6
-        )
-    axes.set_xlim(0, 1.25 * max(row["train_seconds"] for row, _ in by_method["distill"]) / 60)
+    for name, marker in zip(names.values(), itertools.cycle(markers), strict=False):
+        axes.plot([], [], marker, color="0.3", label=name)
+    axes.legend(loc="upper left", fontsize=8)
+    axes.set_xlim(0, None)
     axes.set_xlabel("training, minutes (green: teacher, orange: labels alone, hollow: random initialization)")
     axes.set_ylabel(F1_LABEL)
     axes.grid(alpha=0.3)
@@ -557,6 +560,10 @@ def peer_bars(rows):
 
 def draw(profile, results) -> dict:
     """Every figure by name that the profile has rows for; of the first seed. All of them show quality."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+    plt.rcParams["figure.max_open_warning"] = 0  # all are drawn, then all are written
     from compress.results import is_beside
 
     if profile.no_quality:
@@ -634,13 +641,10 @@ def main(args: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    import matplotlib.pyplot as plt
     from compress.files import atomic_path
     from compress.profile import load_profile
     from compress.results import read_results
 
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
-    plt.rcParams["figure.max_open_warning"] = 0  # all are drawn, then all are written
     profile = load_profile(args.profile)
     figures = draw(profile, read_results(profile))
     for name, figure in figures.items():
