@@ -150,7 +150,7 @@ def read_committed(profile, folder: Path | None) -> tuple[list[dict], dict, dict
 
 def report(claims, differing: dict[str, str]) -> str:
     """Counts per claim, then every claim that did not hold, the failed ones first."""
-    from render import table
+    from compress.tables import table
 
     def value(x):
         return "" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x)

@@ -8,6 +8,7 @@ import re
 from statistics import median
 
 from compress.data import OUT_OF_DOMAIN
+from compress.tables import table
 
 BYTES_MB = (23, 10, 5, 2.5)
 TIMES_FASTER = (2, 4, 8, 12)
@@ -233,11 +234,8 @@ def flips_table(flips) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def answers(results, rows, table) -> dict:
-    """What the report's template shows of the rows of one seed: tables, choices and numbers.
-
-    table: what makes the text of a table from its header and body.
-    """
+def answers(results, rows) -> dict:
+    """What the report's template shows of the rows of one seed: tables, choices and numbers."""
     methods = results.methods
     base = next(row for row in rows if row["variant"] == results.environment["baseline"])
     equal = {}

@@ -1,0 +1,424 @@
+"""The report's tables as Markdown, from the rows of results/<profile>/."""
+
+TIMES = ("ms p50", "ms p95", "faster", "per s", "faster")  # columns of the cost tables
+
+
+def number(value, digits: int) -> str:
+    return "" if value is None else f"{value:z.{digits}f}"  # z: no "-0.0"
+
+
+def span(row, value: str, low: str, high: str, digits: int) -> str:
+    if row[value] is None:
+        return ""
+    return f"{row[value]:z.{digits}f} [{row[low]:z.{digits}f}, {row[high]:z.{digits}f}]"
+
+
+def table(header: list[str], body: list[list[str]]) -> str:
+    """A Markdown table; columns after the first are aligned to the right, their dashes give pandoc their widths."""
+    widths = [
+        max(3, *map(len, column)) + 3 for column in zip(header, *body, strict=True)
+    ]  # 3: the letters' widths differ
+    dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, dashes, *body])
+
+
+def headline(rows, course) -> str:
+    """The rows in the course's columns, and the course's own rows below them."""
+    header = ["Name", "Device", "Training", "F1_test", "Size(mb)", "Time for 1 predict(s)"]
+    ours = [
+        [
+            f"**{row['variant']}**",
+            row["device"],
+            "yes" if row["trained"] == "True" else "no",
+            number(row["f1_test"], 3),
+            number(row["size_mb"], 3),
+            number(row["latency_ms_p50"] and row["latency_ms_p50"] / 1e3, 4),
+        ]
+        for row in rows
+    ]
+    theirs = [
+        [f"course: {c['name']}", c["device"], c["trained"], c["f1_test"], c["size_mb"], c["seconds_per_prediction"]]
+        for c in course
+    ]
+    return table(header, ours + theirs)
+
+
+def quality_table(rows) -> str:
+    header = ["Variant", "F1", "Drop", "p (Holm)", "Accuracy", "ECE", "Flips", "Batch flips"]
+    body = [
+        [
+            row["variant"],
+            span(row, "f1_test", "f1_ci_low", "f1_ci_high", 3),
+            span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 1),
+            "" if row["mcnemar_p_holm"] is None else f"{row['mcnemar_p_holm']:.2g}",
+            number(row["accuracy_test"], 3),
+            number(row["ece_test"], 3),
+            number(row["flip_rate"], 3),
+            number(row["batch_flip_rate"], 4),
+        ]
+        for row in rows
+    ]
+    return table(header, body)
+
+
+def domain_table(rows) -> str:
+    from compress.data import OUT_OF_DOMAIN
+
+    body = [[row["variant"], *(number(row[f"f1_{d}"], 3) for d in ("test", *OUT_OF_DOMAIN))] for row in rows]
+    return table(["Variant", "Movies", "Amazon", "Tweets", "NYT"], body)
+
+
+def time_cells(row) -> list[str]:
+    """The cells under TIMES."""
+    latency = ("latency_ms_p50", "latency_ms_p95", "latency_speedup")
+    throughput = [number(row["throughput_per_s"], 0), number(row["throughput_speedup"], 2)]
+    return [*(number(row[name], 2) for name in latency), *throughput]
+
+
+def cost_table(rows, methods) -> str:
+    header = ["Variant", "MB", "smaller", *TIMES, "RSS MB", "Train s", "All s"]
+    body = [
+        [
+            row["variant"],
+            number(row["size_mb"], 2),
+            number(row["size_ratio"], 1),
+            *time_cells(row),
+            number(row["peak_rss_mb"], 0),
+            number(row["train_seconds"], 0),
+            number(methods[row["variant"]]["seconds"], 0),
+        ]
+        for row in rows
+    ]
+    return table(header, body)
+
+
+def seed_table(rows) -> str:
+    """F1 over training seeds, for the variants that were trained with more than one; empty if there are none."""
+    import numpy as np
+
+    by_name: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["f1_test"] is not None:
+            by_name.setdefault(row["variant"], []).append(row)
+    body = []
+    for name, several in by_name.items():
+        if len(several) == 1:
+            continue
+        f1, drop = (np.array([row[column] for row in several]) for column in ("f1_test", "f1_drop_points"))
+        numbers = [f"{f1.mean():.4f}", f"{f1.std(ddof=1):.4f}", f"{f1.min():.4f}", f"{f1.max():.4f}"]
+        body.append([name, str(len(several)), *numbers, f"{drop.mean():.2f}"])
+    header = ["Variant", "Seeds", "Mean F1", "Standard deviation", "Least", "Largest", "Mean drop"]
+    return table(header, body) if body else ""
+
+
+def sensitivity_table(methods) -> str:
+    """Bits chosen per group, and what 8 and 4 bits of that group alone do to validation F1 and to the logits."""
+    found = [method["details"] for method in methods.values() if "sensitivity" in method["details"]]
+    if not found:
+        return ""
+    rows, chosen = found[0]["sensitivity"], found[0]["bits"]
+    cells = {(row["group"], row["bits"]): row for row in rows}
+    body = []
+    for group, bits in chosen.items():
+        eight, four = cells[group, 8], cells[group, 4]
+        points = [f"{100 * (rows[0]['f1'] - cell['f1']):.1f}" for cell in (eight, four)]
+        errors = [f"{cell['rms_error']:.3f}" for cell in (eight, four)]
+        body.append([group, *points, *errors, f"{four['bytes_saved'] / 1e6:.2f}", str(bits)])
+    header = ["Group", "points lost, 8 bits", "4 bits", "rms logit error, 8 bits", "4 bits", "MB saved by 4", "chosen"]
+    return table(header, body)
+
+
+def engine_table(rows, methods) -> str:
+    """What each engine's file holds and really runs, and how far its answers lie from PyTorch's."""
+    header = [
+        "Variant",
+        "Runs in",
+        "Integer products",
+        "Float",
+        "Fused attention",
+        "Weights",
+        "Logit error",
+        "Same label",
+    ]
+    body = []
+    for row in rows:
+        details = methods[row["variant"]]["details"]
+        if "integer_products" not in details:
+            continue
+        held = {kind: size for kind, size in details["initializer_bytes"].items() if size > 1e5}
+        largest = details.get("largest_logit_difference")
+        body.append(
+            [
+                row["variant"],
+                row["precision"],
+                *(str(details[name]) for name in ("integer_products", "float_products", "fused_attention")),
+                ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in held.items()),
+                "" if largest is None else f"{largest:.2g}",
+                number(details.get("label_agreement"), 2),
+            ]
+        )
+    return table(header, body)
+
+
+def cold_table(rows, methods) -> str:
+    """What a user meets on the first request, and whenever a sentence has a length that was not there before."""
+    from compress.ov import PROPERTIES
+
+    header = ["Variant", "load ms", "first call ms", "new length ms", "same length ms", "set to"]
+    body = []
+    for row in rows:
+        method = methods[row["variant"]]
+        properties = method["details"].get("properties", {})
+        measured = method["measured"]
+        body.append(
+            [
+                row["variant"],
+                number(measured["load_ms"], 0),
+                *(number(measured[name], 2) for name in ("first_ms", "new_length_ms", "same_length_ms")),
+                ", ".join(properties[name].lower() for name in PROPERTIES if name in properties),
+            ]
+        )
+    return table(header, body)
+
+
+def twin_table(by_name, methods) -> str:
+    """Optimum's variants beside the same thing done without it."""
+    header = ["Optimum", "without it", "F1", "without", "MB", "without", "faster", "without"]
+    body = []
+    for name, method in methods.items():
+        twin = by_name.get(method["options"].get("twin"))
+        if twin is None:
+            continue
+        row = by_name[name]
+        pairs = [(column, digits) for column, digits in (("f1_test", 3), ("size_mb", 2), ("latency_speedup", 2))]
+        numbers = [number(side[column], digits) for column, digits in pairs for side in (row, twin)]
+        body.append([name, twin["variant"], *numbers])
+    return table(header, body)
+
+
+def champion_table(rows, methods) -> str:
+    header = [
+        "Champion",
+        "is",
+        "points lost, validation",
+        "test",
+        "smaller",
+        "faster",
+        "faster, batched",
+        "MB",
+        "ms",
+        "of",
+    ]
+    columns = ("size_ratio", "latency_speedup", "throughput_speedup", "size_mb", "latency_ms_p50")
+    body = []
+    for row in rows:
+        if row["method"] != "champion":
+            continue
+        details = methods[row["variant"]]["details"]
+        body.append(
+            [
+                row["variant"],
+                details["chosen"],
+                number(details["validation_drop_points"], 2),
+                span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 2),
+                *(number(row[column], 2) for column in columns),
+                f"{details['within_tolerance']}/{details['candidates']}",
+            ]
+        )
+    return table(header, body)
+
+
+def services_table(rows) -> str:
+    header = [
+        "Service",
+        "Classes",
+        "Trained on",
+        "Tested on",
+        "F1",
+        "Accuracy",
+        "Largest class",
+        "Batch flips",
+        "MB",
+        "Train s",
+    ]
+    body = [
+        [
+            row["variant"],
+            *(number(row[name], 0) for name in ("classes", "train_sentences", "test_sentences")),
+            *(number(row[name], 3) for name in ("f1_test", "accuracy_test", "largest_class", "batch_flip_rate")),
+            number(row["size_mb"], 2),
+            number(row["train_seconds"], 0),
+        ]
+        for row in rows
+    ]
+    return table(header, body)
+
+
+def by_server(rows) -> dict[str, list[dict]]:
+    """serving.csv's rows of each server."""
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(row)
+    return found
+
+
+def sustained(rows, p99_ms: float) -> float | None:
+    """The largest offered rate with p99 within the limit and at least 99 % answered (MLPerf's server rule for BERT)."""
+    return max(
+        (
+            row["offered_rps"]
+            for row in rows
+            if row["layout"] == "open-loop"
+            and row["latency_ms_p99"] is not None
+            and row["latency_ms_p99"] <= p99_ms
+            and row["shed_fraction"] + row["error_fraction"] <= 0.01
+        ),
+        default=None,
+    )
+
+
+def serving_table(rows, p99_ms: float) -> str:
+    """A row per server: saturation, the sustained rate, latency at 0.7 of saturation, and what overload does to it."""
+    header = [
+        "Server",
+        "saturated /s",
+        "sustained /s",
+        "p50 at 0.7",
+        "p99 at 0.7",
+        "in time at 3x/s",
+        "p99 at 3x",
+        "turned away",
+        "batch",
+        "pad ratio",
+        "CPU ms",
+        "RSS MB",
+    ]
+    body = []
+    for name, of_server in by_server(rows).items():
+        by_share = {row["share"]: row for row in of_server if row["layout"] == "open-loop"}
+        full = next((row for row in of_server if row["layout"] == "saturation"), None)
+        if full is None:
+            continue
+        calm, over = by_share.get(0.7, {}), by_share.get(3.0, {})
+        body.append(
+            [
+                name,
+                number(full["achieved_rps"], 0),
+                number(sustained(of_server, p99_ms), 0),
+                number(calm.get("latency_ms_p50"), 1),
+                number(calm.get("latency_ms_p99"), 1),
+                number(over.get("goodput_rps"), 0),
+                number(over.get("latency_ms_p99"), 0),
+                number(over.get("shed_fraction"), 2),
+                number(full["batch_size_mean"], 1),
+                number(full["padding_ratio"], 2),
+                number(1e3 * full["server_cpu_seconds_per_request"], 2),
+                number(full["peak_rss_mb"], 0),
+            ]
+        )
+    return table(header, body)
+
+
+def clients_table(rows) -> str:
+    """Closed loops with the course's numbers of clients."""
+    header = ["Server", "Clients", "answered/s", "p50 ms", "p95 ms", "p99 ms", "errors"]
+    columns = (
+        ("achieved_rps", 1),
+        ("latency_ms_p50", 1),
+        ("latency_ms_p95", 1),
+        ("latency_ms_p99", 1),
+        ("error_fraction", 3),
+    )
+    body = [
+        [
+            row["variant"],
+            row["layout"].removeprefix("clients-"),
+            *(number(row[name], digits) for name, digits in columns),
+        ]
+        for row in rows
+        if row["layout"].startswith("clients-")
+    ]
+    return table(header, sorted(body, key=lambda line: (line[0], int(line[1]))))
+
+
+def course_table(profile, course, by_name, gpu) -> str:
+    """The course's rows and ours that repeat them: bytes, and how many times faster than the fp32 row of the device.
+
+    gpu: rows by variant of our GPU, beside which the course's rows on a GPU are put; {} without one.
+    """
+    header = ["Course", "Device", "MB", "Ours", "MB", "difference", "s", "times faster", "our s", "times faster"]
+    seconds = {(c["name"], c["device"]): float(c["seconds_per_prediction"]) for c in course}
+    base = next(name for name, variant in profile.course.items() if variant == profile.baseline)
+    body = []
+    for c in course:
+        name, device = profile.course[c["name"]], c["device"]
+        timed = gpu.get(name) if device == "cuda" else by_name[name]
+        milliseconds = timed and timed["latency_ms_p50"]
+        size = by_name[name]["size_mb"]
+        body.append(
+            [
+                c["name"],
+                device,
+                c["size_mb"],
+                name,
+                number(size, 3),
+                f"{100 * (size / float(c['size_mb']) - 1):+.2f} %",
+                c["seconds_per_prediction"],
+                number(seconds[base, device] / seconds[c["name"], device], 2),
+                number(milliseconds and milliseconds / 1e3, 4),
+                number(timed and timed["latency_speedup"], 2),
+            ]
+        )
+    return table(header, body)
+
+
+def shape_table(rows, methods, baseline) -> str:
+    """Milliseconds of one input of each length, and how many times faster than the baseline at that length."""
+    shaped = {name: method["measured"].get("shapes") for name, method in methods.items()}
+    slow = shaped[baseline]
+    header = ["Variant", *(text for n in slow["lengths"] for text in (f"{n} pieces, ms", "faster"))]
+    body = []
+    for row in rows:
+        if shaped[row["variant"]]:
+            # the first number of threads, the first batch
+            pairs = zip(*(side["milliseconds"][0][0] for side in (shaped[row["variant"]], slow)), strict=True)
+            body.append(
+                [row["variant"], *(cell for ms, base in pairs for cell in (number(ms, 2), number(base / ms, 2)))]
+            )
+    return table(header, body)
+
+
+def gpu_table(gpu, by_name) -> str:
+    """The GPU's measured rows, and the seconds of the same training on the CPU."""
+    header = ["Variant", "Runs in", "F1", "MB", *TIMES, "Train s", "on the CPU"]
+    body = [
+        [
+            row["variant"],
+            row["precision"],
+            number(row["f1_test"], 3),
+            number(row["size_mb"], 2),
+            *time_cells(row),
+            number(row["train_seconds"], 0),
+            number(row["train_seconds"] and by_name[row["variant"]]["train_seconds"], 0),
+        ]
+        for row in gpu.rows
+        if row["status"] == "ok"
+    ]
+    return table(header, body)
+
+
+def split_table(data) -> str:
+    two = len(data["labels"]) == 2
+    header = ["Split", "Sentences", "Positive" if two else "Largest class", "Mean pieces", "Median", "Longest"]
+    body = [
+        [
+            name,
+            str(split["sentences"]),
+            number(split["class_share"].get("1") if two else max(split["class_share"].values()), 3),
+            number(split["length_mean"], 1),
+            str(split["length_median"]),
+            str(split["length_max"]),
+        ]
+        for name, split in data["splits"].items()
+    ]
+    return table(header, body)
