@@ -155,6 +155,7 @@ def session(path: Path, threads: int, optimized: Path | None = None):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_mem_pattern = False  # a plan of memory for each shape that comes costs memory and saves no time
     options.log_severity_level = 3  # else it warns that an optimized graph suits this machine only: so it should
     if optimized:
         options.optimized_model_filepath = str(optimized)

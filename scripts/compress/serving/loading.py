@@ -32,16 +32,18 @@ def load_models(
 
     Raises UserError for a folder that is no whole artifact, and when two models have one name.
     """
-    models, infos, kinds = [], [], {}
+    models, infos, kinds, tokenizers = [], [], [], [[] for _ in range(TOKENIZERS)]
     for folder in folders:
         artifact = read_artifact(folder, verify=False)  # load() does
         if artifact.variant in [model.name for model in models]:
             raise UserError(f"{folder}: two models are called {artifact.variant!r}: serve one of them")
         kind = (sha256_file(folder / "tokenizer.json"), artifact.max_length)
-        number = list(kinds).index(kind) if kind in kinds else len(kinds)
-        kinds.setdefault(kind, folder)
-        tokenizer = load_tokenizer(folder, artifact.max_length)
-        ids = token_ids(tokenizer, PROBE)
+        if kind not in kinds:
+            kinds.append(kind)
+            for of_thread in tokenizers:
+                of_thread.append(load_tokenizer(folder, artifact.max_length))
+        number = kinds.index(kind)
+        ids = token_ids(tokenizers[0][number], PROBE)
         first = load(folder, threads=threads)
         shared = artifact.backend in THREAD_SAFE
         predictors = [first if shared else load(folder, threads=threads) for _ in range(lanes - 1)] + [first]
@@ -50,7 +52,6 @@ def load_models(
         costs = fit_cost(first)
         models.append(Model(artifact.variant, artifact.labels, number, predictors, batch, *costs))
         infos.append(describe(folder, artifact, first, invariant, batch))
-    tokenizers = [[load_tokenizer(folder, length) for (_, length), folder in kinds.items()] for _ in range(TOKENIZERS)]
     return models, tokenizers, infos
 
 
