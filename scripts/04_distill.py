@@ -14,10 +14,10 @@ def distill(variant, context):
     """A student cut from the parent (or random), trained on the transfer set with the baseline as teacher."""
     import math
 
-    from compress.distill import inner_losses, make_student, trim_vocabulary
+    from compress.distill import inner_losses, make_student, transfer_set, trim_vocabulary
     from compress.model import load_model
     from compress.stage import made
-    from compress.training import student_data, train, transfer_set
+    from compress.training import student_data, train
     from transformers import AutoTokenizer
 
     options = variant.training

@@ -8,7 +8,7 @@ import pytest
 import torch
 from compress import distill
 from compress.profile import Distill, Student, Training, UserError, load_profile
-from compress.training import UNLABELLED, augment, distillation_loss, tokenized, train, transfer_set
+from compress.training import UNLABELLED, distillation_loss, tokenized, train
 from compress.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
@@ -299,8 +299,8 @@ def test_a_killed_training_goes_on_to_the_same_student(learn):
 
 @given(st.lists(st.lists(st.sampled_from("abcd")).map("  ".join) | st.text()), st.integers(0, 9))
 def test_augmentation_keeps_a_run_of_half_the_words_or_more(texts, seed):
-    copies = augment(texts, seed)
-    assert copies == augment(texts, seed)
+    copies = distill.augment(texts, seed)
+    assert copies == distill.augment(texts, seed)
     assert len(copies) == len(texts)
     for text, copy in zip(texts, copies, strict=True):
         words, kept = text.split(), copy.split()
@@ -310,7 +310,7 @@ def test_augmentation_keeps_a_run_of_half_the_words_or_more(texts, seed):
 
 def test_augmentation_depends_on_the_seed_and_reaches_all_lengths():
     text = " ".join(map(str, range(10)))
-    copies = [augment([text], seed)[0] for seed in range(200)]
+    copies = [distill.augment([text], seed)[0] for seed in range(200)]
     assert {len(copy.split()) for copy in copies} == set(range(5, 11))
     assert {copy.split()[0] for copy in copies} == set("012345")
 
@@ -321,9 +321,9 @@ def test_the_transfer_set_never_shows_a_label_it_should_not():
         "unlabelled": Dataset.from_dict({"text": ["x"], "label": [-1]}),
     }
     context = SimpleNamespace(splits=splits, seed=0)
-    assert transfer_set(context, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
-    augmented, unlabelled = transfer_set(context, ["augmented", "unlabelled"])
-    assert augmented == (augment(["a b c d e f", "g h"], 0), [-1, -1])
+    assert distill.transfer_set(context, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
+    augmented, unlabelled = distill.transfer_set(context, ["augmented", "unlabelled"])
+    assert augmented == (distill.augment(["a b c d e f", "g h"], 0), [-1, -1])
     assert unlabelled == (["x"], [-1])
 
 

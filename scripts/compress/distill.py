@@ -1,6 +1,7 @@
-"""Knowledge distillation: a student cut from a larger model, its vocabulary, and losses on what happens inside."""
+"""Knowledge distillation: a student cut from a larger model, its transfer set, and losses on what happens inside."""
 
 import math
+import random
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -8,7 +9,6 @@ import torch
 from compress import processes
 from compress.profile import Skip, Student, UserError
 from compress.prune import layers_of
-from compress.training import UNTESTED
 from torch import nn
 from torch.nn import functional
 
@@ -24,6 +24,7 @@ AXES = {
     "classifier.dense": ("pooled", "hidden"),  # RoBERTa's pooler
     "classifier": (None, "pooled"),
 }
+UNTESTED = ("train", "unlabelled")  # splits that a student may see
 
 
 def make_student(parent, student: Student, initialization: str, seed: int):
@@ -120,6 +121,31 @@ def layer_indices(layer, wide, narrow) -> dict[str, torch.Tensor]:
 def largest(importance: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending indices of the `count` largest values."""
     return importance.topk(count).indices.sort().values
+
+
+def augment(texts: Sequence[str], seed: int) -> list[str]:
+    """One copy of each text cut to a random run of 50 to 100 % of its words, of three words at least."""
+    chance = random.Random(seed)
+    copies = []
+    for text in texts:
+        words = text.split()
+        shortest = min(len(words), max(3, math.ceil(len(words) / 2)))
+        length = chance.randint(shortest, len(words))
+        start = chance.randint(0, len(words) - length)
+        copies.append(" ".join(words[start : start + length]))
+    return copies
+
+
+def transfer_set(context, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:
+    """(texts, labels) of every part asked for; the label is -1 where only the teacher answers."""
+    splits = context.splits
+    if "unlabelled" in parts and "unlabelled" not in splits:
+        raise Skip("the profile's data have no unlabelled text")
+    found = {name: (splits[name]["text"][:], splits[name]["label"][:]) for name in UNTESTED if name in splits}
+    if "augmented" in parts:
+        copies = augment(found["train"][0], context.seed)
+        found["augmented"] = copies, [-1] * len(copies)
+    return [found[part] for part in parts]
 
 
 def trim_vocabulary(model, context, size: int):

@@ -128,23 +128,6 @@ class BaseVariant(Strict):
     cpu_only: ClassVar[str | None] = None  # why it does not run on a GPU, if it does not
 
 
-class Taught(BaseVariant):
-    """What learns from the baseline's answers, and on which texts."""
-
-    transfer: Annotated[list[Literal["train", "augmented", "unlabelled"]], Field(min_length=1)] = ["train"]
-    training: Training | None = None
-
-    @model_validator(mode="after")
-    def texts_teach(self):
-        if len(set(self.transfer)) < len(self.transfer):
-            raise ValueError("transfer: a part is given twice")
-        if self.training and self.training.soft_weight == 0 and self.transfer != ["train"]:
-            raise ValueError(
-                'transfer: with soft_weight 0 only labelled rows teach anything: transfer must be ["train"]'
-            )
-        return self
-
-
 class Untrained(BaseVariant):
     """The pretrained encoder under a random classification head."""
 
@@ -210,7 +193,7 @@ class Mixed(HW1):
     tolerance: Annotated[float, Field(ge=0)]  # F1 points that validation may lose
 
 
-class QAT(Taught, HW1):
+class QAT(HW1):
     """Quantization-aware training with the baseline as teacher."""
 
     cpu_only: ClassVar[str] = NO_INT8
@@ -219,22 +202,24 @@ class QAT(Taught, HW1):
     training: Training
 
 
-class Prune(Taught, HW1):
+class Prune(HW1):
     """Single weights of the encoder's matrices set to zero, gradually with a teacher or at once without training."""
 
     method: Literal["prune"]
     criterion: Literal["magnitude", "fisher"] = "magnitude"
     pattern: Literal["unstructured", "2:4"] = "unstructured"
     sparsity: Annotated[float, Field(gt=0, lt=1)]
+    training: Training | None = None
 
 
-class Structured(Taught, HW1):
+class Structured(HW1):
     """Heads and FFN neurons taken out, the least important first."""
 
     method: Literal["structured"]
     heads: Annotated[float, Field(gt=0, le=1)]  # share of all heads that stays
     intermediate_size: Positive  # FFN neurons that stay in every layer
     sentences: Positive = 1024  # of the training split, to rank them
+    training: Training | None = None
 
 
 class HW2(BaseVariant):
@@ -242,15 +227,16 @@ class HW2(BaseVariant):
     parent: str
 
 
-class Cluster(Taught, HW2):
+class Cluster(HW2):
     """k shared values per matrix, by k-means, then trained with the baseline as teacher if there is a training."""
 
     method: Literal["cluster"]
     k: Annotated[int, Field(ge=2, le=256)]
     rate: Annotated[float, Field(ge=0)] = 0.0  # price of a bit, in mean squared errors of plain k-means
+    training: Training | None = None
 
 
-class DeepCompression(Taught, HW2):
+class DeepCompression(HW2):
     """A pruned parent clustered with a zero among the k values, the codebooks trained, everything entropy-coded."""
 
     method: Literal["deep-compression"]
@@ -284,18 +270,25 @@ class Student(Strict):
         return self
 
 
-class Distill(Taught, HW3):
+class Distill(HW3):
     """Training on the teacher's answers and hidden states, or on the labels alone for comparison."""
 
     method: Literal["distill"]
     student: Student
     initialization: Literal["parent", "random"] = "parent"  # random: of student.layers only the number counts
+    transfer: Annotated[list[Literal["train", "augmented", "unlabelled"]], Field(min_length=1)] = ["train"]
     hidden_weight: Annotated[float, Field(ge=0)] = 0.0  # of the last layer's hidden states
     relation_weight: Annotated[float, Field(ge=0)] = 0.0  # of its attention and value relations
     training: Training
 
     @model_validator(mode="after")
     def options_fit(self):
+        if len(set(self.transfer)) < len(self.transfer):
+            raise ValueError("transfer: a part is given twice")
+        if self.training.soft_weight == 0 and self.transfer != ["train"]:
+            raise ValueError(
+                'transfer: with soft_weight 0 only labelled rows teach anything: transfer must be ["train"]'
+            )
         if self.student.vocabulary and (self.hidden_weight or self.relation_weight):
             raise ValueError(
                 "student.vocabulary: with pieces of its own the student's tokens are not the teacher's: "

@@ -5,8 +5,6 @@ schedule (sparsity, learning rate) ends there. No training looks at a test set.
 """
 
 import json
-import math
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +13,8 @@ import numpy as np
 from compress import processes
 from compress.files import atomic_path, digest, locked, remove, write_text
 from compress.metrics import compute_metrics
-from compress.profile import Skip, Training, UserError
+from compress.profile import Training, UserError
 
-UNTESTED = ("train", "unlabelled")  # splits that a training may see
 UNLABELLED = -100  # PyTorch's own label to ignore in a cross-entropy
 
 
@@ -45,31 +42,6 @@ def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length
 
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_token_type_ids=False)
     return Dataset.from_dict({**encoded, "labels": [y if y >= 0 else UNLABELLED for y in labels]})
-
-
-def augment(texts: Sequence[str], seed: int) -> list[str]:
-    """One copy of each text cut to a random run of 50 to 100 % of its words, of three words at least."""
-    chance = random.Random(seed)
-    copies = []
-    for text in texts:
-        words = text.split()
-        shortest = min(len(words), max(3, math.ceil(len(words) / 2)))
-        length = chance.randint(shortest, len(words))
-        start = chance.randint(0, len(words) - length)
-        copies.append(" ".join(words[start : start + length]))
-    return copies
-
-
-def transfer_set(context, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:
-    """(texts, labels) of every part asked for; the label is -1 where only the teacher answers."""
-    splits = context.splits
-    if "unlabelled" in parts and "unlabelled" not in splits:
-        raise Skip("the profile's data have no unlabelled text")
-    found = {name: (splits[name]["text"][:], splits[name]["label"][:]) for name in UNTESTED if name in splits}
-    if "augmented" in parts:
-        copies = augment(found["train"][0], context.seed)
-        found["augmented"] = copies, [-1] * len(copies)
-    return [found[part] for part in parts]
 
 
 def teacher_logits(context, texts: Sequence[str]) -> np.ndarray:
@@ -137,7 +109,8 @@ def teach(model, variant, context, callbacks=()) -> float | None:
     if variant.training is None:
         return None
     tokenizer = AutoTokenizer.from_pretrained(context.parent)
-    dataset = student_data(context, tokenizer, transfer_set(context, variant.transfer))
+    split = context.splits["train"]
+    dataset = student_data(context, tokenizer, [(split["text"][:], split["label"][:])])
     return train(model, tokenizer, dataset, variant.training, context, callbacks=callbacks)
 
 
