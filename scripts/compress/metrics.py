@@ -1,5 +1,7 @@
 """Quality from raw logits: F1, accuracy, calibration, paired bootstrap, McNemar, Holm. Pure functions on arrays."""
 
+import sys
+
 import numpy as np
 
 ECE_BINS = 15
@@ -27,8 +29,9 @@ def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _metric(average: str):
     """An evaluate.Metric made here: evaluate.load would ask the hub for a script."""
     import datasets
-    import evaluate
     from sklearn.metrics import accuracy_score, f1_score
+
+    evaluate = _import_evaluate()
 
     class Classification(evaluate.Metric):
         def _info(self):
@@ -45,6 +48,19 @@ def _metric(average: str):
             }
 
     return Classification(keep_in_memory=True)  # no files in the user's cache
+
+
+def _import_evaluate():
+    """evaluate; kept, if it is the first to ask, from importing transformers, and torch with it: five seconds."""
+    if "transformers" in sys.modules:
+        import evaluate
+    else:
+        sys.modules["transformers"] = None  # "not there" to Python's import system
+        try:
+            import evaluate
+        finally:
+            del sys.modules["transformers"]
+    return evaluate
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
