@@ -348,6 +348,25 @@ def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(s
         assert post(port, TEXT)[0] == 200
 
 
+def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, full_size, texts):
+    head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with (
+        service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=1, lanes=1, max_batch=1) as (port, _),
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        busy = pool.submit(post, port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
+        while "waiting_requests 1.0" not in get(port, "/metrics")[1]:
+            assert not busy.done()
+        with socket.create_connection((HOST, port), timeout=10) as client:
+            client.sendall(head % 3)
+            assert client.recv(1000).startswith(b"HTTP/1.1 429")
+            client.sendall(b'"a"' + head % 60_000)
+            assert client.recv(1000).startswith(b"HTTP/1.1 429")
+            client.sendall(b" " * 20_000)  # nobody waits for a long body that is not wanted
+            assert client.recv(1000) == b""
+        assert busy.result()[0] == 200
+
+
 def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
     with service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=10_000, lanes=1, max_batch=1) as (port, _):
         for request in load.payloads(texts[:50], HOST, "/process"):

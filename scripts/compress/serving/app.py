@@ -29,9 +29,8 @@ MAX_TEXTS = 32  # in one /predict
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)  # seconds
 PAGE = Path(__file__).parent / "page.html"
 POSTS = {b"/process": "/process", b"/predict": "/predict"}
-ON_DISCONNECT = (
-    "compress.on_disconnect"  # in a request's scope: what our server calls, or has called, when its client goes away
-)
+# In a request's scope: what our server calls, or has called, when the client goes away.
+ON_DISCONNECT = "compress.on_disconnect"
 logger = logging.getLogger("compress.serving")
 
 

@@ -62,9 +62,9 @@ class Protocol(HttpToolsProtocol):
         self._start_head()
 
     def on_headers_complete(self) -> None:
-        self._end_head()
         waits = self.cycle is not None and not self.cycle.response_complete  # its turn comes after another's answer
         if waits or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
+            self._end_head()
             super().on_headers_complete()
             return
         self.cycle = Answered
@@ -75,6 +75,10 @@ class Protocol(HttpToolsProtocol):
         if last:
             self.transport.close()
         self.on_response_complete()
+
+    def on_message_complete(self) -> None:
+        self._end_head()  # of a request that was turned away: its body counts as head, in bytes and in time
+        super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
