@@ -6,9 +6,9 @@ Example: python scripts/figures.py --profile minilm
 """
 
 import argparse
-import itertools
 
 from compress.cli import main_guard, profile_parser
+from compress.results import by_variant
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too; every chapter has its own marker besides.
 CHAPTERS = {
@@ -185,10 +185,10 @@ def students(by_method, base):
     """F1 over the minutes of training; a marker per shape of student, which the first variant of that shape names."""
     figure, axes = new_axes(7.2, 4.4)
     base_line(axes, base)
-    names, markers = {}, "^sDvPoXph"
+    shapes, markers = {}, "^sDvPoXph"
     for row, options in by_method["distill"]:
         shape = row["parent"], str(options["student"])
-        names.setdefault(shape, row["variant"])
+        _, marker = shapes.setdefault(shape, (row["variant"], markers[len(shapes) % len(markers)]))
         colour = "#009E73" if options["training"]["soft_weight"] > 0 else "#E69F00"
         axes.errorbar(
             row["train_seconds"] / 60,
@@ -196,11 +196,11 @@ def students(by_method, base):
             yerr=error_bars([row]),
             color=colour,
             mfc="white" if options["initialization"] == "random" else colour,
-            marker=markers[list(names).index(shape) % len(markers)],
+            marker=marker,
             capsize=2,
             lw=1,
         )
-    for name, marker in zip(names.values(), itertools.cycle(markers), strict=False):
+    for name, marker in shapes.values():
         axes.plot([], [], marker, color="0.3", label=name)
     axes.legend(loc="upper left", fontsize=8)
     axes.set_xlim(0, None)
@@ -505,11 +505,8 @@ def load_curves(rows):
     from matplotlib import ticker
 
     figure, panels = plt.subplots(1, 2, figsize=(7.4, 4.2), layout="constrained")
-    by_server: dict[str, list[dict]] = {}
-    for row in rows:
-        if row["layout"] == "open-loop" and row["latency_ms_p99"] is not None:
-            by_server.setdefault(row["variant"], []).append(row)
-    for (name, series), marker in zip(by_server.items(), "osD^vPX*<>hp", strict=False):
+    opened = [row for row in rows if row["layout"] == "open-loop" and row["latency_ms_p99"] is not None]
+    for (name, series), marker in zip(by_variant(opened).items(), "osD^vPX*<>hp", strict=False):
         series = sorted(series, key=lambda row: row["offered_rps"])
         for axes, column in zip(panels, ("latency_ms_p99", "goodput_rps"), strict=True):
             points = ([row["offered_rps"] for row in series], [row[column] for row in series])
@@ -533,10 +530,8 @@ def load_curves(rows):
 def peer_bars(rows):
     """What each server answers at most, every setting of a peer's sweep in grey, and p99 at 0.7 of that."""
     saturated = {row["variant"]: row for row in rows if row["layout"] == "saturation"}
-    tried: dict[str, list[float]] = {}
-    for row in rows:
-        if row["layout"].startswith("sweep-"):
-            tried.setdefault(row["variant"], []).append(row["achieved_rps"])
+    sweeps = by_variant(row for row in rows if row["layout"].startswith("sweep-"))
+    tried = {name: [row["achieved_rps"] for row in several] for name, several in sweeps.items()}
     late = {row["variant"]: row["latency_ms_p99"] for row in rows if row["share"] == 0.7}
     names = sorted(saturated, key=lambda name: saturated[name]["achieved_rps"])
     figure, axes = new_axes(7.2, 0.9 + 0.4 * len(names))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from compress.cli import main_guard, profile_parser
 from compress.profile import DEFAULT_PROFILE, ROOT
+from compress.results import by_variant
 from compress.tables import (
-    by_server,
     champion_table,
     clients_table,
     cold_table,
@@ -128,7 +128,7 @@ def serving_facts(rows, p99_ms: float) -> dict[str, dict]:
             "sustained": sustained(of_server, p99_ms),
             "thrown_away": sum(row["layout"] == "open-loop" and row["achieved_rps"] is None for row in of_server),
         }
-        for name, of_server in by_server(rows).items()
+        for name, of_server in by_variant(rows).items()
         if any(row["layout"] == "saturation" for row in of_server)
     }
 

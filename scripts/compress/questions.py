@@ -8,7 +8,7 @@ import re
 from statistics import median
 
 from compress.data import OUT_OF_DOMAIN
-from compress.tables import table
+from compress.tables import span, table
 
 BYTES_MB = (23, 10, 5, 2.5)
 TIMES_FASTER = (2, 4, 8, 12)
@@ -128,8 +128,7 @@ def choices(rows, methods, column: str, base) -> list[tuple[float, dict[str, dic
 
 def drop(row) -> str:
     """Points lost with their paired interval."""
-    value, low, high = (row[f"f1_drop_{name}"] for name in ("points", "ci_low", "ci_high"))
-    return f"{value:z.1f} [{low:z.1f}, {high:z.1f}]"  # z: no "-0.0"
+    return span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 1)
 
 
 def budget_table(chosen, methods, column: str, unit: str) -> tuple[list[str], list[list[str]]]:
@@ -140,7 +139,7 @@ def budget_table(chosen, methods, column: str, unit: str) -> tuple[list[str], li
         scores = {name: validation_f1(row, methods) for name, row in choice.items() if row}
         for name in sorted(scores, key=scores.get, reverse=True):
             row = choice[name]
-            interval = f"{row['f1_test']:.3f} [{row['f1_ci_low']:.3f}, {row['f1_ci_high']:.3f}]"
+            interval = span(row, "f1_test", "f1_ci_low", "f1_ci_high", 3)
             parts = f"{name}: {' + '.join(sorted(ingredients(row['variant'], methods)))}" if name == MIX else name
             cells = [parts, row["variant"], f"{row[column]:.2f}", f"{scores[name]:.3f}", interval, drop(row)]
             body.append([f"{limit:.3g} {unit}", *cells])

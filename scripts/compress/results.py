@@ -73,6 +73,14 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
     return Results(rows, *others, *further, gpu)
 
 
+def by_variant(rows: Iterable[dict]) -> dict[str, list[dict]]:
+    """The rows of each variant, or of each server, in their order."""
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(row)
+    return found
+
+
 def read_table(path: Path) -> list[dict]:
     """The rows of a CSV of results/."""
     with open(path, encoding="utf-8", newline="") as file:

@@ -1,5 +1,7 @@
 """The report's tables as Markdown, from the rows of results/<profile>/."""
 
+from compress.results import by_variant
+
 TIMES = ("ms p50", "ms p95", "faster", "per s", "faster")  # columns of the cost tables
 
 
@@ -96,12 +98,8 @@ def seed_table(rows) -> str:
     """F1 over training seeds, for the variants that were trained with more than one; empty if there are none."""
     import numpy as np
 
-    by_name: dict[str, list[dict]] = {}
-    for row in rows:
-        if row["f1_test"] is not None:
-            by_name.setdefault(row["variant"], []).append(row)
     body = []
-    for name, several in by_name.items():
+    for name, several in by_variant(row for row in rows if row["f1_test"] is not None).items():
         if len(several) == 1:
             continue
         f1, drop = (np.array([row[column] for row in several]) for column in ("f1_test", "f1_drop_points"))
@@ -254,14 +252,6 @@ def services_table(rows) -> str:
     return table(header, body)
 
 
-def by_server(rows) -> dict[str, list[dict]]:
-    """serving.csv's rows of each server."""
-    found: dict[str, list[dict]] = {}
-    for row in rows:
-        found.setdefault(row["variant"], []).append(row)
-    return found
-
-
 def sustained(rows, p99_ms: float) -> float | None:
     """The largest offered rate with p99 within the limit and at least 99 % answered (MLPerf's server rule for BERT)."""
     return max(
@@ -294,7 +284,7 @@ def serving_table(rows, p99_ms: float) -> str:
         "RSS MB",
     ]
     body = []
-    for name, of_server in by_server(rows).items():
+    for name, of_server in by_variant(rows).items():
         by_share = {row["share"]: row for row in of_server if row["layout"] == "open-loop"}
         full = next((row for row in of_server if row["layout"] == "saturation"), None)
         if full is None:

@@ -28,7 +28,6 @@ MAX_TEXT = 8192  # characters
 MAX_TEXTS = 32  # in one /predict
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)  # seconds
 PAGE = Path(__file__).parent / "page.html"
-POSTS = {b"/process": "/process", b"/predict": "/predict"}
 # In a request's scope: what our server calls, or has called, when the client goes away.
 ON_DISCONNECT = "compress.on_disconnect"
 logger = logging.getLogger("compress.serving")
@@ -94,13 +93,14 @@ class Service:
 
     def refusal(self, method: bytes, path: bytes) -> Response | None:
         """The answer to a request that the scheduler would turn away: the sooner it goes, the less it costs."""
-        if method != b"POST" or path not in POSTS or self.state != "ready":
+        name = path.decode("latin-1")
+        if method != b"POST" or name not in POSTS or self.state != "ready":
             return None
         try:
             self.scheduler.check()
             return None
         except Overloaded as error:
-            self.metrics.requests.labels(POSTS[path], "429").inc()
+            self.metrics.requests.labels(name, "429").inc()
             return overloaded(math.ceil(error.seconds))
 
     async def answers(self, texts: list[str], scope) -> list[dict[str, Answer]]:
@@ -204,6 +204,9 @@ class Predict(Process):
                 label: round(float(score), 6) for label, score in zip(self.labels[name], answer.scores, strict=True)
             }
         return found
+
+
+POSTS = {"/process": Process, "/predict": Predict}
 
 
 def check_head(scope) -> None:
@@ -316,7 +319,7 @@ def create_app(service: Service, limits: dict) -> ASGIApp:
         routes=[Route(path, function, methods=["GET"]) for path, function in gets.items()],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
     )
-    posts = {path: kind(service, path) for path, kind in (("/process", Process), ("/predict", Predict))}
+    posts = {path: kind(service, path) for path, kind in POSTS.items()}
 
     async def app(scope, receive, send) -> None:
         # What is called a thousand times a second, and turned away still more often, does without a router.
