@@ -255,6 +255,9 @@ def test_champions_are_the_best_of_their_goal_among_the_good_enough():
     strict, facts = champions.choose(rows, labels, "balanced", 0.0)
     assert strict.name == facts["chosen"] == "even"
     assert (facts["candidates"], facts["within_tolerance"], facts["score"]) == (5, 2, 6.0)
+    # One sentence of a hundred is 0.5 points, as sure as a coin: not within a point, though its drop alone would be.
+    unsure, _ = champions.choose([*rows[:2], candidate("unsure", 97, 9.0, 9.0)], labels, "balanced", 1.0)
+    assert unsure.name == "even"
     untimed = [candidate("base", 98, 1.0, 0.0)]
     with pytest.raises(UserError, match="no variant is within"):
         champions.choose(untimed, labels, "fast", 3.0)

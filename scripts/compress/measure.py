@@ -10,6 +10,7 @@ Python's garbage collector is off.
 
 import dataclasses
 import gc
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,8 @@ import numpy as np
 from compress.files import atomic_path
 from compress.profile import SCRIPTS, UserError
 
-BLOCK = 10  # calls in a row per model: a small model keeps its caches warm, as it does in service
+BLOCK = 20  # calls in a row per model: a small model keeps its caches warm, as it does in service
+SETTLE = 0.05  # seconds of untimed calls before a block: the other model's idle threads still spin and hold a core
 INVARIANCE_BATCH = 16
 INVARIANCE_SENTENCES = 200  # that are asked alone and in a batch before batches are trusted
 INVARIANCE_TOLERANCE = 1e-4  # logits
@@ -196,12 +198,21 @@ def time_latency(models, pairs, warmup: int, calls: int) -> np.ndarray:
     for start in range(0, calls, BLOCK):
         block = range(start, min(start + BLOCK, calls))
         for m in (0, 1) if start // BLOCK % 2 else (1, 0):
-            models[m](*inputs[block[0] % len(inputs)][m])  # refills this model's caches, untimed
+            settle(models[m], [inputs[call % len(inputs)][m] for call in block])
             for call in block:
                 began = time.perf_counter()
                 models[m](*inputs[call % len(inputs)][m])
                 times[call, m] = time.perf_counter() - began
     return times
+
+
+def settle(model, inputs) -> None:
+    """Untimed calls until the model has the machine to itself: at least one, for SETTLE seconds."""
+    until = time.perf_counter() + SETTLE
+    for call in itertools.cycle(inputs):
+        model(*call)
+        if time.perf_counter() >= until:
+            return
 
 
 def best_batch(model, ids, sizes: list[int]) -> int:

@@ -217,7 +217,7 @@ def champion_table(rows, methods) -> str:
             [
                 row["variant"],
                 details["chosen"],
-                number(details["validation_drop_points"], 2),
+                f"{number(details['validation_drop_points'], 2)} ± {number(details['validation_standard_error'], 2)}",
                 span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 2),
                 *(number(row[column], 2) for column in columns),
                 f"{details['within_tolerance']}/{details['candidates']}",
