@@ -132,7 +132,8 @@ def row_of(record, arrays) -> dict:
         "nonzero_parameters": sizes.nonzero_parameters,
         "size_mb": sizes.bytes / 1e6,
         "size_with_tokenizer_mb": sizes.bytes_with_tokenizer / 1e6,
-        "peak_rss_mb": measured.peak_rss_bytes / 1e6,
+        # As with times, only of the first seed: another seed's answers may come from a fork, which hides memory.
+        "peak_rss_mb": None if record.seed else measured.peak_rss_bytes / 1e6,
     }
     if "latency_seconds" not in arrays:
         return row | {"reason": NOT_TIMED}

@@ -1,6 +1,7 @@
 """The whole graph on the smoke profile, from a fresh copy, through the commands that a user types."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -10,10 +11,10 @@ import time
 
 import numpy as np
 import pytest
-from compress import load
+from compress import forked, load, measure
 from compress.bench import ABLATIONS
 from compress.data import TOKENIZER_FILES
-from compress.profile import load_profile
+from compress.profile import UserError, load_profile
 from conftest import run
 from sklearn.metrics import f1_score
 
@@ -226,6 +227,25 @@ def test_the_report_without_results_says_what_to_run(copy):
     done = run(copy, "make", "report", "PROFILE=smoke")
     assert done.returncode == 2
     assert "make results PROFILE=smoke" in done.stderr
+
+
+@pytest.mark.parametrize("variant", ["finetuned", "bf16", "int8-dynamic", "compiled-fp32"])
+def test_a_fork_answers_as_a_fresh_process_does(smoke, tmp_path, variant):
+    folder = smoke[0] / "build/smoke/models" / variant
+    texts = {"test": ["a fine film", "", "of all the bores of this year the longest"] * 20, "validation": ["so so"]}
+    about = {"timed": False, "warmup": 1, "latency_calls": 1, "throughput_sentences": 1, "batch_sizes": [1]}
+    job = measure.Job(str(folder), baseline="", device="cpu", threads=2, seed=1, texts=texts, **about)
+    arrays = {}
+    for name, module in (("fresh", measure), ("fork", forked)):
+        module.measure(job, tmp_path / f"{name}.npz")
+        with np.load(tmp_path / f"{name}.npz") as file:
+            arrays[name] = {key: file[key] for key in file.files if key.startswith("logits")}
+    assert len(arrays["fork"]) == 3
+    for key, expected in arrays["fresh"].items():
+        np.testing.assert_array_equal(arrays["fork"][key], expected)
+    missing = dataclasses.replace(job, variant=str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"measuring .*nothing failed: .*artifact\.json"):
+        forked.measure(missing, tmp_path / "nothing.npz")
 
 
 def test_the_baseline_against_itself_takes_the_same_time(smoke):

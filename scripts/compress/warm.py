@@ -1,0 +1,12 @@
+"""What every PyTorch model needs, imported before any of them is known: compress.forked forks processes from here."""
+
+# ruff: noqa: E402, F401
+import sys
+
+for library in ("sklearn", "scipy"):  # as compress.measure does
+    sys.modules[library] = None
+
+import torch
+from compress import load, measure, model, predict
+from transformers import AutoModelForSequenceClassification
+from transformers.models.bert import modeling_bert
