@@ -99,14 +99,14 @@ def trade_off(rows, column: str, label: str):
         axes.annotate(
             row["variant"],
             (row[column], row["f1_ci_low"]),
-            (row[column], 0.36 - 0.05 * (i % 7)),
+            (row[column], 0.36 - 0.04 * (i % 9)),
             textcoords=("data", "axes fraction"),
             arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},
             ha="center",
             fontsize=7,
             fontweight="bold" if row in champions else None,
             bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
-            zorder=5 - i % 7 / 10,  # the long lines pass behind the names above
+            zorder=5 - i % 9 / 10,  # the long lines pass behind the names above
         )
     axes.set_xscale("log")
     values = [row[column] for row in rows]
