@@ -140,20 +140,28 @@ def torch_runtime(variant, context):
 
 
 def champion(variant, context):
-    """A copy of the variant that wins by compress.champions' rule; it is measured anew under its new name."""
+    """A copy of the variant that wins by compress.champions' rule; it is measured anew under its new name.
+
+    A further seed's is a copy of what the first seed chose.
+    """
     import numpy as np
     from compress.artifact import read_artifact
-    from compress.champions import candidates, choose, measured_records
+    from compress.champions import candidates, choose, first_choice, measured_records
     from compress.data import TOKENIZER_FILES
     from compress.exporting import copying
-    from compress.profile import run_name
+    from compress.profile import Skip, UserError, run_name
     from compress.stage import Made
 
-    records = measured_records(context.profile, variant.name, context.seed, context.device)
-    rows = candidates(context.profile, records)
-    labels = np.array(context.splits["validation"]["label"])
-    winner, facts = choose(rows, labels, variant.goal, variant.tolerance)
-    folder = context.profile.model(run_name(winner.name, context.seed, context.device))
+    if context.seed == 0:
+        records = measured_records(context.profile, variant.name, context.device)
+        labels = np.array(context.splits["validation"]["label"])
+        facts = choose(candidates(context.profile, records), labels, variant.goal, variant.tolerance)
+    else:
+        try:
+            facts = {"chosen": first_choice(context.profile, variant.name, context.device)}
+        except UserError as error:
+            raise Skip(f"it is chosen by the first seed's times: {error}") from None
+    folder = context.profile.model(run_name(facts["chosen"], context.seed, context.device))
     artifact = read_artifact(folder)
     names = [name for name in artifact.files if name not in TOKENIZER_FILES]
     return Made(

@@ -1,16 +1,18 @@
 """ONNX Runtime and OpenVINO against PyTorch, on a tiny BERT; the champions' rule; the commands that use a model."""
 
 import csv
+import importlib
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from compress import champions, measure, ort, ov, predict
 from compress.artifact import save_artifact
-from compress.profile import Onnx, OpenVINO, UserError, load_profile
+from compress.profile import Onnx, OpenVINO, Skip, UserError, load_profile
 from conftest import run
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -250,18 +252,31 @@ def test_champions_are_the_best_of_their_goal_among_the_good_enough():
         candidate("small", 97, 50.0, 0.0),
         candidate("useless", 10, 99.0, 99.0),
     ]
-    chosen = {goal: champions.choose(rows, labels, goal, 3.0)[0].name for goal in champions.SCORES}
+    chosen = {goal: champions.choose(rows, labels, goal, 3.0)["chosen"] for goal in champions.SCORES}
     assert chosen == {"balanced": "quick", "fast": "quick", "tiny": "small"}
-    strict, facts = champions.choose(rows, labels, "balanced", 0.0)
-    assert strict.name == facts["chosen"] == "even"
+    facts = champions.choose(rows, labels, "balanced", 0.0)
+    assert facts["chosen"] == "even"
     assert (facts["candidates"], facts["within_tolerance"], facts["score"]) == (5, 2, 6.0)
     assert facts["validation_standard_error"] == 0  # the very answers of the baseline
-    facts = champions.choose(rows, labels, "tiny", 3.0)[1]
+    facts = champions.choose(rows, labels, "tiny", 3.0)
     # F1 of 97 right of 100 positives is 2 * 97 / 197: one sentence more or less is half a point, and so is its error.
     assert facts["validation_standard_error"] == pytest.approx(0.51, abs=0.05)
     untimed = [candidate("base", 98, 1.0, 0.0)]
     with pytest.raises(UserError, match="no variant is within"):
         champions.choose(untimed, labels, "fast", 3.0)
+
+
+def test_a_further_seeds_champion_is_what_the_first_chose_trained_anew(folder, tmp_path, monkeypatch):
+    maker = importlib.import_module("06_optimum").champion
+    profile = SimpleNamespace(model={"x-seed2": folder}.get, record=lambda run: tmp_path / f"{run}.json")
+    variant, context = SimpleNamespace(name="champion-tiny"), SimpleNamespace(profile=profile, seed=2, device="cpu")
+    with pytest.raises(Skip, match=r"first seed's times: .*champion-tiny\.json"):
+        maker(variant, context)
+    monkeypatch.setattr(champions, "first_choice", lambda *_: "x")
+    made = maker(variant, context)
+    made.write(tmp_path)
+    assert (made.details, made.backend, made.tokenizer) == ({"chosen": "x"}, "onnxruntime", folder)
+    assert (tmp_path / ort.FILE).read_bytes() == (folder / ort.FILE).read_bytes()
 
 
 def test_one_entry_of_a_profile_can_stand_for_many_parents(tmp_path, monkeypatch):

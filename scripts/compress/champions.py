@@ -22,16 +22,28 @@ class Candidate:
     latency_speedup: float  # 0 if it was not timed
 
 
-def measured_records(profile: Profile, before: str, seed: int, device: str) -> list[Record]:
-    """Records of every measured variant of the profile before the one named, the baseline's first, no champion's.
+def measured_records(profile: Profile, before: str, device: str) -> list[Record]:
+    """The first seed's record of every measured variant before the one named, the baseline's first, no champion's.
 
     Raises UserError for a record that is missing or damaged.
     """
     names = [variant.name for variant in profile.variants]
     earlier = [v.name for v in profile.variants[: names.index(before)] if v.method != "champion"]
     order = [profile.baseline, *(name for name in earlier if name != profile.baseline)]
-    records = [read_record(profile.record(run_name(name, seed, device))) for name in order]
+    records = [read_record(profile.record(run_name(name, 0, device))) for name in order]
     return [record for record in records if record.status == "ok"]
+
+
+def first_choice(profile: Profile, champion: str, device: str) -> str:
+    """The name of the variant that the first seed's champion is a copy of.
+
+    A further seed has no times to choose by, and needs none: what was chosen once, trained anew, shows the quality
+    without the luck of being chosen. Raises UserError if the first seed has no such champion (yet).
+    """
+    record = read_record(profile.record(run_name(champion, 0, device)))
+    if record.status != "ok":
+        raise UserError(f"{champion} of the first seed: {record.status}: {record.reason}")
+    return record.details["chosen"]
 
 
 def candidates(profile: Profile, records: list[Record]) -> list[Candidate]:
@@ -51,8 +63,8 @@ def candidates(profile: Profile, records: list[Record]) -> list[Candidate]:
     return found
 
 
-def choose(rows: list[Candidate], labels: np.ndarray, goal: str, tolerance: float) -> tuple[Candidate, dict]:
-    """(the winner, facts about the choice): largest score of the goal among those within `tolerance` F1 points.
+def choose(rows: list[Candidate], labels: np.ndarray, goal: str, tolerance: float) -> dict:
+    """Facts about the choice, its name first: largest score of the goal among those within `tolerance` F1 points.
 
     rows[0] is the baseline, which the points are counted from. The cost of a variant that was not timed is unknown to
     every goal but tiny. The facts tell the standard error of the winner's points, from a paired bootstrap: the best of
@@ -69,7 +81,7 @@ def choose(rows: list[Candidate], labels: np.ndarray, goal: str, tolerance: floa
     best = max(fit, key=lambda i: score(rows[i]))
     answers = np.array([rows[i].logits.argmax(-1) for i in (0, best)])
     drawn = bootstrap_f1(answers, labels, bootstrap_weights(len(labels)), rows[0].logits.shape[-1])
-    facts = {
+    return {
         "chosen": rows[best].name,
         "candidates": len(rows),
         "within_tolerance": len(fit),
@@ -77,4 +89,3 @@ def choose(rows: list[Candidate], labels: np.ndarray, goal: str, tolerance: floa
         "validation_standard_error": 100 * float((drawn[:, 0] - drawn[:, 1]).std()),
         "score": score(rows[best]),
     }
-    return rows[best], facts

@@ -13,7 +13,7 @@ import numpy as np
 from compress import forked, processes
 from compress import measure as measuring
 from compress.artifact import read_artifact, save_artifact
-from compress.champions import measured_records
+from compress.champions import first_choice, measured_records
 from compress.data import load_card, load_splits
 from compress.files import digest, locked, remove, sha256_file, source_hash
 from compress.metrics import quality
@@ -147,11 +147,18 @@ class Stage:
         options = variant.model_dump(mode="json", exclude={"timed"})
         source = self.sources[variant.method]
         if variant.method == "champion":
-            rivals = measured_records(self.profile, variant.name, self.seed, self.device)
-            made_from += [record.measured.predictions_sha256 for record in rivals]
+            made_from += self.choice(variant)
         return digest(
             [options, self.seed, self.train_device, self.card["fingerprint"], self.card["backbone"], made_from, source]
         )
+
+    def choice(self, champion: Variant) -> list[str]:
+        """Hashes of what a champion is chosen from: every rival's answers; for a further seed, the chosen model."""
+        if self.seed == 0:
+            rivals = measured_records(self.profile, champion.name, self.device)
+            return [record.measured.predictions_sha256 for record in rivals]
+        chosen = first_choice(self.profile, champion.name, self.device)
+        return [read_artifact(self.folder(chosen), verify=False).key]
 
     def skip_key(self, variant: Variant) -> str | None:
         """The key of a variant that was not made: None where its parent was not made, either."""
