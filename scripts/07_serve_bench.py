@@ -199,7 +199,9 @@ def bench(profile, servers, texts) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.bench import origin_file
+    import time
+
+    from compress.bench import any_run_since, origin_file
     from compress.data import load_splits
     from compress.files import write_json
     from compress.profile import UserError, load_profile
@@ -224,8 +226,11 @@ def main(args: argparse.Namespace) -> int:
         if unknown := set(args.only) - {server.name for server in servers}:
             raise UserError(f"--only: the benchmark serves no {sorted(unknown)[0]!r}")
         servers = [server for server in servers if server.name in args.only]
+    started = time.time()
     bench(profile, servers, texts)
-    write_json(origin_file(profile, args.peers), provenance(args.seed, args.threads, args.device))
+    origin = origin_file(profile, args.peers)
+    if any_run_since(profile, started) or not origin.exists():  # else it is another commit that they come from
+        write_json(origin, provenance(args.seed, args.threads, args.device))
     print(f"{len(servers)} servers measured", file=sys.stderr)
     return 0
 

@@ -103,6 +103,17 @@ def test_the_benchmark_can_be_traced_to_the_raw_latencies(smoke):
     assert all(float(row["batch_flip_rate"]) == 0 for row in services.values())
 
 
+def test_runs_keep_their_origin_until_one_is_made_anew(copy):
+    bench = (PYTHON, "scripts/07_serve_bench.py", "--profile", "smoke")
+    origin = copy / "build/smoke/serving/about.json"
+    origin.write_text(json.dumps({"commit": "earlier"}))
+    assert run(copy, *bench).returncode == 0
+    assert json.loads(origin.read_text()) == {"commit": "earlier"}
+    next((copy / "build/smoke/serving/finetuned").glob("saturation-*.npz")).unlink()
+    assert run(copy, *bench).returncode == 0
+    assert json.loads(origin.read_text())["commit"] != "earlier"
+
+
 def test_the_stored_logits_are_those_of_the_ordinary_loader(smoke):
     folder, _ = smoke
     import torch

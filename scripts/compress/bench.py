@@ -213,3 +213,8 @@ def serving_folder(profile: Profile) -> Path:
 def origin_file(profile: Profile, beside: bool) -> Path:
     """Where the runs of our own servers come from, or, `beside`, those of the peers and of ours in their turns."""
     return serving_folder(profile) / ("about-peers.json" if beside else "about.json")
+
+
+def any_run_since(profile: Profile, moment: float) -> bool:
+    """Whether a run was written after the moment, in seconds since the epoch."""
+    return any(path.stat().st_mtime >= moment for path in serving_folder(profile).rglob("*.npz"))
