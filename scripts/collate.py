@@ -1,8 +1,8 @@
 """Records to results: checks every record of a profile and computes every metric from raw logits and times.
 
 Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and methods.json,
-environment.json, data.json, of the first seed reliability.csv and flips.csv (results/<profile>/cuda/ for a GPU's
-records), and a model card (README.md) into each model's folder.
+environment.json, data.json, of the first seed reliability.csv and flips.csv, of several seeds seeds.csv
+(results/<profile>/cuda/ for a GPU's records), and a model card (README.md) into each model's folder.
 Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
 Other seeds and other devices than the CPU may be there in part: what is not is counted in the last lines.
 Example: python scripts/collate.py --profile minilm --seeds "0 1 2" --merge ../other-machine/build/minilm
@@ -310,6 +310,20 @@ def energy_counters() -> list[str]:
     return sorted(path.name for path in Path("/sys/class/powercap").glob("intel-rapl:*"))
 
 
+def write_seeds(path, profile, arrays, labels) -> None:
+    """What several seeds say together; no file where there is one seed."""
+    from compress import seeds
+    from compress.files import remove
+
+    logits = {}
+    for (seed, name), of in arrays.items():
+        logits.setdefault(seed, {})[name] = of["logits/test"]
+    if rows := seeds.over_seeds(profile.baseline, logits, labels):
+        write_csv(path, seeds.COLUMNS, rows)
+    else:
+        remove(path)
+
+
 def main(args: argparse.Namespace) -> int:
     import numpy as np
     from compress.data import load_card, load_splits
@@ -339,6 +353,7 @@ def main(args: argparse.Namespace) -> int:
         first, measured = ({name: x for (s, name), x in all_.items() if s == seeds[0]} for all_ in (records, arrays))
         write_csv(results / "reliability.csv", RELIABILITY, reliability_rows(measured, labels))
         write_csv(results / "flips.csv", FLIPS, flip_rows(profile, first, measured, splits["test"], card["labels"]))
+        write_seeds(results / "seeds.csv", profile, arrays, labels["test"])
     write_cards(profile, rows)
     failed = [row["variant"] for row in rows if row["status"] == "failed"]
     for seed in seeds if args.device != "cpu" else seeds[1:]:

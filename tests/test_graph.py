@@ -197,6 +197,11 @@ def test_a_second_seed_may_be_there_in_part_but_not_the_first(copy):
     variants = load_profile("smoke").variants
     assert f"seed 1: 1 of {len(variants)} variants" in done.stdout
     assert run(copy, PYTHON, "scripts/render.py", "--profile", "smoke").returncode == 0
+    with open(copy / "results/smoke/seeds.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    with open(copy / "results/smoke/variants.csv", newline="") as file:
+        f1 = [float(row["f1_test"]) for row in csv.DictReader(file) if row["variant"] == "finetuned"]
+    assert float(row["f1_mean"]) == pytest.approx(sum(f1) / 2, abs=1e-6)
     seeds = (copy / "report/smoke/report.md").read_text().partition("### Training seeds")[2].partition("##")[0]
     assert "| finetuned | 2 |" in seeds
     assert "bert-orig" not in seeds

@@ -1,10 +1,11 @@
 """The statistics against scikit-learn, SciPy, statsmodels and their own definitions."""
 
+import itertools
 import time
 
 import numpy as np
 import pytest
-from compress import metrics
+from compress import metrics, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -49,6 +50,40 @@ def test_bootstrap_of_a_full_table_is_fast():
 def test_mcnemar_equals_statsmodels(one, other):
     table = [[np.sum(one & other), np.sum(one & ~other)], [np.sum(~one & other), np.sum(~one & ~other)]]
     assert metrics.mcnemar_exact(one, other) == pytest.approx(min(mcnemar(table, exact=True).pvalue, 1), abs=1e-12)
+
+
+@given(bits.map(lambda a: a.astype(bool)), bits.map(lambda a: a.astype(bool)))
+def test_pooled_mcnemar_of_one_seed_is_the_exact_test(one, other):
+    assert seeds.mcnemar_clustered(one[None], other[None]) == pytest.approx(metrics.mcnemar_exact(one, other))
+
+
+@given(arrays(bool, (3, 8)), arrays(bool, (3, 8)))
+def test_pooled_mcnemar_counts_every_way_to_swap_model_and_baseline_on_an_item(one, other):
+    differences = one.astype(int).sum(0) - other.astype(int).sum(0)
+    signs = np.array(list(itertools.product([-1, 1], repeat=8)))
+    as_far = np.abs(signs @ differences) >= abs(differences.sum())
+    assert seeds.mcnemar_clustered(one, other) == pytest.approx(as_far.mean())
+
+
+def test_a_variant_over_seeds_is_compared_with_each_seeds_own_baseline():
+    labels = np.array([1] * 40 + [0] * 40)
+
+    def answers(wrong):
+        return np.eye(2)[np.where(np.arange(80) < wrong, 1 - labels, labels)]
+
+    logits = {0: {"base": answers(2), "x": answers(6), "once": answers(1)}, 3: {"base": answers(4), "x": answers(6)}}
+    base, x = seeds.over_seeds("base", logits, labels)
+    f1 = {wrong: f1_score(labels, answers(wrong).argmax(-1)) for wrong in (2, 4, 6)}
+    assert (base["variant"], base["seeds"], base["mcnemar_p_holm"]) == ("base", 2, None)
+    assert base["f1_mean"] == pytest.approx((f1[2] + f1[4]) / 2)
+    assert base["drop_mean"] == base["drop_ci_low"] == base["drop_ci_high"] == 0
+    drops = [100 * (f1[2] - f1[6]), 100 * (f1[4] - f1[6])]
+    assert x["drop_mean"] == pytest.approx(np.mean(drops))
+    assert x["drop_std"] == pytest.approx(np.std(drops, ddof=1))
+    assert x["drop_ci_low"] < x["drop_mean"] < x["drop_ci_high"]
+    assert x["mcnemar_p_holm"] == pytest.approx(
+        2 * 2**-4
+    )  # four sentences differ, two of them in both seeds, all the same way
 
 
 def test_holm_by_hand():

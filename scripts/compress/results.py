@@ -26,7 +26,7 @@ TEXT = {
     "answer",
 }
 
-FURTHER = ("serving", "services", "reliability", "flips")  # tables that not every run has
+FURTHER = ("serving", "services", "reliability", "flips", "seeds")  # tables that not every run has
 
 BESIDE = "-beside-peers"  # our own server in the peers' turns
 
@@ -41,6 +41,7 @@ class Results:
     services: list[dict]  # of services.csv, likewise
     reliability: list[dict]  # of reliability.csv and flips.csv; empty where the raw logits were not at hand
     flips: list[dict]
+    seeds: list[dict]  # of seeds.csv; empty for a single seed
     gpu: "Results | None" = None
 
 

@@ -95,17 +95,14 @@ def cost_table(rows, methods) -> str:
 
 
 def seed_table(rows) -> str:
-    """F1 over training seeds, for the variants that were trained with more than one; empty if there are none."""
-    import numpy as np
-
+    """Mean and spread over training seeds, and the comparison pooled over them, from seeds.csv; empty for no rows."""
+    header = ["Variant", "Seeds", "Mean F1", "sd", "Least", "Largest", "Mean drop", "sd of drop", "p (Holm)"]
     body = []
-    for name, several in by_variant(row for row in rows if row["f1_test"] is not None).items():
-        if len(several) == 1:
-            continue
-        f1, drop = (np.array([row[column] for row in several]) for column in ("f1_test", "f1_drop_points"))
-        numbers = [f"{f1.mean():.4f}", f"{f1.std(ddof=1):.4f}", f"{f1.min():.4f}", f"{f1.max():.4f}"]
-        body.append([name, str(len(several)), *numbers, f"{drop.mean():.2f}"])
-    header = ["Variant", "Seeds", "Mean F1", "Standard deviation", "Least", "Largest", "Mean drop"]
+    for row in rows:
+        f1 = [number(row[column], 4) for column in ("f1_mean", "f1_std", "f1_min", "f1_max")]
+        drop = span(row, "drop_mean", "drop_ci_low", "drop_ci_high", 2)
+        cells = [number(row["drop_std"], 2), number(row["mcnemar_p_holm"], 3)]
+        body.append([row["variant"], number(row["seeds"], 0), *f1, drop, *cells])
     return table(header, body) if body else ""
 
 
