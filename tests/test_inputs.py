@@ -1,15 +1,21 @@
 """Bad input: every error names the file, the key or the field, and nothing half-made is left behind."""
 
+import argparse
+import errno
 import json
+import os
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from compress import archives, data
 from compress.artifact import read_artifact, save_artifact
+from compress.cli import main_guard
 from compress.files import atomic_path, digest, source_hash, write_json
 from compress.predict import batches, load
 from compress.profile import PROFILES, SCRIPTS, Package, UserError, load_profile
+from compress.stage import Stage
 from compress.training import last_checkpoint
 
 
@@ -214,3 +220,31 @@ def test_batches_cover_every_sentence_once_and_pad_to_their_own_longest():
             assert np.array_equal(input_ids, mask)
         assert sorted(seen) == [0, 1, 2, 3, 4]
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "says"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.npz"), 2**40, "disk is full; free some space"),
+        (RuntimeError("unexpected pos 3916608 vs 3916496"), 0, "disk is full; free some space"),
+        (RuntimeError("unexpected pos 3916608 vs 3916496"), 2**40, None),
+    ],
+)
+def test_a_full_disk_is_told_as_such_and_is_no_fault_of_the_variant(error, free, says, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr("sys.argv", ["stage"])
+    written = []
+    stage = SimpleNamespace(name=str, is_done=lambda variant: False, write=lambda *_, **about: written.append(about))
+
+    def make(variant):
+        raise error
+
+    stage.make = make
+    variant = SimpleNamespace(name="x")
+    if says is None:
+        assert Stage.run_one(stage, variant) is False
+        assert written[0]["status"] == "failed"
+        return
+    with pytest.raises(SystemExit, match=says):
+        main_guard(lambda args: Stage.run_one(stage, variant), argparse.ArgumentParser())
+    assert not written

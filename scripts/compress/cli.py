@@ -2,10 +2,11 @@
 
 import argparse
 import os
+import shutil
 import sys
 import warnings
 
-from compress.profile import DEFAULT_PROFILE, PROFILES, UserError
+from compress.profile import DEFAULT_PROFILE, PROFILES, ROOT, UserError
 
 
 def profile_parser(doc: str) -> argparse.ArgumentParser:
@@ -41,3 +42,13 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: finished variants are kept; run the same command again to go on")
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        sys.exit(f"error: {ROOT}: the disk is full; free some space and run the same command again to go on ({error})")
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether that is what the error comes from: not every library that writes files says so."""
+    build = ROOT / "build"
+    return "No space left" in str(error) or shutil.disk_usage(build if build.exists() else ROOT).free < 2**20

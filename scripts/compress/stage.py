@@ -14,6 +14,7 @@ from compress import forked, processes
 from compress import measure as measuring
 from compress.artifact import read_artifact, save_artifact
 from compress.champions import first_choice, measured_records
+from compress.cli import disk_is_full
 from compress.data import load_card, load_splits
 from compress.files import digest, locked, remove, sha256_file, source_hash
 from compress.metrics import quality
@@ -116,6 +117,8 @@ class Stage:
             self.write(variant, started, status="skipped", reason=str(skip))
             print(f"{run}: skipped: {skip}", flush=True)
         except Exception as error:
+            if disk_is_full(error):
+                raise  # no fault of the variant, and the next would fail, too
             if not isinstance(error, UserError):
                 traceback.print_exc()
             self.write(variant, started, status="failed", reason=f"{type(error).__name__}: {error}")
