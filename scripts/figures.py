@@ -499,6 +499,24 @@ def flip_cloud(rows, silent):
     return figure
 
 
+def seed_spread(names, rows, over):
+    """F1 points lost to the seed's own baseline: each seed, their mean, and the mean's interval over test sentences."""
+    figure, axes = new_axes(6.4, 0.9 + 0.24 * len(names))
+    axes.axvline(0, color="0.8", lw=0.8, zorder=0)
+    drops = by_variant(row for row in rows if row["f1_drop_points"] is not None)
+    for place, name in enumerate(names[::-1]):
+        of_seed = [row["f1_drop_points"] for row in drops[name]]
+        mean = over[name]["drop_mean"]
+        ends = [[mean - over[name]["drop_ci_low"]], [over[name]["drop_ci_high"] - mean]]
+        colour, _ = CHAPTERS[drops[name][0]["chapter"]]
+        axes.plot(of_seed, [place] * len(of_seed), "o", color=colour, mfc="none", ms=5)
+        axes.errorbar(mean, place, xerr=ends, fmt="|", color=colour, ms=11, mew=2, elinewidth=1, capsize=2)
+    axes.set_yticks(range(len(names)), names[::-1], fontsize=8)
+    axes.set_xlabel("F1 points lost; rings are seeds, bars their mean and its interval")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
 def load_curves(rows):
     """p99 and goodput over the offered load, a line per server."""
     import matplotlib.pyplot as plt
@@ -594,6 +612,10 @@ def draw(profile, results) -> dict:
         if shaped[name] and shaped[profile.baseline]:
             figures[f"shapes_{name}"] = shapes(name, shaped[profile.baseline], shaped[name])
     figures |= draw_questions(results, rows, base)
+    over = {row["variant"]: row for row in results.seeds if row["variant"] != profile.baseline}
+    shown = [*pareto(rows, "size_mb"), *(row for row, _ in by_method.get("champion", ()))]
+    if names := [name for name in dict.fromkeys(row["variant"] for row in shown) if name in over]:
+        figures["seeds"] = seed_spread(names, results.rows, over)
     own, beside = ([row for row in results.serving if is_beside(row["variant"]) == side] for side in (False, True))
     if own:
         figures["serving"] = load_curves([row for row in own if row["variant"] in profile_servers(profile)])

@@ -10,6 +10,7 @@ import argparse
 import csv
 import os
 import re
+import statistics
 from pathlib import Path
 
 from compress.cli import main_guard, profile_parser
@@ -235,6 +236,7 @@ def context(profile, results) -> dict:
         "description": environment["description"],
         "rows": first,
         "seeds": seed_table(results.seeds),
+        "seed_sd": seed_deviation(results.seeds, environment["baseline"]),
         "over_seeds": {row["variant"]: row for row in results.seeds},
         "listed": lambda rows: ", ".join(f"`{row['variant']}`" for row in rows),
         "ok": ok,
@@ -294,6 +296,12 @@ def context(profile, results) -> dict:
         "lessons": lambda name: lessons(by_chapter[name], ok, by_name[environment["baseline"]]),
         "advice": lambda: advice(candidates(rows), by_name[environment["baseline"]], profile),
     }
+
+
+def seed_deviation(rows, baseline: str) -> float | None:
+    """The median over variants of the standard deviation of the points lost, over seeds; None without several seeds."""
+    deviations = [row["drop_std"] for row in rows if row["variant"] != baseline]
+    return statistics.median(deviations) if deviations else None
 
 
 def sources():
