@@ -83,7 +83,8 @@ def notebooks(profile, results) -> dict:
     """Every chapter's notebook by its name, not yet executed."""
     import render
 
-    about = render.context(profile, results) | {"notebook": True, "figure": redraw}
+    about = render.context(profile, results)
+    about |= {"notebook": True, "figure": lambda name, caption=None: redraw(name, caption or about["told"][name])}
     template = render.sources().get_template("notebook.md.j2")
     texts = {name.lower(): render.cite(template.render(about, page=name)) for name in about["chapters"]}
     return {name: made(name, text) for name, text in texts.items()}

@@ -138,6 +138,15 @@ def test_an_unknown_citation_is_an_error_and_only_what_is_cited_is_listed():
         render.cite("[@holm1979; @nobody1999]")
 
 
+def test_every_figure_says_in_numbers_what_it_shows():
+    text = (ROOT / "report" / "report.md").read_text("utf-8")
+    captions = re.findall(r"^!\[(.*)\]\(.*\.png\)\n\n\*\1\*$", text, re.M)
+    assert len(captions) == text.count("![")
+    for caption in captions:
+        first = re.split(r"\. (?=[A-Z])", re.sub(r"`[^`]*`", "", caption))[0]
+        assert re.search(r"\d", first), caption
+
+
 def test_the_html_shows_its_formulas_without_a_script():
     found = [
         len(re.findall(pattern, (ROOT / "report" / name).read_text("utf-8")))

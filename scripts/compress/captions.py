@@ -1,0 +1,266 @@
+"""Sentences with generated numbers: the abstract's, and the captions of figures, which begin with what is seen."""
+
+from itertools import pairwise
+from statistics import mean, median
+
+from compress.results import by_variant, is_beside
+from compress.tables import number, span, sustained
+
+POINTS = 1.0  # F1 points that a variant may lose and still count as near the baseline
+
+
+class Captions(dict[str, str]):
+    """Captions by the figure's name; where the rows that one compares are not there, the name itself."""
+
+    def __missing__(self, name: str) -> str:
+        return name.replace("_", " ").capitalize() + "."
+
+
+def captions(profile, results, rows) -> Captions:
+    """The captions of a profile's figures from the rows of the first seed.
+
+    The figures of compress.questions have theirs in report/questions.md.j2, beside the question.
+    """
+    rows = [row for row in rows if row["f1_test"] is not None]
+    if not rows:
+        return Captions()
+    by_name = {row["variant"]: row for row in rows}
+    found = {
+        "f1_vs_size": near(rows, "size_ratio", "smallest", "size_mb", "MB", "smaller")
+        + " The line joins the variants that none beats; champions are ringed.",
+        "f1_vs_latency": near(rows, "latency_speedup", "fastest", "latency_ms_p50", "ms", "faster")
+        + " What is only smaller stays at the right.",
+        "sparsity": sparsity(rows, results.methods),
+        "codebook": codebook(rows, results.methods),
+        "students": students(by_name),
+        "kd_ablation": controls(by_name),
+        "grid": grid(by_name, profile.baseline),
+        "seeds": seeds(results.seeds, profile.baseline),
+    }
+    for name, method in results.methods.items():
+        if "sensitivity" in method["details"]:
+            found[f"sensitivity_{name}"] = sensitivity(method["details"]["sensitivity"])
+        if method["options"]["method"] == "champion" and name in by_name:
+            found[f"ablation_{name}"] = ablation(name, results.methods, by_name)
+            found[f"shapes_{name}"] = shapes(name, results.methods, profile.baseline)
+    if results.serving:
+        found |= serving(profile, results.serving)
+    return Captions({name: text for name, text in found.items() if text})
+
+
+def findings(results, rows, told: dict[str, str]) -> str:
+    """What the abstract says of the compressed models; empty where no champion was chosen."""
+    rows = [row for row in rows if row["f1_test"] is not None]
+    over = {row["variant"]: row for row in results.seeds}
+    champions = []
+    for row in (row for row in rows if row["method"] == "champion"):
+        ratios = [number(row[column], 1) for column in ("size_ratio", "latency_speedup")]
+        loses = span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 1)
+        text = (
+            f"`{row['variant']}` is {ratios[0]} times smaller and {ratios[1]} times faster and loses {loses} F1 points"
+        )
+        if several := over.get(row["variant"]):
+            text += f" ({number(several['drop_mean'], 1)} as the mean of {number(several['seeds'], 0)} seeds)"
+        champions.append(text)
+    if not champions:
+        return ""
+    others = [row for row in rows if row["method"] != "champion"]  # a champion is another row again
+    tested = [row for row in others if row["trained"] == "True" and row["mcnemar_p_holm"] is not None]
+    sure = [row for row in tested if row["mcnemar_p_holm"] < 0.05]
+    smaller = [row for row in tested if row["latency_speedup"] is None]
+    sentences = [
+        f"Chosen on validation data: {'; '.join(champions)}. Brackets are 95 % intervals.",
+        f"Of {len(tested)} trained variants {len(sure)} differ significantly from the fine-tuned model (exact McNemar "
+        "test, Holm's correction);",
+        f"{len(smaller)} are only smaller: at run time they are the same dense network as another row.",
+        *([f"As an HTTP service {told['serving']}"] if "serving" in told else []),
+    ]
+    return "\n".join(sentences)
+
+
+def lost(row) -> str:
+    return number(row["f1_drop_points"], 1)
+
+
+def near(rows, ratio: str, which: str, column: str, unit: str, comparative: str) -> str:
+    """The largest ratio to the baseline among the trained rows that lose at most POINTS."""
+    group = [r for r in rows if r["trained"] == "True" and r[ratio] is not None and r["f1_drop_points"] <= POINTS]
+    row = max(group, key=lambda row: row[ratio])
+    return (
+        f"Of the variants that lose at most {POINTS:g} F1 point `{row['variant']}` is the {which}: "
+        f"{number(row[column], 2)} {unit}, {number(row[ratio], 1)} times {comparative}."
+    )
+
+
+def sparsity(rows, methods) -> str:
+    """The most zeros, with training and without."""
+    of = [(methods[row["variant"]]["options"], row) for row in rows if row["method"] == "prune"]
+    of = [(options, row) for options, row in of if options["pattern"] == "unstructured"]
+    most = max((options["sparsity"] for options, _ in of), default=None)
+    trained, plain = (
+        [row for options, row in of if options["sparsity"] == most and (options["training"] is not None) == wanted]
+        for wanted in (True, False)
+    )
+    if not trained or not plain:
+        return ""
+    best = min(trained, key=lambda row: row["f1_drop_points"])
+    return (
+        f"With {100 * most:.0f} % zeros `{best['variant']}` loses {lost(best)} F1 points after training, "
+        f"`{plain[0]['variant']}` without any {lost(plain[0])}."
+    )
+
+
+def codebook(rows, methods) -> str:
+    """The fewest values that were tried with trained centroids and without."""
+    pairs: dict[int, dict[bool, dict]] = {}
+    for row in rows:
+        options = methods[row["variant"]]["options"]
+        if row["method"] == "cluster" and not options["rate"]:
+            pairs.setdefault(options["k"], {})[options["training"] is not None] = row
+    both = {k: pair for k, pair in pairs.items() if len(pair) == 2}
+    if not both:
+        return ""
+    k = min(both)
+    return (
+        f"With {k} distinct values per matrix k-means alone loses {lost(both[k][False])} F1 points, trained centroids "
+        f"lose {lost(both[k][True])}. The sizes are those of k-means alone."
+    )
+
+
+def with_controls(by_name) -> list[tuple[dict, dict, dict]]:
+    """(student, its control on labels alone, its control from a random start) for each student that has both."""
+    names = [name for name in by_name if {f"{name}-labels", f"{name}-scratch"} <= set(by_name)]
+    return [(by_name[name], by_name[f"{name}-labels"], by_name[f"{name}-scratch"]) for name in names]
+
+
+def students(by_name) -> str:
+    if not (several := with_controls(by_name)):
+        return ""
+    student, labels, scratch = several[0]
+    return (
+        f"`{student['variant']}` loses {lost(student)} F1 points after {number(student['train_seconds'] / 60, 1)} "
+        f"minutes of training, on labels alone {lost(labels)} after {number(labels['train_seconds'] / 60, 1)}, from a "
+        f"random start {lost(scratch)} after {number(scratch['train_seconds'] / 60, 1)}."
+    )
+
+
+def controls(by_name) -> str:
+    if not (several := with_controls(by_name)):
+        return ""
+    means = [number(mean(row["f1_drop_points"] for row in kind), 1) for kind in zip(*several, strict=True)]
+    return (
+        f"{len(several)} students lose {means[0]} F1 points as their mean, on labels alone {means[1]}, from a random "
+        f"start {means[2]}. With them the losses and transfer sets, one changed at a time; bars are intervals."
+    )
+
+
+def grid(by_name, baseline: str) -> str:
+    from figures import grid_cells
+
+    cells = [(model, row) for (model, _), row in grid_cells(by_name, baseline).items() if row["latency_speedup"]]
+    if not cells:
+        return ""
+    fastest = max((row for _, row in cells), key=lambda row: row["latency_speedup"])
+    own = max((row for model, row in cells if model == baseline), key=lambda row: row["latency_speedup"])
+    return (
+        f"The fastest cell is `{fastest['variant']}`, {number(fastest['latency_speedup'], 1)} times faster with "
+        f"{lost(fastest)} F1 points lost; the baseline's own network reaches {number(own['latency_speedup'], 1)} times "
+        f"in `{own['variant']}`."
+    )
+
+
+def sensitivity(table) -> str:
+    drops: dict[int, dict[str, float]] = {}
+    for row in table[1:]:
+        drops.setdefault(row["bits"], {})[row["group"]] = 100 * (table[0]["f1"] - row["f1"])
+    few, many = min(drops), max(drops)
+    worst = max(drops[few], key=drops[few].get)
+    return (
+        f"At {few} bits `{worst}` alone loses most, {number(drops[few][worst], 1)} points of validation F1; at {many} "
+        f"bits no group loses more than {number(max(drops[many].values()), 1)}."
+    )
+
+
+def ablation(name: str, methods, by_name) -> str:
+    """The steps from the baseline to a champion that bring most."""
+    from figures import lineage
+
+    steps = lineage(name, methods, by_name)
+    found = []
+    for column, what in (("latency_ms_p50", "faster"), ("size_mb", "smaller")):
+        measured = [row for row in steps if row[column] is not None]
+        ratios = {b["variant"]: a[column] / b[column] for a, b in pairwise(measured)}
+        if ratios:
+            most = max(ratios, key=ratios.get)
+            found.append(f"`{most}` ({number(ratios[most], 1)} times {what})")
+    return f"The steps that add most to `{name}`: {', '.join(found)}." if found else ""
+
+
+def shapes(name: str, methods, baseline: str) -> str:
+    """Where the lead over the baseline is least and largest."""
+    import numpy as np
+
+    slow, fast = (methods[which]["measured"].get("shapes") for which in (baseline, name))
+    if not slow or not fast:
+        return ""
+    ratio = np.array(slow["milliseconds"]) / np.array(fast["milliseconds"])
+
+    def place(flat: int) -> str:
+        t, b, n = np.unravel_index(flat, ratio.shape)
+        threads = fast["threads"][t]
+        return (
+            f"{ratio[t, b, n]:.1f} times (batch {fast['batches'][b]}, {fast['lengths'][n]} pieces, {threads} "
+            f"thread{'s' if threads > 1 else ''})"
+        )
+
+    return f"`{name}` is faster by {place(ratio.argmin())} to {place(ratio.argmax())}."
+
+
+def seeds(over, baseline: str) -> str:
+    deviations = [row["drop_std"] for row in over if row["variant"] != baseline]
+    if not deviations:
+        return ""
+    return (
+        f"From seed to seed the points lost have a standard deviation of {number(median(deviations), 2)}, the median "
+        f"of {len(deviations)} variants. Rings are seeds, bars their mean and its interval over test sentences; shown "
+        "are the variants that no smaller one beats, and the champions."
+    )
+
+
+def serving(profile, rows) -> dict[str, str]:
+    ablated = profile.serving.ablated
+    saturated = {row["variant"]: row["achieved_rps"] for row in rows if row["layout"] == "saturation"}
+    kept_up = {name: sustained(of, profile.serving.load.p99_ms) for name, of in by_variant(rows).items()}
+    found = {}
+    own = [name for name in profile.serving.variants if kept_up.get(name)]
+    if len(own) > 1 and profile.baseline in own:
+        best = max(own, key=kept_up.get)
+        found["serving"] = (
+            f"`{best}` sustains {number(kept_up[best], 0)} requests per second, "
+            f"{number(kept_up[best] / kept_up[profile.baseline], 1)} times what the fp32 PyTorch model does under the "
+            "same p99."
+        )
+    changed = {name: rate for name, rate in saturated.items() if name.startswith(f"{ablated}-") and not is_beside(name)}
+    if ablated in saturated and changed:
+        worst = min(changed, key=changed.get)
+        found["serving_ablation"] = (
+            f"`{worst.removeprefix(ablated + '-')}` costs most: saturation falls from {number(saturated[ablated], 0)} "
+            f"to {number(changed[worst], 0)} requests per second."
+        )
+    peers = {n: rate for n, rate in saturated.items() if n.startswith("peer-") and not n.endswith("five-services")}
+    ours = next((name for name in saturated if is_beside(name) and not name.startswith("peer-")), None)
+    if ours and peers:
+        best = max(peers, key=peers.get)
+        found["serving_peers_saturation"] = (
+            f"Ours answers {number(saturated[ours], 0)} requests per second at most, the best peer, `{best}`, "
+            f"{number(peers[best], 0)}: {number(saturated[ours] / peers[best], 2)} times."
+        )
+        over = {r["variant"]: r["goodput_rps"] for r in rows if r["share"] == 3 and r["goodput_rps"] is not None}
+        late = {name: over[name] for name in peers if name in over}
+        if ours in over and late:
+            best = max(late, key=late.get)
+            found["serving_peers"] = (
+                f"Offered three times what saturates it, ours answers {number(over[ours], 0)} requests per second in "
+                f"time, the best peer, `{best}`, {number(late[best], 0)}."
+            )
+    return found
