@@ -119,7 +119,10 @@ def test_what_differs_is_named_and_nothing_is_copied(here, there, change, says):
     assert [path.name for path in (here / "predictions").iterdir()] == ["finetuned.npz"]
 
 
-@pytest.mark.parametrize(("changed", "merges"), [("README.md", True), ("scripts/compress/prune.py", False)])
+@pytest.mark.parametrize(
+    ("changed", "merges"),
+    [("README.md", True), ("scripts/compress/tables.py", True), ("scripts/compress/prune.py", False)],
+)
 def test_another_commit_merges_if_the_makers_are_the_same(here, there, changed, merges):
     root = here.parents[1]
     first = git(root, "rev-parse", "HEAD")

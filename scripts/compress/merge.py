@@ -1,16 +1,18 @@
 """Records that another machine made: taken into this build folder if they are of the same data, code and libraries."""
 
+import ast
 import shutil
 from pathlib import Path
 
 from compress.data import load_card
-from compress.files import atomic_path
-from compress.profile import Profile, UserError, run_name
+from compress.files import _local_imports, atomic_path
+from compress.profile import SCRIPTS, Profile, UserError, run_name
 from compress.provenance import LIBRARIES, code, git, installed
 from compress.record import Record, check_arrays, read_record
 
 # What times depend on; memory is left out, since one kind of machine reports it a little differently each time.
 MACHINE = ("system", "architecture", "cpu", "cpu_family_model", "cpu_flags", "cores", "gpu")
+HARNESS = ("stage", "cli", "profile", "processes")  # how a run is kept in order, which no number depends on
 
 
 def merge(profile: Profile, folder: Path, seeds: list[int], device: str) -> list[str]:
@@ -77,8 +79,20 @@ def same_code(profile: Profile, there: str | None, here: str | None) -> bool:
     """True for one commit, and for two between which nothing that makes or measures a model has changed."""
     if there is None or there == here:
         return there is not None
-    makers = ["scripts/0*.py", "scripts/compress", f"scripts/profiles/{profile.name}.toml", "requirements.txt"]
+    makers = [*sources(), f"scripts/profiles/{profile.name}.toml", "requirements.txt"]
     return here is not None and git("diff", "--quiet", there, here, "--", *makers) is not None
+
+
+def sources() -> list[str]:
+    """The makers of models, the protocol, and all that they import, but for the harness around them."""
+    found: set[Path] = set()
+    todo = [*SCRIPTS.glob("0[1-6]*.py"), SCRIPTS / "compress/measure.py"]
+    while todo:
+        path = todo.pop()
+        if path not in found and path.stem not in HARNESS:
+            found.add(path)
+            todo += [file for node in ast.walk(ast.parse(path.read_text("utf-8"))) for file in _local_imports(node)]
+    return sorted(f"scripts/{path.relative_to(SCRIPTS)}" for path in found)
 
 
 def lineage(profile: Profile, theirs: dict[str, Record], record: Record) -> list[str]:
