@@ -67,12 +67,10 @@ def findings(results, rows, told: dict[str, str]) -> str:
     others = [row for row in rows if row["method"] != "champion"]  # a champion is another row again
     tested = [row for row in others if row["trained"] == "True" and row["mcnemar_p_holm"] is not None]
     sure = [row for row in tested if row["mcnemar_p_holm"] < 0.05]
-    smaller = [row for row in tested if row["latency_speedup"] is None]
     sentences = [
         f"Chosen on validation data: {'; '.join(champions)}. Brackets are 95 % intervals.",
         f"Of {len(tested)} trained variants {len(sure)} differ significantly from the fine-tuned model (exact McNemar "
-        "test, Holm's correction);",
-        f"{len(smaller)} are only smaller: at run time they are the same dense network as another row.",
+        "test, Holm's correction).",
         *([f"As an HTTP service {told['serving']}"] if "serving" in told else []),
     ]
     return "\n".join(sentences)
