@@ -226,6 +226,6 @@ $(BUILD)/.notebooks: scripts/notebooks.py $(BUILD)/.report | $(ENV)
 	$(PY) scripts/notebooks.py
 	@touch $@
 
-$(BUILD)/.report: scripts/render.py scripts/compress/tables.py scripts/recommend.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
+$(BUILD)/.report: scripts/render.py $(addprefix scripts/compress/,captions.py tables.py questions.py results.py) scripts/recommend.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
