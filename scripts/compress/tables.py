@@ -15,11 +15,15 @@ def span(row, value: str, low: str, high: str, digits: int) -> str:
     return f"{row[value]:z.{digits}f} [{row[low]:z.{digits}f}, {row[high]:z.{digits}f}]"
 
 
+def p_value(row) -> str:
+    return "" if row["mcnemar_p_holm"] is None else f"{row['mcnemar_p_holm']:.2g}"
+
+
 def table(header: list[str], body: list[list[str]]) -> str:
     """A Markdown table; columns after the first are aligned to the right, their dashes give pandoc their widths."""
     widths = [
-        max(3, *map(len, column)) + 3 for column in zip(header, *body, strict=True)
-    ]  # 3: the letters' widths differ
+        max(3, *map(len, column)) + 4 for column in zip(header, *body, strict=True)
+    ]  # 4: the letters' widths differ
     dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, dashes, *body])
 
@@ -52,7 +56,7 @@ def quality_table(rows) -> str:
             row["variant"],
             span(row, "f1_test", "f1_ci_low", "f1_ci_high", 3),
             span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 1),
-            "" if row["mcnemar_p_holm"] is None else f"{row['mcnemar_p_holm']:.2g}",
+            p_value(row),
             number(row["accuracy_test"], 3),
             number(row["ece_test"], 3),
             number(row["flip_rate"], 3),
@@ -101,7 +105,7 @@ def seed_table(rows) -> str:
     for row in rows:
         f1 = [number(row[column], 4) for column in ("f1_mean", "f1_std", "f1_min", "f1_max")]
         drop = span(row, "drop_mean", "drop_ci_low", "drop_ci_high", 2)
-        cells = [number(row["drop_std"], 2), number(row["mcnemar_p_holm"], 3)]
+        cells = [number(row["drop_std"], 2), p_value(row)]
         body.append([row["variant"], number(row["seeds"], 0), *f1, drop, *cells])
     return table(header, body) if body else ""
 
