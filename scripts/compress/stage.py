@@ -362,7 +362,9 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
         stage = Stage(script, makers, load_profile(args.profile), args)
     if not processes.is_main():
         stage.help()
+        processes.leave()
         return 0
     failed = stage.run(args.only)
     processes.from_main(None)
+    processes.leave()
     return failed
