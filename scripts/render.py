@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from compress.captions import POINTS, captions, findings
+from compress.captions import POINTS, captions, findings, near
 from compress.cli import main_guard, profile_parser
 from compress.profile import DEFAULT_PROFILE, ROOT
 from compress.results import by_variant
@@ -100,16 +100,16 @@ def lessons(rows, everything, base) -> dict:
 
     trained = [row for row in rows if row["trained"] == "True" and row["f1_test"] is not None]
     timed = [row for row in trained if row["latency_speedup"] is not None]
-    near = [row for row in trained if row["f1_drop_points"] <= POINTS]
+    nearest = near(trained)
     all_timed = [row for row in everything if row["latency_ms_p50"] is not None]
     return {
         "points": POINTS,
         "trained": trained,
         "timed": timed,
-        "near": near,
-        "smallest": min(near, key=lambda row: row["size_mb"], default=None),
+        "near": nearest,
+        "smallest": min(nearest, key=lambda row: row["size_mb"], default=None),
         "fastest": max(
-            (row for row in near if row in timed and row["latency_speedup"] > 1),
+            (row for row in nearest if row in timed and row["latency_speedup"] > 1),
             key=lambda row: row["latency_speedup"],
             default=None,
         ),

@@ -26,9 +26,9 @@ def captions(profile, results, rows) -> Captions:
         return Captions()
     by_name = {row["variant"]: row for row in rows}
     found = {
-        "f1_vs_size": near(rows, "size_ratio", "smallest", "size_mb", "MB", "smaller")
+        "f1_vs_size": best_near(rows, "size_ratio", "smallest", "size_mb", "MB", "smaller")
         + " The line joins the variants that none beats; champions are ringed.",
-        "f1_vs_latency": near(rows, "latency_speedup", "fastest", "latency_ms_p50", "ms", "faster")
+        "f1_vs_latency": best_near(rows, "latency_speedup", "fastest", "latency_ms_p50", "ms", "faster")
         + " What is only smaller stays at the right.",
         "sparsity": sparsity(rows, results.methods),
         "codebook": codebook(rows, results.methods),
@@ -80,10 +80,14 @@ def lost(row) -> str:
     return number(row["f1_drop_points"], 1)
 
 
-def near(rows, ratio: str, which: str, column: str, unit: str, comparative: str) -> str:
-    """The largest ratio to the baseline among the trained rows that lose at most POINTS."""
-    group = [r for r in rows if r["trained"] == "True" and r[ratio] is not None and r["f1_drop_points"] <= POINTS]
-    row = max(group, key=lambda row: row[ratio])
+def near(rows) -> list[dict]:
+    """The trained rows that lose at most POINTS."""
+    return [row for row in rows if row["trained"] == "True" and row["f1_drop_points"] <= POINTS]
+
+
+def best_near(rows, ratio: str, which: str, column: str, unit: str, comparative: str) -> str:
+    """The largest ratio to the baseline among the rows near it."""
+    row = max((row for row in near(rows) if row[ratio] is not None), key=lambda row: row[ratio])
     return (
         f"Of the variants that lose at most {POINTS:g} F1 point `{row['variant']}` is the {which}: "
         f"{number(row[column], 2)} {unit}, {number(row[ratio], 1)} times {comparative}."

@@ -38,22 +38,21 @@ def over_seeds(baseline: str, logits: dict[int, dict[str, np.ndarray]], labels: 
     answers = {seed: {name: array.argmax(-1) for name, array in of.items()} for seed, of in logits.items()}
     answers = {seed: of for seed, of in answers.items() if baseline in of}
     names = dict.fromkeys(name for of in answers.values() for name in of)
-    weights = metrics.bootstrap_weights(len(labels))
-    exactly = np.ones((1, len(labels)), np.float32)
-    f1, drawn = {}, {}
+    # The first draw is the test set itself.
+    weights = np.vstack([np.ones((1, len(labels)), np.float32), metrics.bootstrap_weights(len(labels))])
+    f1 = {}
     for seed, of in answers.items():
         classes = logits[seed][baseline].shape[-1]
         stacked = np.array(list(of.values()))
-        f1[seed] = dict(zip(of, metrics.bootstrap_f1(stacked, labels, exactly, classes)[0], strict=True))
-        drawn[seed] = dict(zip(of, metrics.bootstrap_f1(stacked, labels, weights, classes).T, strict=True))
+        f1[seed] = dict(zip(of, metrics.bootstrap_f1(stacked, labels, weights, classes).T, strict=True))
     rows = []
     for name in names:
         seeds = [seed for seed, of in answers.items() if name in of]
         if len(seeds) < 2:
             continue
-        own = np.array([f1[seed][name] for seed in seeds])
-        drops = 100 * np.array([f1[seed][baseline] - f1[seed][name] for seed in seeds])
-        low, high = metrics.interval(100 * np.mean([drawn[s][baseline] - drawn[s][name] for s in seeds], axis=0))
+        own = np.array([f1[seed][name][0] for seed in seeds])
+        lost = 100 * np.array([f1[seed][baseline] - f1[seed][name] for seed in seeds])
+        drops, (low, high) = lost[:, 0], metrics.interval(lost[:, 1:].mean(0))
         right = [np.array([answers[seed][which] == labels for seed in seeds]) for which in (name, baseline)]
         rows.append(
             {

@@ -360,11 +360,11 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
     torch.set_num_threads(args.threads)
     with processes.main_first():  # what is wrong with the profile is told once
         stage = Stage(script, makers, load_profile(args.profile), args)
-    if not processes.is_main():
+    failed = 0
+    if processes.is_main():
+        failed = stage.run(args.only)
+        processes.from_main(None)
+    else:
         stage.help()
-        processes.leave()
-        return 0
-    failed = stage.run(args.only)
-    processes.from_main(None)
     processes.leave()
     return failed
