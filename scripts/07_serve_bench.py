@@ -14,6 +14,7 @@ from compress.cli import main_guard, stage_parser
 
 WARMUP_SECONDS = 1.0
 CLIENTS = (1, 10, 50)  # the course's loads on the five-model service
+CALM = 0.7  # of a peer's saturation: where its latency and ours are compared
 
 
 def service(variant, context):
@@ -94,7 +95,7 @@ def own_servers(profile, args) -> list:
     return servers
 
 
-def peer_servers(profile, args, texts) -> list:
+def peer_servers(profile, args, texts, origin) -> list:
     """Our server and every peer, each peer with the setting of its sweep that answered most, all on the same file.
 
     The five-model service has one peer, the course's design.
@@ -102,7 +103,7 @@ def peer_servers(profile, args, texts) -> list:
     from compress import load
     from compress.artifact import read_artifact
     from compress.bench import HOST, PATH, one_run, peer_server, running, serving_folder
-    from compress.files import digest, sha256_file
+    from compress.files import sha256_file
     from compress.profile import SCRIPTS
     from compress.results import BESIDE
     from peers import PEERS
@@ -113,21 +114,21 @@ def peer_servers(profile, args, texts) -> list:
     models = [profile.model(ablated)]
 
     def server(name, peer, models, setting):
-        script = sha256_file(SCRIPTS / "peers" / f"{PEERS[peer].name}_server.py")
+        its = PEERS[peer].name
+        files = [f"{its}_server.py", "common.py", f"requirements-{its}.txt"]
+        code = [sha256_file(SCRIPTS / "peers" / file) for file in files]
         keys = [read_artifact(model, verify=False).key for model in models]
-        return peer_server(name, peer, models, [keys, script], setting)
+        return peer_server(name, peer, models, [keys, code], setting)
 
     def answered(server, setting) -> float:
         layout = "sweep-" + "x".join(map(str, setting))
 
         def go():
-            load.closed_loop(HOST, server.port, requests, budget.connections, WARMUP_SECONDS)
-            seconds = budget.saturation_seconds / 2
-            return 0.0, load.closed_loop(HOST, server.port, requests, budget.connections, seconds)
+            return 0.0, load.closed_loop(HOST, server.port, requests, budget.connections, budget.saturation_seconds)
 
         with running([server], folder):
-            key, deadline = digest(budget.model_dump(mode="json")), budget.deadline_ms / 1000
-            run = one_run(server, folder, layout, 0, 0, key, deadline, go)
+            load.closed_loop(HOST, server.port, requests, budget.connections, WARMUP_SECONDS)
+            run = one_run(server, [server], folder, layout, 0, 0, budget, origin, go)
         return run.outcome.answered_rps
 
     best = {}
@@ -145,19 +146,19 @@ def peer_servers(profile, args, texts) -> list:
     return servers
 
 
-def bench(profile, servers, texts) -> None:
-    """Every run that is not there yet: servers take turns, so that a drifting machine moves all of them."""
+def bench(profile, servers, texts, origin) -> None:
+    """Every run that is not there yet: servers take turns, so that a drifting machine moves all of them.
+
+    Our server beside its peers is also asked as often as 0.7 of each peer's saturation: there their latencies compare.
+    """
     import numpy as np
     from compress import load
-    from compress.bench import HOST, PATH, one_run, running, serving_folder
-    from compress.files import digest, source_hash
-    from compress.profile import SCRIPTS
+    from compress.bench import HOST, PATH, one_run, remove_others, running, serving_folder
+    from compress.results import BESIDE
     from tqdm import tqdm
 
     budget = profile.serving.load
     folder = serving_folder(profile)
-    key = digest([budget.model_dump(mode="json"), source_hash(SCRIPTS / "compress/load.py")])
-    deadline = budget.deadline_ms / 1000
     requests = load.payloads(texts, HOST, PATH)
 
     def closed(server, clients, seconds):
@@ -173,37 +174,37 @@ def bench(profile, servers, texts) -> None:
         return lambda: (rate, load.open_loop(HOST, server.port, turned, moments))
 
     with running(servers, folder):
+        for server in servers:
+            load.closed_loop(HOST, server.port, requests, budget.connections, WARMUP_SECONDS)
         layouts = {"saturation": budget.connections} | {f"clients-{n}": n for n in CLIENTS}
         steps = [
             (repeat, layout, server)
-            for repeat in range(budget.repeats)
+            for repeat in range(budget.saturation_repeats)
             for layout in layouts
             for server in servers
             if layout == "saturation" or server.many_models
         ]
         found = {}
         for repeat, layout, server in tqdm(steps, desc="closed loop", disable=None):
-            if repeat == 0 and layout == "saturation":
-                load.closed_loop(HOST, server.port, requests, budget.connections, WARMUP_SECONDS)
             go = closed(server, layouts[layout], budget.saturation_seconds)
-            run = one_run(server, folder, layout, 0, repeat, key, deadline, go)
+            run = one_run(server, servers, folder, layout, 0, repeat, budget, origin, go)
             if layout == "saturation":
                 found.setdefault(server.name, []).append(run.outcome.answered_rps)
         saturated = {name: float(np.median(rates)) for name, rates in found.items()}
-        steps = [
-            (repeat, share, server) for repeat in range(budget.repeats) for share in budget.rates for server in servers
-        ]
+        loads = [(share, server) for share in budget.rates for server in servers]
+        for ours in (server for server in servers if server.name.endswith(BESIDE)):
+            peers = [server for server in servers if not server.ours and not server.many_models]
+            loads += [(CALM * saturated[peer.name] / saturated[ours.name], ours) for peer in peers]
+        steps = [(repeat, *one) for repeat in range(budget.repeats) for one in loads]
         for repeat, share, server in tqdm(steps, desc="open loop", disable=None):
-            rate = share * saturated[server.name]
-            one_run(server, folder, "open-loop", share, repeat, key, deadline, opened(server, rate, repeat))
+            go = opened(server, share * saturated[server.name], repeat)
+            one_run(server, servers, folder, "open-loop", share, repeat, budget, origin, go)
+    for server in servers:
+        remove_others(folder, server, budget)
 
 
 def main(args: argparse.Namespace) -> int:
-    import time
-
-    from compress.bench import any_run_since, origin_file
     from compress.data import load_splits
-    from compress.files import write_json
     from compress.profile import UserError, load_profile
     from compress.provenance import provenance
 
@@ -221,16 +222,13 @@ def main(args: argparse.Namespace) -> int:
         return failed
     splits = load_splits(profile)
     texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
-    servers = peer_servers(profile, args, texts) if args.peers else own_servers(profile, args)
+    origin = provenance(args.seed, args.threads, args.device)
+    servers = peer_servers(profile, args, texts, origin) if args.peers else own_servers(profile, args)
     if args.only:
         if unknown := set(args.only) - {server.name for server in servers}:
             raise UserError(f"--only: the benchmark serves no {sorted(unknown)[0]!r}")
         servers = [server for server in servers if server.name in args.only]
-    started = time.time()
-    bench(profile, servers, texts)
-    origin = origin_file(profile, args.peers)
-    if any_run_since(profile, started) or not origin.exists():  # else it is another commit that they come from
-        write_json(origin, provenance(args.seed, args.threads, args.device))
+    bench(profile, servers, texts, origin)
     print(f"{len(servers)} servers measured", file=sys.stderr)
     return 0
 

@@ -1,9 +1,9 @@
 """Runs of the HTTP benchmark to results: every column from the raw latencies of build/<profile>/serving/.
 
 Writes results/<profile>/serving.csv (a row per server, layout and rate), services.csv (the five classifiers) and
-serving.json (where and on what each server's rows were measured: `own` for our servers, `beside` for the peers and ours
-in their turns). A run whose load generator was late itself is void: it is left out, and `reason` says so. Peers are
-there if make serve-peers has run. Fails if a server of the profile has no runs.
+serving.json (where and on what runs were measured, with their servers). A run whose load generator was late itself is
+void: it is left out, and `reason` counts it. Peers are there if make serve-peers has run. Fails if a server of the
+profile has no runs, or runs of different code or budgets.
 Example: python scripts/collate_serving.py --profile minilm
 """
 
@@ -15,7 +15,7 @@ from compress.cli import main_guard, profile_parser
 COLUMNS = (  # noqa: SIM905
     "variant layout offered_rps achieved_rps goodput_rps latency_ms_p50 latency_ms_p95 latency_ms_p99 shed_fraction "
     "error_fraction batch_size_mean padding_ratio server_cpu_seconds_per_request peak_rss_mb share requests "
-    "lag_ms_p99 reason"
+    "lag_ms_p99 refused_ms_p99 reason"
 ).split()
 SERVICE_COLUMNS = (  # noqa: SIM905
     "variant task classes train_sentences test_sentences f1_test accuracy_test largest_class batch_flip_rate size_mb "
@@ -63,53 +63,59 @@ def service_rows(profile) -> list[dict]:
     return rows
 
 
-def serving_rows(profile) -> list[dict]:
-    """A row per server, layout and share of its saturation, all repeats together; void runs left out."""
-    from compress.bench import LATE, is_void, own_names, read_run, serving_folder, summarize
+def finished_runs(profile) -> list:
+    """Every run that is there, each server's of one code and one budget; raises UserError saying what to run."""
+    from compress.bench import own_names, read_run, serving_folder
     from compress.profile import UserError
+    from compress.results import is_beside
 
     folder = serving_folder(profile)
-    groups: dict[tuple, list] = {}
-    for path in sorted(folder.glob("*/*.npz")):
-        run = read_run(path)
-        groups.setdefault((run.server, run.layout, run.share), []).append(run)
-    servers = list(dict.fromkeys(name for name, _, _ in groups))
-    if missing := set(own_names(profile)) - set(servers):
+    runs = [read_run(path) for path in sorted(folder.glob("*/*.npz"))]
+    keys: dict[str, set] = {}
+    for run in runs:
+        if not run.layout.startswith("sweep-"):  # another setting, another key
+            keys.setdefault(run.server, set()).add(run.about["key"])
+    if missing := set(own_names(profile)) - set(keys):
         raise UserError(f"{folder}: no runs of {sorted(missing)[0]}; run: make serve-bench PROFILE={profile.name}")
+    if mixed := [name for name, of_server in keys.items() if len(of_server) > 1]:
+        command = f"make {'serve-peers' if is_beside(mixed[0]) else 'serve-bench'} PROFILE={profile.name}"
+        raise UserError(f"{folder / mixed[0]}: runs of two codes or budgets; run: {command}")
+    return runs
+
+
+def serving_rows(profile, finished) -> list[dict]:
+    """A row per server, layout and share of its saturation, all repeats together; void runs left out."""
+    from compress.bench import LATE, is_void, own_names, summarize
+
+    groups: dict[tuple, list] = {}
+    for run in finished:
+        groups.setdefault((run.server, run.layout, run.share), []).append(run)
     order = {name: i for i, name in enumerate(own_names(profile))}
     rows = []
     for (server, layout, share), runs in groups.items():
         kept = [run for run in runs if not is_void(run.outcome)]
-        void = f"{len(runs) - len(kept)} of {len(runs)} runs void: the generator was late" if kept != runs else ""
+        tried = sum(run.about["tries"] for run in runs)
+        void = f"{tried - len(kept)} of {tried} runs void: the generator was later than {1000 * LATE:.0f} ms"
         row = {column: None for column in COLUMNS} | summarize(kept or runs)
         if not kept:
             lag = row["lag_ms_p99"]
             row = {column: None for column in COLUMNS} | {"offered_rps": row["offered_rps"], "lag_ms_p99": lag}
-            void = f"all runs void: the generator was later than {1000 * LATE:.0f} ms itself"
-        rows.append(row | {"variant": server, "layout": layout, "share": share, "reason": void})
+        about = {"variant": server, "layout": layout, "share": share, "reason": "" if tried == len(kept) else void}
+        rows.append(row | about)
     return sorted(
         rows, key=lambda row: (order.get(row["variant"], len(order)), row["variant"], row["layout"], row["share"])
     )
 
 
-def origins(profile, rows) -> dict[str, dict]:
-    """The provenance of our own servers' runs and of those in the peers' turns, each with the names of its servers.
-
-    Raises UserError when a file that tells it is missing.
-    """
-    from compress.bench import origin_file
-    from compress.profile import UserError
-    from compress.results import is_beside
-
-    found = {}
-    for name, beside, command in (("own", False, "serve-bench"), ("beside", True, "serve-peers")):
-        servers = list(dict.fromkeys(row["variant"] for row in rows if is_beside(row["variant"]) == beside))
-        path = origin_file(profile, beside)
-        if servers and not path.exists():
-            raise UserError(f"{path}: missing; run: make {command} PROFILE={profile.name}")
-        if servers:
-            found[name] = {"servers": servers, **json.loads(path.read_text("utf-8"))}
-    return found
+def origins(finished) -> list[dict]:
+    """Each distinct provenance of the runs, with how many are of it and the names of their servers."""
+    groups: dict[str, list] = {}
+    for run in finished:
+        groups.setdefault(json.dumps(run.about["provenance"], sort_keys=True), []).append(run)
+    return [
+        {"servers": list(dict.fromkeys(run.server for run in runs)), "runs": len(runs), **json.loads(text)}
+        for text, runs in groups.items()
+    ]
 
 
 def main(args: argparse.Namespace) -> int:
@@ -120,11 +126,11 @@ def main(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     if profile.serving is None:
         return 0
-    services, rows = service_rows(profile), serving_rows(profile)
-    about = origins(profile, rows)
+    finished = finished_runs(profile)
+    services, rows = service_rows(profile), serving_rows(profile, finished)
     write_csv(profile.results / "serving.csv", COLUMNS, rows)
     write_csv(profile.results / "services.csv", SERVICE_COLUMNS, services)
-    write_json(profile.results / "serving.json", about)
+    write_json(profile.results / "serving.json", origins(finished))
     print(f"{profile.results}: {len(rows)} rows of serving.csv, {len(services)} services")
     return 0
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 M_TRIM_THRESHOLD = -1  # of malloc.h
+MAX_BATCH, WINDOW = 4, 64  # unless told otherwise
 
 
 def main(args: argparse.Namespace) -> int:
@@ -88,13 +89,13 @@ if __name__ == "__main__":
     )
     parser.add_argument("--threads", type=positive, default=1, help="of a model in each lane (default: %(default)s)")
     parser.add_argument(
-        "--max-batch", type=positive, default=4, help="texts in a batch; 1: no batching (default: %(default)s)"
+        "--max-batch", type=positive, default=MAX_BATCH, help="texts in a batch; 1: no batching (default: %(default)s)"
     )
     parser.add_argument(
         "--max-tokens", type=positive, default=1024, help="padded word pieces in a batch (default: %(default)s)"
     )
     parser.add_argument(
-        "--window", type=positive, default=64, help="waiting texts among which batches of like length are chosen; "
+        "--window", type=positive, default=WINDOW, help="waiting texts among which batches of like length are chosen; "
         "not more than --max-batch: first come, first served (default: %(default)s)"
     )  # fmt: skip
     parser.add_argument("--deadline-ms", type=positive, default=1000, help="of every request (default: %(default)s)")

@@ -7,6 +7,7 @@ Example: make serve-ray MODEL=champion-balanced
 """
 
 import argparse
+import asyncio
 import os
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def application(folder: Path, replicas: int):
 
         @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
         async def answers(self, texts: list[str]) -> list[dict]:
+            return await asyncio.to_thread(self.predict, texts)  # the replica's event loop goes on meanwhile
+
+        def predict(self, texts: list[str]) -> list[dict]:
             scores = softmax(predict(self.model, token_ids(self.tokenizer, texts), len(texts)))
             best = scores.argmax(-1)
             return [

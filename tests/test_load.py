@@ -8,10 +8,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 from compress import load
-from compress.bench import HOST, free_port, is_void, origin_file
-from compress.files import write_json
-from compress.profile import UserError, load_profile
-from compress.results import BESIDE
+from compress.bench import HOST, free_port, is_void
 
 
 @contextmanager
@@ -128,18 +125,3 @@ def test_a_generator_that_is_late_spoils_its_run():
 def test_nobody_there_is_a_lost_request_not_a_crash():
     found = load.open_loop(HOST, free_port(), requests(5), np.linspace(0.01, 0.05, 5))
     assert (found.status == load.LOST).all()
-
-
-def test_rows_of_the_peers_turns_have_an_origin_of_their_own(monkeypatch, tmp_path):
-    from collate_serving import origins
-
-    monkeypatch.setattr("compress.profile.ROOT", tmp_path)
-    profile, ours = load_profile("smoke"), "finetuned" + BESIDE
-    rows = [{"variant": name} for name in ("finetuned", "finetuned", ours, "peer-mosec")]
-    write_json(origin_file(profile, beside=False), {"commit": "a"})
-    with pytest.raises(UserError, match="make serve-peers"):
-        origins(profile, rows)
-    write_json(origin_file(profile, beside=True), {"commit": "b"})
-    own = {"servers": ["finetuned"], "commit": "a"}
-    assert origins(profile, rows) == {"own": own, "beside": {"servers": [ours, "peer-mosec"], "commit": "b"}}
-    assert origins(profile, rows[:2]) == {"own": own}

@@ -1,6 +1,7 @@
 """The batcher with models of a few lines: what is batched with what, who waits for whom, what a failure may touch."""
 
 import asyncio
+import itertools
 import threading
 import time
 
@@ -39,7 +40,7 @@ class Recorder:
         return np.stack([total, np.zeros_like(total)], 1).astype(np.float32)
 
 
-def tokenizer():
+def words_only():
     vocabulary = {"[PAD]": 0, **{str(i): i for i in range(1, 10)}}
     made = Tokenizer(WordLevel(vocabulary, unk_token="[PAD]"))
     made.pre_tokenizer = Whitespace()
@@ -47,16 +48,16 @@ def tokenizer():
 
 
 def model(name, predictor, lanes, max_batch=4):
-    return Model(name, ["yes", "no"], 0, [predictor] * lanes, max_batch, 1e-3, 1e-5)
+    return Model(name, ["yes", "no"], 0, [predictor] * lanes, 128, max_batch, 1e-3, 1e-5)
 
 
-def serving(work, predictors, lanes=1, max_batch=4, window=16, max_tokens=1000, max_wait=10.0):
+def serving(work, predictors, lanes=1, max_batch=4, window=16, max_tokens=1000, max_wait=10.0, tokenizer=None):
     """Runs the coroutine work(scheduler) against models of these predictors."""
 
     async def run():
         models = [model(name, predictor, lanes, max_batch) for name, predictor in predictors.items()]
         loop = asyncio.get_running_loop()
-        scheduler = Scheduler(models, [[tokenizer()]], lanes, loop, max_tokens, window, max_wait)
+        scheduler = Scheduler(models, [tokenizer or words_only()], lanes, loop, max_tokens, window, max_wait)
         try:
             return await asyncio.wait_for(work(scheduler), 20)
         finally:
@@ -69,18 +70,25 @@ def words(count, word="1"):
     return " ".join([word] * count)
 
 
-@given(st.lists(st.integers(1, 128), min_size=1, max_size=64), st.integers(1, 8), st.integers(1, 512))
-def test_a_batch_holds_the_oldest_keeps_the_limits_and_takes_the_nearest_lengths(lengths, max_batch, max_tokens):
-    chosen = choose(lengths, max_batch, max_tokens)
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=9), st.integers(1, 8), st.integers(1, 512), st.floats(0, 100))
+def test_a_batch_holds_the_oldest_keeps_the_limits_and_is_the_cheapest_a_piece(lengths, most, max_tokens, call):
+    def cost(batch):
+        return (call + len(batch) * max(lengths[i] for i in batch)) / sum(lengths[i] for i in batch)
+
+    chosen = choose(lengths, most, max_tokens, call)
     assert chosen[0] == 0
-    assert len(set(chosen)) == len(chosen) <= max_batch
-    longest = max(lengths[i] for i in chosen)
-    assert len(chosen) == 1 or longest * len(chosen) <= max_tokens
-    if max_tokens >= 128 * max_batch:  # only the count limits: nothing that was left out is nearer
-        farthest = max(abs(lengths[i] - lengths[0]) for i in chosen)
-        left = [abs(n - lengths[0]) for i, n in enumerate(lengths) if i not in chosen]
-        assert len(chosen) == min(max_batch, len(lengths))
-        assert not left or min(left) >= farthest
+    assert len(set(chosen)) == len(chosen) <= most
+    others = range(1, len(lengths))
+    batches = [(0, *rest) for size in range(most) for rest in itertools.combinations(others, size)]
+    allowed = [b for b in batches if len(b) == 1 or len(b) * max(lengths[i] for i in b) <= max_tokens]
+    assert cost(chosen) == pytest.approx(min(map(cost, allowed)))
+
+
+def test_a_free_call_is_worth_no_padding_and_a_dear_one_fills_the_batch():
+    lengths = [10, 90, 10, 12, 80]
+    assert choose(lengths, 4, 1000, call_tokens=0) == [0]
+    assert choose(lengths, 4, 1000, call_tokens=30) == [0, 2, 3]
+    assert len(choose(lengths, 4, 1000, call_tokens=1000)) == 4
 
 
 def test_a_lone_request_is_answered_at_once_and_alone():
@@ -97,7 +105,7 @@ def test_a_lone_request_is_answered_at_once_and_alone():
     assert seconds < 0.1
 
 
-def test_what_waits_is_batched_with_its_like_and_a_steady_stream_does_not_hold_a_batch_open():
+def test_what_waits_is_batched_and_a_steady_stream_does_not_hold_a_batch_open():
     recorder = Recorder(seconds=0.05)
 
     async def work(scheduler):
@@ -112,7 +120,7 @@ def test_what_waits_is_batched_with_its_like_and_a_steady_stream_does_not_hold_a
 
     serving(work, {"m": recorder})
     assert recorder.batches[0] == [5]
-    assert recorder.batches[1][:3] == [3, 3, 4]
+    assert len(recorder.batches[1]) == 4
     assert max(map(len, recorder.batches)) <= 4
     assert len(recorder.batches) > 5  # batches closed while the stream went on
 
@@ -202,17 +210,31 @@ def test_a_full_queue_turns_away_and_then_admits_again():
     assert min(waits) > 0.02
 
 
+def test_a_text_that_is_cut_off_is_not_priced_by_its_length():
+    async def work(scheduler):
+        await scheduler.submit([words(20_000)]).future
+        share = scheduler.pieces_per_character
+        scheduler.submit([words(20_000)])
+        return scheduler.wait_seconds() / scheduler.pace, share
+
+    cut = words_only()
+    cut.enable_truncation(128)
+    wait, share = serving(work, {"m": Recorder()}, tokenizer=cut)
+    assert wait == pytest.approx(1e-3 + 128e-5)
+    assert share == 0.3, "the text says nothing of how many pieces a character makes"
+
+
 def test_a_text_is_cut_once_per_tokenizer_however_many_models_share_it():
     calls = []
 
     class Counting:
         def encode_batch(self, texts):
             calls.append(list(texts))
-            return tokenizer().encode_batch(texts)
+            return words_only().encode_batch(texts)
 
     async def run():
         models = [model(name, Recorder(), 1) for name in "abc"]
-        scheduler = Scheduler(models, [[Counting()]], 1, asyncio.get_running_loop(), 1000, 16, 10.0)
+        scheduler = Scheduler(models, [Counting()], 1, asyncio.get_running_loop(), 1000, 16, 10.0)
         try:
             return await scheduler.submit(["1 2", "3"]).future
         finally:

@@ -293,10 +293,17 @@ def test_a_head_without_end_is_cut_off(served):
                 client.sendall(sent)
                 sent = b"X-%d: %s\r\n" % (i, b"a" * 100)
                 time.sleep(0.0005)
-            cut = client.recv(1) == b""
+            answer = client.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 431")
+            assert json.loads(answer.split(b"\r\n\r\n")[1])["error_type"] == "head_too_large"
+            assert client.recv(1) == b""
         except ConnectionError:
-            cut = True
-    assert cut
+            pass  # cut off while it sent
+    with socket.create_connection((HOST, served[0]), timeout=20) as client:
+        client.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+        answer = client.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.split(b"\r\n\r\n")[1])["error_type"] == "bad_request"
     assert post(served[0], TEXT)[0] == 200
 
 
@@ -367,6 +374,23 @@ def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, fu
         assert busy.result()[0] == 200
 
 
+def test_who_asks_and_asks_and_reads_nothing_is_cut_off(smoke, full_size, texts):
+    request = load.payloads(texts[:1], HOST, "/process")[0]
+    with (
+        service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=1, lanes=1, max_batch=1) as (port, process),
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        busy = pool.submit(post, port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
+        while "waiting_requests 1.0" not in get(port, "/metrics")[1]:
+            assert not busy.done()
+        before = rss(process)
+        with socket.create_connection((HOST, port), timeout=10) as client, pytest.raises(ConnectionError):
+            client.sendall(request * 100_000)
+        assert not busy.done()
+        assert rss(process) - before < 30e6
+        assert busy.result()[0] == 200
+
+
 def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
     with service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=10_000, lanes=1, max_batch=1) as (port, _):
         for request in load.payloads(texts[:50], HOST, "/process"):
@@ -381,7 +405,19 @@ def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
         assert run <= 20
 
 
-def test_sigterm_under_load_loses_no_admitted_request(smoke, texts):
+def test_sigterm_answers_everything_that_was_admitted(smoke, texts, full_size):
+    with service(smoke[0], full_size, deadline_ms=20_000, max_wait_ms=20_000, lanes=1, max_batch=1) as (port, process):
+        clients = [socket.create_connection((HOST, port), timeout=20) for _ in range(60)]
+        for client, request in zip(clients, load.payloads(texts[:60], HOST, "/process"), strict=True):
+            client.sendall(request)
+        while "waiting_requests 60.0" not in (counts := get(port, "/metrics")[1]):
+            assert 'status="200"' not in counts, "answered before all had been admitted: nothing would be tested"
+        process.send_signal(signal.SIGTERM)
+        assert [client.recv(1000)[:12] for client in clients] == [b"HTTP/1.1 200"] * 60
+        assert process.wait(25) == 0
+
+
+def test_sigterm_under_load_cuts_nobody_off(smoke, texts):
     with service(smoke[0], STATIC) as (port, process):
         statuses = under_load(port, texts, 1.5, 0.7, lambda: process.send_signal(signal.SIGTERM))
         assert process.wait(25) == 0

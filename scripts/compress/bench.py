@@ -1,15 +1,19 @@
 """The HTTP benchmark: servers as child processes, load on them in turns, and one file per run.
 
-A run is build/<profile>/serving/<server>/<layout>-<rate>-<repeat>.npz: latency, status and lag of every request, and
-what the server spent meanwhile. Each is written when it ends, and is not made again while nothing that it depends on
-has changed.
+A run is build/<profile>/serving/<server>/<layout>-<rate>-<repeat>.npz: latency, status and lag of every request, what
+the server spent meanwhile, and where it was measured. The other servers' processes are stopped meanwhile. Each is
+written when it ends, and is not made again while nothing that it depends on has changed, unless it is void.
 """
 
+import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,13 +23,16 @@ from pathlib import Path
 import numpy as np
 import peers
 from compress import load
-from compress.files import atomic_path, digest
+from compress.files import atomic_path, digest, source_hash
 from compress.profile import SCRIPTS, Profile, UserError
 
 HOST = "127.0.0.1"
 START_SECONDS = 120  # until a server must be ready
 LATE = 0.005  # seconds at p99
 TRIES = 3  # at a run, until the generator is in time
+REST = 0.25  # seconds in which a server must take less than REST_CORES before a run: what it was asked before is done
+REST_CORES = 0.3
+REST_SECONDS = 10  # then the run begins all the same: some servers are never at rest
 PATH = "/process"
 # What is switched off to see what it brings: options of serve.py; {threads} are those that the lanes have together.
 ABLATIONS = {
@@ -60,7 +67,7 @@ class Run:
     rate: float  # offered per second; 0 in a closed loop
     repeat: int
     outcome: load.Outcome
-    about: dict  # key, deadline, cpu_seconds, peak_rss_bytes and the server's own counters
+    about: dict  # key, deadline, cpu_seconds, peak_rss_bytes, the server's own counters, tries and provenance
 
 
 def is_void(outcome: load.Outcome) -> bool:
@@ -84,21 +91,52 @@ def running(servers: Sequence[Server], folder: Path):
                 log, url = folder / f"{server.name}.log", f"http://{HOST}:{server.port}{PATH}"
                 start = peers.started(server.name, server.command, url, log, START_SECONDS)
                 server.process = stack.enter_context(start)
-            yield
+            try:
+                yield
+            finally:
+                for server in servers:
+                    signal_all(server, signal.SIGCONT)  # a stopped process would not hear that it is to end
     except peers.PeerError as error:
         raise UserError(str(error)) from None
 
 
-def spent(server: Server) -> dict:
-    """CPU seconds and peak resident bytes of the server and its children, and its own counters, until now."""
+def signal_all(server: Server, number: int) -> None:
+    """Sends a signal to the server's whole process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.process.pid, number)
+
+
+def family(server: Server) -> list:
+    """psutil's processes of the server and of its children."""
     import psutil
 
     root = psutil.Process(server.process.pid)
-    family = [root, *root.children(recursive=True)]
-    found = {"cpu_seconds": 0.0, "peak_rss_bytes": 0}
-    for process in family:
-        times = process.cpu_times()
-        found["cpu_seconds"] += times.user + times.system
+    return [root, *root.children(recursive=True)]
+
+
+def let_alone(server: Server, servers: Sequence[Server]) -> None:
+    """Stops every other server's processes, waits until this one is at rest, and has its peak memory counted anew."""
+    for other in servers:
+        signal_all(other, signal.SIGCONT if other is server else signal.SIGSTOP)
+    until = time.monotonic() + REST_SECONDS
+    while time.monotonic() < until:
+        before = cpu_seconds(server)
+        time.sleep(REST)
+        if cpu_seconds(server) - before < REST * REST_CORES:
+            break
+    for process in family(server):
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5", "utf-8")
+
+
+def cpu_seconds(server: Server) -> float:
+    times = [process.cpu_times() for process in family(server)]
+    return sum(of.user + of.system for of in times)
+
+
+def spent(server: Server) -> dict:
+    """CPU seconds and peak resident bytes of the server and its children, and its own counters, until now."""
+    found = {"cpu_seconds": cpu_seconds(server), "peak_rss_bytes": 0}
+    for process in family(server):
         status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
         peak = re.search(r"VmHWM:\s+(\d+) kB", status)
         found["peak_rss_bytes"] += 1024 * int(peak.group(1)) if peak else 0
@@ -110,24 +148,31 @@ def spent(server: Server) -> dict:
     return found
 
 
-def one_run(server: Server, folder: Path, layout: str, share: float, repeat: int, key: str, deadline: float, go) -> Run:
-    """The run's file if it is there and of this key, else made by go() -> (offered rate, Outcome) and written."""
+def one_run(
+    server: Server, servers: Sequence[Server], folder: Path, layout: str, share: float, repeat: int, budget, origin, go
+) -> Run:
+    """The run's file if it is there, of this key and not void; else what go() -> (offered rate, Outcome) makes of it.
+
+    budget is the profile's Load, origin the provenance to write down; of the servers the others are stopped meanwhile.
+    A void run is tried again, up to TRIES.
+    """
     path = folder / server.name / f"{layout}-{share:.4g}-{repeat}.npz"
-    key = digest([server.key, key])
-    if path.exists():
-        run = read_run(path)
-        if run.about["key"] == key:
-            return run
-    for _ in range(TRIES):
+    key = run_key(server, budget)
+    if (run := run_of(path, key)) and not is_void(run.outcome):
+        return run
+    tries, outcome = 0, None
+    while outcome is None or (is_void(outcome) and tries < TRIES):
+        tries += 1
+        let_alone(server, servers)
         before = spent(server)
         rate, outcome = go()
         after = spent(server)
-        if not is_void(outcome):
-            break
     about = {name: after[name] - before[name] for name in after} | {
         "peak_rss_bytes": after["peak_rss_bytes"],
         "key": key,
-        "deadline": deadline,
+        "tries": tries,
+        "provenance": origin,
+        "deadline": budget.deadline_ms / 1000,
         "seconds": outcome.seconds,
         "rate": rate,
         "share": share,
@@ -142,12 +187,34 @@ def one_run(server: Server, folder: Path, layout: str, share: float, repeat: int
     return read_run(path)
 
 
+def run_key(server: Server, budget) -> str:
+    """Identity of a server's runs: what it serves, how it is asked, and by what."""
+    return digest([server.key, budget.model_dump(mode="json"), source_hash(Path(load.__file__))])
+
+
+def run_of(path: Path, key: str) -> Run | None:
+    """The file's run; None if the file is not there, damaged, or of another key."""
+    with contextlib.suppress(UserError):
+        if (run := read_run(path)).about["key"] == key:
+            return run
+    return None
+
+
+def remove_others(folder: Path, server: Server, budget) -> None:
+    """Removes the server's runs that another code or another budget made: they must not be counted with these."""
+    key = run_key(server, budget)
+    for path in (folder / server.name).glob("*.npz"):
+        if not path.stem.startswith("sweep-") and run_of(path, key) is None:
+            path.unlink()
+
+
 def read_run(path: Path) -> Run:
     """A run's file; raises UserError when it is not one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             outcome = load.Outcome(file["latency"], file["status"], file["lag"], about["seconds"])
+            about["provenance"]
             return Run(about["server"], about["layout"], about["share"], about["rate"], about["repeat"], outcome, about)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a finished run ({error}); remove it and run the benchmark again") from None
@@ -160,6 +227,7 @@ def summarize(runs: Sequence[Run]) -> dict:
     lag = np.concatenate([run.outcome.lag for run in runs])
     seconds = sum(run.outcome.seconds for run in runs)
     answered = status == 200
+    refused = status == 429
     good = answered & (latency <= runs[0].about["deadline"])
     p50, p95, p99 = 1000 * np.quantile(latency[answered], [0.5, 0.95, 0.99]) if answered.any() else [None] * 3
     total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}
@@ -170,7 +238,8 @@ def summarize(runs: Sequence[Run]) -> dict:
         "latency_ms_p50": p50,
         "latency_ms_p95": p95,
         "latency_ms_p99": p99,
-        "shed_fraction": float(np.mean(status == 429)),
+        "shed_fraction": float(np.mean(refused)),
+        "refused_ms_p99": 1000 * float(np.quantile(latency[refused], 0.99)) if refused.any() else None,
         "error_fraction": float(np.mean((status != 200) & (status != 429))),
         "batch_size_mean": total["items"] / total["batches"] if total["batches"] else None,
         "padding_ratio": total["padded_tokens"] / total["tokens"] if total["tokens"] else None,
@@ -208,13 +277,3 @@ def own_names(profile: Profile) -> list[str]:
 
 def serving_folder(profile: Profile) -> Path:
     return profile.build / "serving"
-
-
-def origin_file(profile: Profile, beside: bool) -> Path:
-    """Where the runs of our own servers come from, or, `beside`, those of the peers and of ours in their turns."""
-    return serving_folder(profile) / ("about-peers.json" if beside else "about.json")
-
-
-def any_run_since(profile: Profile, moment: float) -> bool:
-    """Whether a run was written after the moment, in seconds since the epoch."""
-    return any(path.stat().st_mtime >= moment for path in serving_folder(profile).rglob("*.npz"))

@@ -2,7 +2,8 @@
 
 Open loop: moments of a Poisson process are drawn before the run, and a latency counts from its moment, not from when
 the generator got round to sending: a server that stalls is charged for everyone who came meanwhile (else it would be
-Tene's "coordinated omission"). The generator's own lateness is kept beside, so that a run it spoiled is thrown away.
+Tene's "coordinated omission"). The generator's own lateness, up to a millisecond by its timer, is in the latency, and
+is kept beside it, so that a run it spoiled is thrown away.
 Closed loop: each of N connections sends its next request when its last is answered; this finds the saturation.
 """
 
@@ -16,6 +17,7 @@ import httptools
 import numpy as np
 import orjson
 
+TICK = 0.001  # seconds, the resolution of uvloop's timers: to wait for less is to spin, on a core that the server needs
 PATIENCE = 10.0  # seconds after the last request; what is unanswered then is lost
 STALE = 1.0  # seconds of rest after which a server may have closed a connection without being at fault
 LOST = 0  # status of a request that got no response
@@ -160,7 +162,7 @@ class _Generator:
         self.scheduled = (start + self.moments).tolist()
         for number, moment in enumerate(self.scheduled):
             while (wait := moment - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(max(wait, TICK))
             if number % 16 == 15:
                 await asyncio.sleep(0)  # answers are read also while many are due
             self.sent.append(time.perf_counter())

@@ -10,7 +10,7 @@ from compress.measure import INVARIANCE_TOLERANCE
 from compress.predict import Predictor, batches, load, load_tokenizer, token_ids
 from compress.profile import ROOT, UserError
 from compress.results import read_table
-from compress.serving.scheduler import TOKENIZERS, Model, fit_cost
+from compress.serving.scheduler import Model, fit_cost
 from tokenizers import Tokenizer
 
 THREAD_SAFE = ("onnxruntime", "torch")  # engines whose loaded model several lanes may call at once
@@ -27,32 +27,35 @@ PROBE = (
 
 def load_models(
     folders: Sequence[Path], lanes: int, threads: int, max_batch: int
-) -> tuple[list[Model], list[list[Tokenizer]], list]:
-    """(models with a predictor for every lane, tokenizers [thread][kind], what /info says of each model).
+) -> tuple[list[Model], list[Tokenizer], list]:
+    """(models with a predictor for every lane, each distinct tokenizer once, what /info says of each model).
 
     Raises UserError for a folder that is no whole artifact, and when two models have one name.
     """
-    models, infos, kinds, tokenizers = [], [], [], [[] for _ in range(TOKENIZERS)]
-    for folder in folders:
-        artifact = read_artifact(folder, verify=False)  # load() does
-        if artifact.variant in [model.name for model in models]:
-            raise UserError(f"{folder}: two models are called {artifact.variant!r}: serve one of them")
-        kind = (sha256_file(folder / "tokenizer.json"), artifact.max_length)
-        if kind not in kinds:
-            kinds.append(kind)
-            for of_thread in tokenizers:
-                of_thread.append(load_tokenizer(folder, artifact.max_length))
-        number = kinds.index(kind)
-        ids = token_ids(tokenizers[0][number], PROBE)
+    artifacts = [read_artifact(folder, verify=False) for folder in folders]  # load() does
+    names = [artifact.variant for artifact in artifacts]
+    for folder, name in zip(folders, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(f"{folder}: two models are called {name!r}: serve one of them")
+    # All engines before any tokenizer: while it loads, an engine needs for a moment what the tokenizers take for good.
+    loaded = []
+    for folder, artifact in zip(folders, artifacts, strict=True):
         first = load(folder, threads=threads)
         shared = artifact.backend in THREAD_SAFE
-        predictors = [first if shared else load(folder, threads=threads) for _ in range(lanes - 1)] + [first]
+        loaded.append([first if shared else load(folder, threads=threads) for _ in range(lanes - 1)] + [first])
+    models, infos, kinds = [], [], {}
+    for folder, artifact, predictors in zip(folders, artifacts, loaded, strict=True):
+        kind = (sha256_file(folder / "tokenizer.json"), artifact.max_length)
+        if kind not in kinds:
+            kinds[kind] = load_tokenizer(folder, artifact.max_length)
+        number, ids = list(kinds).index(kind), token_ids(kinds[kind], PROBE)
         invariant = all([is_invariant(predictor, ids) for predictor in predictors])  # warms each up, too
         batch = max_batch if invariant else 1
-        costs = fit_cost(first)
-        models.append(Model(artifact.variant, artifact.labels, number, predictors, batch, *costs))
-        infos.append(describe(folder, artifact, first, invariant, batch))
-    return models, tokenizers, infos
+        costs = fit_cost(predictors[-1])
+        about = (artifact.variant, artifact.labels, number, predictors, artifact.max_length, batch)
+        models.append(Model(*about, *costs))
+        infos.append(describe(folder, artifact, predictors[-1], invariant, batch))
+    return models, list(kinds.values()), infos
 
 
 def is_invariant(predictor: Predictor, ids: Sequence[Sequence[int]]) -> bool:

@@ -2,8 +2,8 @@
 
 A text travels so: the event loop admits it by the cost of what already waits, a tokenizer thread cuts it into pieces
 once per distinct tokenizer, and a lane (a thread with a predictor of its own for every model) takes it in a batch. A
-free lane never waits for company. When several wait, a batch is the oldest of them and those of the next `window` whose
-length is nearest to its own, so that little is padded, and at most a lane's share of what waits.
+free lane never waits for company. When several wait, a batch is the oldest of them and those of the next `window` with
+which its word pieces cost least, calls and padding counted; and at most a lane's share of what waits.
 All models of a request answer or none does.
 """
 
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from queue import SimpleQueue
 
 import numpy as np
@@ -21,11 +21,12 @@ from compress.metrics import softmax
 from compress.predict import Predictor, batches, token_ids
 from tokenizers import Tokenizer
 
-TOKENIZERS = 2  # threads; each has tokenizers of its own, since a fast tokenizer can't be shared
+TOKENIZERS = 2  # threads; they share tokenizers, of which none is changed after it was loaded
 NICE = 5  # how far lanes stand behind the event loop, where threads have priorities (Linux)
 PACE = 0.05  # weight of the newest batch in the running ratio of real to fitted seconds
 FIT_SHAPES = ((1, 8), (1, 32), (1, 96), (4, 32))  # batch, length
 FIT_CALLS = 3
+LEAST_CALL = 0.1  # of the shortest shape's seconds: a call is never fitted as free, or nothing would be batched
 
 
 class Overloaded(Exception):
@@ -48,6 +49,7 @@ class Model:
     labels: Sequence[str]
     tokenizer: int  # which of the scheduler's tokenizers
     predictors: Sequence[Predictor]
+    max_length: int  # word pieces; what a text has more is cut off
     max_batch: int  # 1 for a model whose answers depend on what else is in the batch
     seconds_per_call: float  # of fit_cost()
     seconds_per_token: float
@@ -92,24 +94,28 @@ def fit_cost(predictor: Predictor) -> tuple[float, float]:
         tokens.append(batch * length)
         seconds.append((time.perf_counter() - started) / FIT_CALLS)
     slope, base = np.polyfit(tokens, seconds, 1)
-    return max(float(base), 0.0), max(float(slope), 1e-7)
+    return max(float(base), LEAST_CALL * seconds[0]), max(float(slope), 1e-7)
 
 
-def choose(lengths: Sequence[int], max_batch: int, max_tokens: int) -> list[int]:
+def choose(lengths: Sequence[int], max_batch: int, max_tokens: int, call_tokens: float) -> list[int]:
     """Which of the waiting texts of these lengths, oldest first, make the next batch: the oldest, and its like.
 
-    At most max_batch of them, and at most max_tokens padded to the longest; the oldest alone may be longer.
+    Of all runs of texts sorted by length that hold the oldest, the one whose word pieces cost least: a call counts as
+    much as call_tokens pieces, and a piece of padding as any other. At most max_batch texts, and at most max_tokens
+    padded to the longest; the oldest alone may be longer.
     """
-    chosen, longest = [], 0
-    for i in sorted(range(len(lengths)), key=lambda i: abs(lengths[i] - lengths[0])):
-        padded = max(longest, lengths[i])
-        if chosen and padded * (len(chosen) + 1) > max_tokens:
-            continue
-        chosen.append(i)
-        longest = padded
-        if len(chosen) == max_batch:
-            break
-    return chosen
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    oldest = order.index(0)
+    total = list(accumulate((lengths[i] for i in order), initial=0))
+    best, least = (oldest, oldest + 1), (call_tokens + lengths[0]) / lengths[0]
+    for end in range(oldest + 1, min(len(order), oldest + max_batch) + 1):
+        longest = lengths[order[end - 1]]
+        for start in range(max(0, end - max_batch), oldest + 1):
+            padded = (end - start) * longest
+            cost = (call_tokens + padded) / (total[end] - total[start])
+            if cost < least and padded <= max_tokens:
+                best, least = (start, end), cost
+    return sorted(order[slice(*best)])
 
 
 class Scheduler:
@@ -118,7 +124,7 @@ class Scheduler:
     def __init__(
         self,
         models: Sequence[Model],
-        tokenizers: Sequence[Sequence[Tokenizer]],  # [thread][kind]
+        tokenizers: Sequence[Tokenizer],  # each distinct one once
         lanes: int,
         loop: asyncio.AbstractEventLoop,
         max_tokens: int,
@@ -126,7 +132,7 @@ class Scheduler:
         max_wait: float,  # seconds of work that may wait before a new request is turned away
         observe=lambda model, items, tokens, padded, seconds: None,  # told of every batch, in a lane's thread
     ):
-        self.models, self.loop, self.lanes = list(models), loop, lanes
+        self.models, self.tokenizers, self.loop, self.lanes = list(models), list(tokenizers), loop, lanes
         self.max_tokens, self.window, self.max_wait, self.observe = max_tokens, window, max_wait, observe
         self.queues: dict[str, list[Item]] = {model.name: [] for model in models}
         self.texts: SimpleQueue = SimpleQueue()
@@ -137,7 +143,7 @@ class Scheduler:
         self.waiting = 0  # requests admitted and not answered
         self.pace = 1.0  # real seconds per fitted second, lately
         self.pieces_per_character = 0.3  # of text, lately
-        self.threads = [threading.Thread(target=self._tokenize, args=(kinds,), daemon=True) for kinds in tokenizers]
+        self.threads = [threading.Thread(target=self._tokenize, daemon=True) for _ in range(TOKENIZERS)]
         self.threads += [threading.Thread(target=self._work, args=(lane,), daemon=True) for lane in range(lanes)]
         for thread in self.threads:
             thread.start()
@@ -155,7 +161,11 @@ class Scheduler:
         """Admits a request, or raises Overloaded at once."""
         self.check()
         pieces = [2 + len(text) * self.pieces_per_character for text in texts]
-        cost = sum(model.seconds_per_call + model.seconds_per_token * n for model in self.models for n in pieces)
+        cost = sum(
+            model.seconds_per_call + model.seconds_per_token * min(n, model.max_length)
+            for model in self.models
+            for n in pieces
+        )
         request = Request(texts, len(self.models), cost, self.loop.create_future())
         with self.condition:
             self.backlog += cost
@@ -169,7 +179,7 @@ class Scheduler:
         with self.condition:
             self.stopping = True
             self.condition.notify_all()
-        for _ in range(len(self.threads) - self.lanes):
+        for _ in range(TOKENIZERS):
             self.texts.put(None)
         for thread in self.threads:
             thread.join()
@@ -180,16 +190,19 @@ class Scheduler:
             self.backlog = max(self.backlog - request.cost, 0.0) if self.waiting > 1 else 0.0
             self.waiting -= 1
 
-    def _tokenize(self, kinds: Sequence[Tokenizer]) -> None:
+    def _tokenize(self) -> None:
         while (request := self.texts.get()) is not None:
             if request.future.done():
                 continue
             try:
-                ids = [token_ids(kind, request.texts) for kind in kinds]
+                ids = [token_ids(tokenizer, request.texts) for tokenizer in self.tokenizers]
             except Exception as error:
                 self._deliver(self._fail, request, BackendError(f"tokenizer: {error}"))
                 continue
-            share = sum(map(len, ids[0])) / max(sum(map(len, request.texts)), 1)
+            # What was cut tells nothing of how many pieces a character makes.
+            whole = [i for i, row in enumerate(ids[0]) if len(row) < self.models[0].max_length]
+            characters = sum(len(request.texts[i]) for i in whole)
+            share = sum(len(ids[0][i]) for i in whole) / characters if characters else self.pieces_per_character
             with self.condition:
                 self.pieces_per_character += PACE * (min(share, 1.0) - self.pieces_per_character)
                 for model in self.models:
@@ -213,7 +226,8 @@ class Scheduler:
                 window = [item for item in queue[: self.window] if not item.request.future.done()]
                 # No more than a lane's share of what waits: the next lane is soon free, and it is done sooner.
                 share = min(model.max_batch, -(-len(queue) // self.lanes))
-                chosen = choose([len(item.ids) for item in window], share, self.max_tokens)
+                call_tokens = model.seconds_per_call / model.seconds_per_token
+                chosen = choose([len(item.ids) for item in window], share, self.max_tokens, call_tokens)
                 batch = [window[i] for i in chosen]
                 taken = set(chosen)
                 queue[: self.window] = [item for i, item in enumerate(window) if i not in taken]

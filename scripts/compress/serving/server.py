@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import uvicorn
-from compress.serving.app import ON_DISCONNECT, Service
+from compress.serving.app import JSON, ON_DISCONNECT, Service
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 DRAIN_SECONDS = 20
@@ -38,6 +38,7 @@ class Protocol(HttpToolsProtocol):
 
     head_timer = None
     in_head = True
+    turned_away = False  # the request that is under way has its answer already
     head_bytes = 0
 
     def __init__(self, service: Service, *args, **options):
@@ -47,7 +48,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.close()
+            self._end(503, "too_many_connections", "too many connections are open")
             return
         self._start_head()
 
@@ -67,17 +68,17 @@ class Protocol(HttpToolsProtocol):
             self._end_head()
             super().on_headers_complete()
             return
-        self.cycle = Answered
+        if self.flow.write_paused:  # a client that asks and asks and reads nothing
+            self.transport.abort()
+            return
+        self.cycle, self.turned_away = Answered, True
         last = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
-        headers = self.server_state.default_headers + refusal.raw_headers
-        head = [STATUS_LINE[refusal.status_code], *(b"%s: %s\r\n" % header for header in headers)]
-        self.transport.write(b"".join([*head, b"connection: close\r\n\r\n" if last else b"\r\n", refusal.body]))
-        if last:
-            self.transport.close()
+        self._write(refusal, last)
         self.on_response_complete()
 
     def on_message_complete(self) -> None:
         self._end_head()  # of a request that was turned away: its body counts as head, in bytes and in time
+        self.turned_away = False
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
@@ -85,12 +86,34 @@ class Protocol(HttpToolsProtocol):
         if self.in_head:
             self.head_bytes += len(data)
             if self.head_bytes > MAX_HEAD:
-                self.transport.close()
+                self._end(431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(400, "bad_request", "the request is not valid HTTP")
+
+    def _end(self, status: int, error_type: str, error: str) -> None:
+        """A connection's last answer, unless this request has one, or the one before it still waits for its own."""
+        if self.transport.is_closing():
+            return
+        if not self.turned_away and (self.cycle is None or self.cycle.response_complete):
+            self._write(JSON({"error": error, "error_type": error_type}, status), last=True)
+        self.transport.close()
+
+    def _write(self, response, last: bool) -> None:
+        headers = self.server_state.default_headers + response.raw_headers
+        head = [STATUS_LINE[response.status_code], *(b"%s: %s\r\n" % header for header in headers)]
+        closing = b"connection: close\r\n\r\n" if last else b"\r\n"
+        self.transport.write(b"".join([*head, closing, response.body]))
+        if last:
+            self.transport.close()
 
     def _start_head(self) -> None:
         self.in_head, self.head_bytes = True, 0
         if self.head_timer is None:
-            self.head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def _late(self) -> None:
+        self._end(408, "slow_request", "the request's head did not come in time")
 
     def _end_head(self) -> None:
         self.in_head = False
