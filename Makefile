@@ -5,10 +5,13 @@ MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
+.NOTPARALLEL:  # whatever -j says: models are timed here
+
 PROFILE ?= minilm# which profile in scripts/profiles/
 DEVICE ?= cpu# cpu or cuda: where models are measured
 TRAIN_DEVICE ?= $(DEVICE)# where they are trained: cuda with DEVICE=cpu gives every engine's rows in GPU minutes
 SEEDS ?= 0# training seeds, separated by spaces
+override SEEDS := $(sort $(SEEDS))
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)# CPU threads of every backend
 PYTHON ?= python3# the interpreter that makes .venv (3.11 or 3.12)
 # Starts the stages that train, if set: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun).
@@ -181,7 +184,9 @@ build/peers/%/.installed: scripts/peers/requirements-%.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< >build/peers/$*.log 2>&1 || { tail -n 3 build/peers/$*.log >&2; exit 1; }
 	@touch $@
 
-$(BUILD)/.data: scripts/prepare_data.py scripts/compress/data.py scripts/compress/archives.py scripts/profiles/$(PROFILE).toml | $(ENV)
+# files and folders of one's own that the profile names
+OWN := $(wildcard $(foreach path,$(shell sed -n 's/.*\bpath *= *"\([^"]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml 2>/dev/null),$(path) $(path)/*))
+$(BUILD)/.data: scripts/prepare_data.py $(addprefix scripts/compress/,data.py sources.py archives.py) scripts/profiles/$(PROFILE).toml $(OWN) | $(ENV)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 
@@ -205,6 +210,7 @@ stages: $(STAGES)
 
 # Three makes in a row: each sees on disk what the one before wrote.
 sequence:
+	@[ '$(firstword $(SEEDS))' = 0 ] || { echo "SEEDS=$(SEEDS): add 0, whose times and champions the others share (or: make stages)" >&2; exit 1; }
 	@+$(MAKE) stages
 	@+$(MAKE) results-if-new
 	@+$(MAKE) report

@@ -149,7 +149,7 @@ def champion(variant, context):
     from compress.champions import candidates, choose, first_choice, measured_records
     from compress.data import TOKENIZER_FILES
     from compress.exporting import copying
-    from compress.profile import Skip, UserError, run_name
+    from compress.profile import run_name
     from compress.stage import Made
 
     if context.seed == 0:
@@ -157,10 +157,7 @@ def champion(variant, context):
         labels = np.array(context.splits["validation"]["label"])
         facts = choose(candidates(context.profile, records), labels, variant.goal, variant.tolerance)
     else:
-        try:
-            facts = {"chosen": first_choice(context.profile, variant.name, context.device)}
-        except UserError as error:
-            raise Skip(f"it is chosen by the first seed's times: {error}") from None
+        facts = {"chosen": first_choice(context.profile, variant.name, context.device)}
     folder = context.profile.model(run_name(facts["chosen"], context.seed, context.device))
     artifact = read_artifact(folder)
     names = [name for name in artifact.files if name not in TOKENIZER_FILES]

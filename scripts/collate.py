@@ -27,6 +27,25 @@ FLIPS = ("sentence", "text", "label", "answer", "confidence", "flipped", "varian
 NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
 
 
+def check_model(profile, record, variant) -> None:
+    """Raises UserError if the model beside a record is not the one that it tells of, or not of the profile's options.
+
+    A record of another machine has no model here.
+    """
+    from compress.artifact import read_artifact
+    from compress.profile import UserError
+
+    folder = profile.model(record.run)
+    if record.status != "ok" or not (folder / "artifact.json").exists():
+        return
+    artifact = read_artifact(folder, verify=False)
+    here, wanted = ({**options, "timed": None} for options in (artifact.options, variant.model_dump(mode="json")))
+    if here != wanted:
+        raise UserError(f"{folder}: made by other options than profile {profile.name} has now")
+    if artifact.key != record.key:
+        raise UserError(f"{profile.record(record.run)}: measured before {folder} was made anew")
+
+
 def read_records(profile, seeds, device) -> dict:
     """The checked records by (seed, variant); raises UserError for foreign data or one that must be there.
 
@@ -48,6 +67,7 @@ def read_records(profile, seeds, device) -> dict:
                 record = read_record(path)
                 if record.data_fingerprint != fingerprint:
                     raise UserError(f"{path}: its data_fingerprint is not that of {profile.data_folder}/data.json")
+                check_model(profile, record, variant)
                 records[seed, variant.name] = record
             except UserError as error:
                 wrong.append(str(error))

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from compress import forked, load, measure
-from compress.bench import ABLATIONS
+from compress.bench import ABLATIONS, is_void, read_run
 from compress.data import TOKENIZER_FILES
 from compress.profile import UserError, load_profile
 from conftest import run
@@ -95,7 +95,7 @@ def test_the_benchmark_can_be_traced_to_the_raw_latencies(smoke):
         assert float(row["goodput_rps"]) == pytest.approx(good.sum() / about["seconds"], rel=1e-4)
         assert float(row["latency_ms_p99"]) == pytest.approx(1000 * np.quantile(latency[status == 200], 0.99), rel=1e-4)
         # On a busy machine deadlines pass, and far beyond saturation there are more connections than the service takes.
-        assert set(status.tolist()) <= {load.LOST, 200, 429, 504}
+        assert set(status.tolist()) <= {load.LOST, 200, 429, 503, 504}
         assert float(row["error_fraction"]) == pytest.approx(np.mean((status != 200) & (status != 429)), abs=1e-5)
     with open(folder / "results/smoke/services.csv", newline="") as file:
         services = {row["variant"]: row for row in csv.DictReader(file)}
@@ -103,15 +103,55 @@ def test_the_benchmark_can_be_traced_to_the_raw_latencies(smoke):
     assert all(float(row["batch_flip_rate"]) == 0 for row in services.values())
 
 
-def test_runs_keep_their_origin_until_one_is_made_anew(copy):
-    bench = (PYTHON, "scripts/07_serve_bench.py", "--profile", "smoke")
-    origin = copy / "build/smoke/serving/about.json"
-    origin.write_text(json.dumps({"commit": "earlier"}))
-    assert run(copy, *bench).returncode == 0
-    assert json.loads(origin.read_text()) == {"commit": "earlier"}
-    next((copy / "build/smoke/serving/finetuned").glob("saturation-*.npz")).unlink()
-    assert run(copy, *bench).returncode == 0
-    assert json.loads(origin.read_text())["commit"] != "earlier"
+def test_results_are_those_of_the_profile_and_the_models_that_are_there(copy):
+    profile, artifact = copy / "scripts/profiles/smoke.toml", copy / "build/smoke/models/cluster-8/artifact.json"
+    text, about = profile.read_text(), artifact.read_text()
+    profile.write_text(text.replace("sparsity = 0.7\n", "sparsity = 0.6\n", 1))
+    assert "prune-oneshot-70: made by other options than profile smoke has now" in run(copy, *COLLATE).stderr
+    profile.write_text(text)
+    artifact.write_text(json.dumps(json.loads(about) | {"key": "made anew"}))
+    done = run(copy, *COLLATE)
+    assert done.returncode == 1
+    assert "cluster-8.json: measured before" in done.stderr
+
+
+def test_what_a_training_leaves_behind_is_removed_and_nothing_of_its_like_named_neighbours(copy):
+    checkpoints = copy / "build/smoke/checkpoints"
+    names = [f"distill-tiny{middle}-{'0' * 12}" for middle in ("", "-seed1", "-ort-int8")]
+    for name in names:
+        (checkpoints / name).mkdir(parents=True)
+    shutil.rmtree(copy / "build/smoke/models/distill-tiny")
+    assert run(copy, PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", "distill-tiny").returncode == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == sorted(names[1:])
+
+
+def test_runs_of_two_codes_are_not_counted_together(copy):
+    def rewrite(path, target, **changes):
+        with np.load(path) as file:
+            arrays = dict(file)
+        about = json.loads(str(arrays["about"])) | changes
+        np.savez(target, **arrays | {"about": np.array(json.dumps(about))})
+
+    def of(path):
+        run = read_run(path)
+        return run.about["key"], run.outcome.latency.tolist()
+
+    folder = copy / "build/smoke/serving/finetuned"
+    one, other = folder / "saturation-0-0.npz", folder / "open-loop-0.5-0.npz"
+    before = of(other)
+    rewrite(one, one, key="another code's")
+    rewrite(other, folder / "open-loop-9-0.npz", key="another budget's", share=9.0)
+    collate = (PYTHON, "scripts/collate_serving.py", "--profile", "smoke")
+    refused = run(copy, *collate)
+    assert refused.returncode == 1
+    assert "finetuned: runs of two codes or budgets; run: make serve-bench PROFILE=smoke" in refused.stderr
+    assert run(copy, PYTHON, "scripts/07_serve_bench.py", "--profile", "smoke").returncode == 0
+    assert not (folder / "open-loop-9-0.npz").exists()
+    assert of(one)[0] == before[0]
+    assert of(other) == before or is_void(read_run(other).outcome)
+    assert run(copy, *collate).returncode == 0
+    origins = json.loads((copy / "results/smoke/serving.json").read_text())
+    assert sum(origin["runs"] for origin in origins) == len(list(folder.parent.glob("*/*.npz")))
 
 
 def test_the_stored_logits_are_those_of_the_ordinary_loader(smoke):

@@ -23,6 +23,7 @@ from compress.provenance import provenance
 from compress.record import Measured, Record, Sizes, read_record, write_record
 
 # Code around the makers: it decides what runs and what is written down, not what a model becomes.
+KEY_DIGITS = 12  # of a variant's key, in the name of its working folder
 HARNESS = tuple(f"compress/{name}.py" for name in ("stage", "cli", "profile", "predict", "processes"))
 
 
@@ -151,9 +152,13 @@ class Stage:
         source = self.sources[variant.method]
         if variant.method == "champion":
             made_from += self.choice(variant)
-        return digest(
-            [options, self.seed, self.train_device, self.card["fingerprint"], self.card["backbone"], made_from, source]
-        )
+        about = [
+            options, self.seed, self.train_device, self.card["fingerprint"], self.card["backbone"], made_from, source
+        ]  # fmt: skip
+        # What neither the sentences nor the backbone's source tell; nothing where it is the default.
+        settings = self.profile.data.model_dump(include={"max_length"}, exclude_defaults=True)
+        settings |= self.profile.backbone.model_dump(include={"random_config"}, exclude_defaults=True)
+        return digest([*about, settings] if settings else about)
 
     def choice(self, champion: Variant) -> list[str]:
         """Hashes of what a champion is chosen from: every rival's answers; for a further seed, the chosen model."""
@@ -188,16 +193,20 @@ class Stage:
 
     def is_made(self, variant: Variant) -> bool:
         try:
-            return read_artifact(self.folder(variant.name)).key == self.key(variant)
+            artifact = read_artifact(self.folder(variant.name))
+            return artifact.key == self.key(variant) and artifact.labels == self.card["labels"]
         except UserError:
             return False
 
     def is_done(self, variant: Variant) -> bool:
-        """True if a valid record of exactly this artifact, baseline and protocol is there; never for a failed one."""
+        """True if a valid record of exactly this artifact, baseline and protocol is there; never for a failed one.
+
+        Nor for a skipped one, unless the device is what speaks against it: a library may have been installed since.
+        """
         try:
             record = read_record(self.profile.record(self.name(variant.name)))
             if record.status == "skipped":
-                return record.key == self.skip_key(variant)
+                return self.device != "cpu" and bool(variant.cpu_only) and record.key == self.skip_key(variant)
             key = self.key(variant)
             if record.status == "failed" or not self.is_made(variant):
                 return False
@@ -237,7 +246,8 @@ class Stage:
             details=made.details,
             runtime=made.runtime,
         )
-        for old in context.work.parent.glob(f"{self.name(variant.name)}-*"):
+        # Of this run alone: other variants' and seeds' names begin alike, and they may be in training beside this one.
+        for old in context.work.parent.glob(self.name(variant.name) + "-" + KEY_DIGITS * "[0-9a-f]"):
             remove(old)
 
     def context(self, variant: Variant) -> Context:
@@ -252,7 +262,7 @@ class Stage:
             labels=self.card["labels"],
             parent=self.folder(variant.parent) if variant.parent else None,
             teacher=self.folder(profile.baseline),
-            work=profile.build / "checkpoints" / f"{self.name(variant.name)}-{self.key(variant)[:12]}",
+            work=profile.build / "checkpoints" / f"{self.name(variant.name)}-{self.key(variant)[:KEY_DIGITS]}",
             cache=profile.build / "cache",
         )
 
