@@ -8,6 +8,7 @@ Example: python scripts/figures.py --profile minilm
 import argparse
 
 from compress.cli import main_guard, profile_parser
+from compress.questions import LOST
 from compress.results import by_variant
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too; every chapter has its own marker besides.
@@ -26,6 +27,14 @@ def new_axes(width=6.4, height=3.8):
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(width, height), layout="constrained")
+
+
+SHOWN = 0.16  # F1 below the best: further down lie only models that are of no use, and would squeeze the rest
+
+
+def is_shown(row, rows) -> bool:
+    """Whether a figure of F1 over a cost has room for the row."""
+    return row["f1_test"] >= max(other["f1_test"] for other in rows) - SHOWN
 
 
 def error_bars(rows) -> list[list[float]]:
@@ -111,8 +120,7 @@ def trade_off(rows, column: str, label: str):
     axes.set_xscale("log")
     values = [row[column] for row in rows]
     axes.set_xlim(min(values) / 2, max(values) * 2)
-    # Far below lie only models that are of no use: they would squeeze the rest into a line.
-    axes.set_ylim(max(0.0, max(row["f1_test"] for row in rows) - 0.16), None)
+    axes.set_ylim(max(0.0, max(row["f1_test"] for row in rows) - SHOWN), None)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
@@ -360,7 +368,7 @@ def waterfall(rows, champion):
     names = [row["variant"] for row in rows]
     places = list(range(len(rows)))[::-1]
     figure, panels = plt.subplots(1, 3, figsize=(7.4, 0.9 + 0.36 * len(rows)), layout="constrained", sharey=True)
-    columns = (("size_mb", "MB on disk"), ("latency_ms_p50", "ms at batch 1"))
+    columns = (("size_mb", "MB on disk"), ("latency_ms", "ms at batch 1"))
     for axes, (column, label) in zip(panels, columns, strict=False):
         before = 0.0
         for place, row in zip(places, rows, strict=True):
@@ -433,8 +441,7 @@ def equal_budgets(choices, won: list[str], unit: str):
 def domain_shift(losses):
     """Points lost out of domain over points lost at home, a marker per chapter; on the line both are equal."""
     figure, axes = new_axes(6.4, 4.6)
-    # Beyond that lie only models that are of no use.
-    near = [loss for loss in losses if loss[1] <= 10]
+    near = [loss for loss in losses if loss[1] <= LOST]
     ends = min(home for _, home, _ in near) - 0.5, max(home for _, home, _ in near) + 0.5
     axes.plot(ends, ends, color="0.5", lw=1, zorder=0)
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
@@ -483,7 +490,7 @@ def flip_cloud(rows, silent):
     figure, axes = new_axes()
     for chapter, (colour, marker) in CHAPTERS.items():
         points = [(row["f1_drop_points"], 100 * row["flip_rate"]) for row in rows if row["chapter"] == chapter]
-        points = [point for point in points if abs(point[0]) <= 10]
+        points = [point for point in points if abs(point[0]) <= LOST]
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=colour, ms=5, alpha=0.7, label=chapter)
     if silent:
@@ -572,7 +579,7 @@ def peer_bars(rows):
 
 
 def draw(profile, results) -> dict:
-    """Every figure by name that the profile has rows for; of the first seed. All of them show quality."""
+    """Every figure by name that the profile has rows for. All of them show quality."""
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
@@ -581,15 +588,14 @@ def draw(profile, results) -> dict:
 
     if profile.no_quality:
         return {}
-    first = results.rows[0]["seed"]
-    rows = [row for row in results.rows if row["seed"] == first and row["f1_test"] is not None]
+    rows = [row for row in results.variants if row["f1_test"] is not None]
     base = next(row for row in rows if row["variant"] == profile.baseline)
     by_method: dict[str, list] = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append((row, results.methods[row["variant"]]["options"]))
     figures = {
         "f1_vs_size": trade_off(rows, "size_mb", "size on disk, MB"),
-        "f1_vs_latency": trade_off(rows, "latency_ms_p50", "latency at batch 1, ms (median)"),
+        "f1_vs_latency": trade_off(rows, "latency_ms", "latency at batch 1, ms (the baseline's over the speed-up)"),
         "f1_vs_memory": trade_off(rows, "peak_rss_mb", "peak resident memory, MB"),
     }
     if "prune" in by_method:
@@ -636,7 +642,7 @@ def draw_questions(results, rows, base) -> dict:
     methods = results.methods
     rivals = questions.compressed(rows, methods)
     figures = {}
-    for name, column, unit in (("equal_bytes", "size_mb", "MB"), ("equal_latency", "latency_ms_p50", "ms")):
+    for name, column, unit in (("equal_bytes", "size_mb", "MB"), ("equal_latency", "latency_ms", "ms")):
         choices = questions.choices(rows, methods, column, base)
         won = [questions.winner(choice, methods) for _, choice in choices]
         figures[name] = equal_budgets(choices, won, unit)
@@ -668,6 +674,9 @@ def main(args: argparse.Namespace) -> None:
         for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             with atomic_path(profile.figures / f"{name}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+    for path in profile.figures.iterdir():
+        if path.stem not in figures:
+            path.unlink()  # the report shows what lies here
     print(f"{profile.figures}: {len(figures)} figures")
 
 

@@ -1,26 +1,30 @@
 """Which variant to use: the best F1 within a budget of megabytes, milliseconds and F1, and how to load it.
 
 Reads results/<profile>/ and nothing else. Status 1 if nothing fits; then it says which limit stands in the way.
-F1 is that of the test set: a choice among near equals by it is a little optimistic.
+F1 is that of the test set, the mean of the training seeds: a choice among near equals by it is a little optimistic.
+Milliseconds are the baseline's over the speed-up measured beside it. Champions are copies of other variants: left out.
 Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.85
 """
 
 import argparse
+import sys
 
 from compress.cli import main_guard, profile_parser
 
 # Option: (column, its unit, +1 if the value must not be larger, -1 if not smaller).
 LIMITS = {
     "max_mb": ("size_mb", "MB", 1),
-    "max_ms": ("latency_ms_p50", "ms at batch 1", 1),
+    "max_ms": ("latency_ms", "ms at batch 1", 1),
     "min_f1": ("f1_test", "F1", -1),
 }
 
 
-def candidates(rows) -> list[dict]:
-    """What can be recommended: trained and measured, of the first seed."""
+def candidates(results) -> list[dict]:
+    """What can be recommended: trained, measured, and no champion, which is another variant again."""
     return [
-        row for row in rows if row["status"] == "ok" and row["trained"] == "True" and row["seed"] == rows[0]["seed"]
+        row
+        for row in results.variants
+        if row["status"] == "ok" and row["trained"] == "True" and row["method"] != "champion"
     ]
 
 
@@ -41,7 +45,7 @@ def best(rows, limits):
 
 
 def describe(row) -> str:
-    speed = "not timed" if row["latency_ms_p50"] is None else f"{row['latency_ms_p50']:.2f} ms at batch 1"
+    speed = "not timed" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms at batch 1"
     return f"{row['variant']}: F1 {row['f1_test']:.3f}, {row['size_mb']:.2f} MB, {speed} ({row['backend']})"
 
 
@@ -52,15 +56,14 @@ def main(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     if profile.no_quality:
         raise UserError(f"profile {profile.name}: nothing to recommend: {profile.no_quality}")
-    rows = candidates(read_results(profile).rows)
+    rows = candidates(read_results(profile))
     limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
     row = best(rows, limits)
     if row:
         folder = f"build/{profile.name}/models/{run_name(row['variant'], int(row['seed']), row['device'])}"
         print(describe(row))
-        print(
-            f'make it:  make all PROFILE={profile.name}\nrun it:   python scripts/predict.py --model {folder} "a text"'
-        )
+        print(f"make it:  make all PROFILE={profile.name}")
+        print(f'run it:   {sys.executable} scripts/predict.py --model {folder} "a text"')
         return 0
     print("nothing keeps every limit")
     ways = []

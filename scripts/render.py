@@ -11,11 +11,12 @@ import csv
 import os
 import re
 from pathlib import Path
+from statistics import mean
 
 from compress.captions import POINTS, captions, findings, near
 from compress.cli import main_guard, profile_parser
 from compress.profile import DEFAULT_PROFILE, ROOT
-from compress.results import by_variant
+from compress.results import BESIDE, by_variant
 from compress.tables import (
     champion_table,
     clients_table,
@@ -36,6 +37,7 @@ from compress.tables import (
     split_table,
     sustained,
     table,
+    training_table,
     twin_table,
 )
 
@@ -72,26 +74,32 @@ def time_spent(rows, methods) -> str:
     )
 
 
-def comparisons(by_name, asked) -> str:
-    """One thing changed at a time: a row per (question, variant with it, variant without it) that is in the results."""
-    header = ["Question", "With", "Without", "F1 points gained", "times smaller", "times faster"]
-    body, brought_none = [], []
+def comparisons(by_name, rows, asked) -> str:
+    """One thing changed at a time: a row per (question, variant with it, variant without it) that is in the results.
+
+    by_name: a row per variant; rows: one per variant and seed, whose differences are told beside their mean.
+    """
+    f1 = {(row["variant"], row["seed"]): row["f1_test"] for row in rows if row["f1_test"] is not None}
+    seeds = sorted({seed for _, seed in f1})
+    header = ["Question", "With", "Without", "F1 points gained", "by seed", "times smaller", "times faster"]
+    body, lost = [], []
     for question, *names in asked:
-        pair = [by_name[name] for name in names if name in by_name and by_name[name]["f1_test"] is not None]
-        if len(pair) < 2:
+        gains = [100 * (f1[names[0], s] - f1[names[1], s]) for s in seeds if all((name, s) in f1 for name in names)]
+        if not gains:
             continue
-        new, old = pair
-        gained = f"{100 * (new['f1_test'] - old['f1_test']):+z.1f}"
+        new, old = (by_name[name] for name in names)
+        gained = f"{mean(gains):+z.1f}"
+        span = f"{min(gains):+z.1f} to {max(gains):+z.1f}" if len(gains) > 1 else ""
         ratios = [old["size_mb"] / new["size_mb"], None]
         if new["latency_speedup"] and old["latency_speedup"]:
             ratios[1] = new["latency_speedup"] / old["latency_speedup"]
-        body.append([question, *names, gained, *(number(ratio, 2) for ratio in ratios)])
-        if float(gained) < 0:
-            brought_none.append(f"{question} ({gained})")
+        body.append([question, *names, gained, span, *(number(ratio, 2) for ratio in ratios)])
+        if max(gains) < 0:
+            lost.append(f"{question} ({gained})")
     if not body:
         return ""
-    lost = f"\n\nF1 points lost by it: {'; '.join(brought_none)}." if brought_none else ""
-    return table(header, body) + lost
+    every = " on every seed" if len(seeds) > 1 else ""
+    return table(header, body) + (f"\n\nF1 points lost by it{every}: {'; '.join(lost)}." if lost else "")
 
 
 def lessons(rows, everything, base) -> dict:
@@ -101,7 +109,7 @@ def lessons(rows, everything, base) -> dict:
     trained = [row for row in rows if row["trained"] == "True" and row["f1_test"] is not None]
     timed = [row for row in trained if row["latency_speedup"] is not None]
     nearest = near(trained)
-    all_timed = [row for row in everything if row["latency_ms_p50"] is not None]
+    all_timed = [row for row in everything if row["latency_ms"] is not None]
     return {
         "points": POINTS,
         "trained": trained,
@@ -114,8 +122,12 @@ def lessons(rows, everything, base) -> dict:
             default=None,
         ),
         "unbeaten_size": [row for row in pareto(everything, "size_mb") if row in trained],
-        "unbeaten_speed": [row for row in pareto(all_timed, "latency_ms_p50") if row in trained],
-        "worse": [row for row in trained if row["mcnemar_p_holm"] is not None and row["mcnemar_p_holm"] < 0.05],
+        "unbeaten_speed": [row for row in pareto(all_timed, "latency_ms") if row in trained],
+        "worse": [
+            row
+            for row in trained
+            if row["mcnemar_p_holm"] is not None and row["mcnemar_p_holm"] < 0.05 and row["f1_drop_points"] > 0
+        ],
         "slower": [row for row in timed if row["latency_speedup"] < 1],
         "half_interval": 50 * (base["f1_ci_high"] - base["f1_ci_low"]),
     }
@@ -130,11 +142,25 @@ def serving_facts(rows, p99_ms: float) -> dict[str, dict]:
                 (row["achieved_rps"] for row in of_server if row["layout"].startswith("sweep-")), default=None
             ),
             "sustained": sustained(of_server, p99_ms),
-            "thrown_away": sum(row["layout"] == "open-loop" and row["achieved_rps"] is None for row in of_server),
+            "overload": next((row for row in of_server if row["share"] == 3), None),
+            "thrown_away": sum(int(row["reason"].split()[0]) for row in of_server if row["reason"]),
         }
         for name, of_server in by_variant(rows).items()
         if any(row["layout"] == "saturation" for row in of_server)
     }
+
+
+def same_load(rows) -> list[tuple[str, float, float]]:
+    """(peer, its p99, ours in ms) where both were offered 0.7 of that peer's saturation."""
+    calm = [row for row in rows if row["layout"] == "open-loop" and row["latency_ms_p99"] is not None]
+    theirs = [row for row in calm if row["share"] == 0.7 and row["variant"].startswith("peer-")]
+    ours = [row for row in calm if row["variant"].endswith(BESIDE)]
+    return [
+        (peer["variant"], peer["latency_ms_p99"], mine["latency_ms_p99"])
+        for peer in theirs
+        for mine in ours
+        if abs(mine["offered_rps"] / peer["offered_rps"] - 1) < 1e-3
+    ]
 
 
 def advice(rows, base, profile) -> dict:
@@ -159,9 +185,9 @@ def advice(rows, base, profile) -> dict:
     body = []
     for points in LOSSES:
         near = [row for row in rows if fits(row, {"min_f1": base["f1_test"] - points / 100})]
-        timed = [row for row in near if row["latency_ms_p50"] is not None]
+        timed = [row for row in near if row["latency_ms"] is not None]
         smallest = min(near, key=lambda row: row["size_mb"], default=None)
-        fastest = min(timed, key=lambda row: row["latency_ms_p50"], default=None)
+        fastest = min(timed, key=lambda row: row["latency_ms"], default=None)
         body.append([f"{points:g}", cell(smallest), cell(fastest)])
     losses = table(["Points at most", "the smallest", "the fastest"], body)
     folders = {
@@ -218,12 +244,14 @@ def cite(text: str) -> str:
 
 def context(profile, results) -> dict:
     """What the sources of the pages may name: rows, tables, figures and the functions that make them."""
-    from compress import questions
+    from compress import bench, metrics, questions
+    from compress import measure as measuring
     from compress.results import is_beside
     from recommend import candidates
+    from serve import MAX_BATCH, WINDOW
 
     rows, environment, data, methods = results.rows, results.environment, results.data, results.methods
-    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    first = results.variants
     ok = [row for row in first if row["status"] == "ok"]
     by_name = {row["variant"]: row for row in first}
     by_chapter = {name: [row for row in ok if row["chapter"] == name] for name in ("baseline", *CHAPTERS)}
@@ -236,6 +264,9 @@ def context(profile, results) -> dict:
     gpu_rows = {row["variant"]: row for row in results.gpu.rows} if results.gpu else {}
     return {
         "notebook": False,
+        "bench": bench,
+        "measuring": measuring,
+        "metrics": metrics,
         "profile": profile.name,
         "description": environment["description"],
         "rows": first,
@@ -288,18 +319,22 @@ def context(profile, results) -> dict:
         "beside": [row for row in results.serving if is_beside(row["variant"])],
         "profile_serving": profile.serving,
         "load": profile.serving.load if profile.serving else None,
+        "window": WINDOW,
+        "max_batch": MAX_BATCH,
         "services_table": services_table(results.services),
         "serving_table": lambda rows: serving_table(rows, profile.serving.load.p99_ms),
         "serving_facts": lambda rows: serving_facts(rows, profile.serving.load.p99_ms),
+        "same_load": same_load,
         "clients_table": clients_table,
         "load_minutes": sum((row["requests"] or 0) / row["offered_rps"] for row in opened) / 60,
         "services_minutes": sum(row["train_seconds"] or 0 for row in results.services) / 60,
         "champions": champion_table(first, methods),
         "questions": lambda: questions.answers(results, first),
         "time_spent": lambda name: time_spent(by_chapter[name], methods),
-        "comparisons": lambda *asked: comparisons(by_name, asked),
+        "comparisons": lambda *asked: comparisons(by_name, rows, asked),
+        "training_table": lambda rows: training_table(rows, methods),
         "lessons": lambda name: lessons(by_chapter[name], ok, by_name[environment["baseline"]]),
-        "advice": lambda: advice(candidates(rows), by_name[environment["baseline"]], profile),
+        "advice": lambda: advice(candidates(results), by_name[environment["baseline"]], profile),
     }
 
 
@@ -347,8 +382,8 @@ def headline_rows(rows) -> list[dict]:
     ok = [row for row in rows if row["status"] == "ok"]
     if all(row["f1_test"] is None for row in ok):
         return ok
-    timed = [row for row in ok if row["latency_ms_p50"] is not None]
-    best = [row["variant"] for row in pareto(ok, "size_mb") + pareto(timed, "latency_ms_p50")]
+    timed = [row for row in ok if row["latency_ms"] is not None]
+    best = [row["variant"] for row in pareto(ok, "size_mb") + pareto(timed, "latency_ms")]
     return [row for row in rows if row["chapter"] == "baseline" or row["variant"] in best]
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 from statistics import mean, median
 
 from compress.results import by_variant, is_beside
-from compress.tables import number, span, sustained
+from compress.tables import number, span, sustained, too_much
 
 POINTS = 1.0  # F1 points that a variant may lose and still count as near the baseline
 
@@ -17,7 +17,7 @@ class Captions(dict[str, str]):
 
 
 def captions(profile, results, rows) -> Captions:
-    """The captions of a profile's figures from the rows of the first seed.
+    """The captions of a profile's figures from these rows of results.
 
     The figures of compress.questions have theirs in report/questions.md.j2, beside the question.
     """
@@ -27,9 +27,9 @@ def captions(profile, results, rows) -> Captions:
     by_name = {row["variant"]: row for row in rows}
     found = {
         "f1_vs_size": best_near(rows, "size_ratio", "smallest", "size_mb", "MB", "smaller")
-        + " The line joins the variants that none beats; champions are ringed.",
-        "f1_vs_latency": best_near(rows, "latency_speedup", "fastest", "latency_ms_p50", "ms", "faster")
-        + " What is only smaller stays at the right.",
+        + f" The line joins the variants that none beats; champions are ringed.{hidden(rows, 'size_mb')}",
+        "f1_vs_latency": best_near(rows, "latency_speedup", "fastest", "latency_ms", "ms", "faster")
+        + f" What is only smaller stays at the right.{hidden(rows, 'latency_ms')}",
         "sparsity": sparsity(rows, results.methods),
         "codebook": codebook(rows, results.methods),
         "students": students(by_name),
@@ -51,26 +51,26 @@ def captions(profile, results, rows) -> Captions:
 def findings(results, rows, told: dict[str, str]) -> str:
     """What the abstract says of the compressed models; empty where no champion was chosen."""
     rows = [row for row in rows if row["f1_test"] is not None]
-    over = {row["variant"]: row for row in results.seeds}
+    by_name = {row["variant"]: row for row in rows}
     champions = []
     for row in (row for row in rows if row["method"] == "champion"):
-        ratios = [number(row[column], 1) for column in ("size_ratio", "latency_speedup")]
+        # Twice measured: when it was chosen, and as the champion.
+        chosen = by_name[results.methods[row["variant"]]["details"]["chosen"]]
+        faster = [number(ratio, 1) for ratio in sorted(of["latency_speedup"] for of in (row, chosen))]
         loses = span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 1)
-        text = (
-            f"`{row['variant']}` is {ratios[0]} times smaller and {ratios[1]} times faster and loses {loses} F1 points"
+        champions.append(
+            f"`{row['variant']}` is {number(row['size_ratio'], 1)} times smaller and "
+            f"{' to '.join(dict.fromkeys(faster))} times faster and loses {loses} F1 points"
         )
-        if several := over.get(row["variant"]):
-            text += f" ({number(several['drop_mean'], 1)} as the mean of {number(several['seeds'], 0)} seeds)"
-        champions.append(text)
     if not champions:
         return ""
     others = [row for row in rows if row["method"] != "champion"]  # a champion is another row again
     tested = [row for row in others if row["trained"] == "True" and row["mcnemar_p_holm"] is not None]
-    sure = [row for row in tested if row["mcnemar_p_holm"] < 0.05]
+    worse = [row for row in tested if row["mcnemar_p_holm"] < 0.05 and row["f1_drop_points"] > 0]
     sentences = [
-        f"Chosen on validation data: {'; '.join(champions)}. Brackets are 95 % intervals.",
-        f"Of {len(tested)} trained variants {len(sure)} differ significantly from the fine-tuned model (exact McNemar "
-        "test, Holm's correction).",
+        f"Chosen on validation data: {'; '.join(champions)}. Brackets are 95 % intervals, each for itself.",
+        f"Of {len(tested)} trained variants, a network counted once per engine, {len(worse)} are significantly worse "
+        "than the fine-tuned model (exact McNemar test on right and wrong answers, Holm's correction for all of them).",
         *([f"As an HTTP service {told['serving']}"] if "serving" in told else []),
     ]
     return "\n".join(sentences)
@@ -90,8 +90,17 @@ def best_near(rows, ratio: str, which: str, column: str, unit: str, comparative:
     row = max((row for row in near(rows) if row[ratio] is not None), key=lambda row: row[ratio])
     return (
         f"Of the variants that lose at most {POINTS:g} F1 point `{row['variant']}` is the {which}: "
-        f"{number(row[column], 2)} {unit}, {number(row[ratio], 1)} times {comparative}."
+        f"{number(row[column], 2)} {unit}, {number(row[ratio], 1)} times {comparative}, "
+        f"{span(row, 'f1_drop_points', 'f1_drop_ci_low', 'f1_drop_ci_high', 1)} points lost."
     )
+
+
+def hidden(rows, column: str) -> str:
+    """A sentence on the rows that a figure of F1 over this cost has no room for."""
+    from figures import is_shown
+
+    below = sum(row[column] is not None and not is_shown(row, rows) for row in rows)
+    return f" {below} lie below the axis." if below else ""
 
 
 def sparsity(rows, methods) -> str:
@@ -108,7 +117,8 @@ def sparsity(rows, methods) -> str:
     best = min(trained, key=lambda row: row["f1_drop_points"])
     return (
         f"With {100 * most:.0f} % zeros `{best['variant']}` loses {lost(best)} F1 points after training, "
-        f"`{plain[0]['variant']}` without any {lost(plain[0])}."
+        f"`{plain[0]['variant']}` without any {lost(plain[0])}. Levels are trained for unlike numbers of epochs (the "
+        "table of trainings), which bends the lines."
     )
 
 
@@ -189,12 +199,12 @@ def ablation(name: str, methods, by_name) -> str:
 
     steps = lineage(name, methods, by_name)
     found = []
-    for column, what in (("latency_ms_p50", "faster"), ("size_mb", "smaller")):
+    for column, what in (("latency_ms", "faster"), ("size_mb", "smaller")):
         measured = [row for row in steps if row[column] is not None]
-        ratios = {b["variant"]: a[column] / b[column] for a, b in pairwise(measured)}
+        ratios = {(a["variant"], b["variant"]): a[column] / b[column] for a, b in pairwise(measured)}
         if ratios:
             most = max(ratios, key=ratios.get)
-            found.append(f"`{most}` ({number(ratios[most], 1)} times {what})")
+            found.append(f"`{most[0]}` to `{most[1]}` ({number(ratios[most], 1)} times {what})")
     return f"The steps that add most to `{name}`: {', '.join(found)}." if found else ""
 
 
@@ -229,18 +239,31 @@ def seeds(over, baseline: str) -> str:
     )
 
 
+def lead(of_server, best: str, plain: str, p99_ms: float) -> str:
+    """How many times the rate that `plain` sustains, and between which bounds, since rates are tried in steps."""
+    (low, high), (plain_low, plain_high) = (
+        (sustained(of_server[name], p99_ms), too_much(of_server[name], p99_ms)) for name in (best, plain)
+    )
+    times = f"{number(low / plain_low, 1)} times"
+    if high is None or plain_high is None:
+        return times
+    return f"{times} ({number(low / plain_high, 1)} to {number(high / plain_low, 1)}: rates are tried in steps)"
+
+
 def serving(profile, rows) -> dict[str, str]:
     ablated = profile.serving.ablated
     saturated = {row["variant"]: row["achieved_rps"] for row in rows if row["layout"] == "saturation"}
-    kept_up = {name: sustained(of, profile.serving.load.p99_ms) for name, of in by_variant(rows).items()}
+    of_server = by_variant(rows)
+    limit = profile.serving.load.p99_ms
+    kept_up = {name: sustained(of, limit) for name, of in of_server.items()}
     found = {}
     own = [name for name in profile.serving.variants if kept_up.get(name)]
     if len(own) > 1 and profile.baseline in own:
-        best = max(own, key=kept_up.get)
+        best, plain = max(own, key=kept_up.get), profile.baseline
         found["serving"] = (
             f"`{best}` sustains {number(kept_up[best], 0)} requests per second, "
-            f"{number(kept_up[best] / kept_up[profile.baseline], 1)} times what the fp32 PyTorch model does under the "
-            "same p99."
+            f"{lead(of_server, best, plain, limit)} what the fp32 PyTorch model does under the same p99; at saturation "
+            f"it is {number(saturated[best] / saturated[plain], 1)} times."
         )
     changed = {name: rate for name, rate in saturated.items() if name.startswith(f"{ablated}-") and not is_beside(name)}
     if ablated in saturated and changed:
@@ -249,13 +272,18 @@ def serving(profile, rows) -> dict[str, str]:
             f"`{worst.removeprefix(ablated + '-')}` costs most: saturation falls from {number(saturated[ablated], 0)} "
             f"to {number(changed[worst], 0)} requests per second."
         )
-    peers = {n: rate for n, rate in saturated.items() if n.startswith("peer-") and not n.endswith("five-services")}
+    peers = {
+        name: max(row["achieved_rps"] for row in of if row["layout"].startswith(("saturation", "sweep-")))
+        for name, of in of_server.items()
+        if name.startswith("peer-") and name in saturated and not name.endswith("five-services")
+    }
     ours = next((name for name in saturated if is_beside(name) and not name.startswith("peer-")), None)
     if ours and peers:
         best = max(peers, key=peers.get)
         found["serving_peers_saturation"] = (
-            f"Ours answers {number(saturated[ours], 0)} requests per second at most, the best peer, `{best}`, "
-            f"{number(peers[best], 0)}: {number(saturated[ours] / peers[best], 2)} times."
+            f"Ours answers {number(saturated[ours], 0)} requests per second at saturation, `{best}` in turns with it "
+            f"{number(saturated[best], 0)} and at most, in any run of its sweep, {number(peers[best], 0)}: "
+            f"{number(saturated[ours] / saturated[best], 2)} and {number(saturated[ours] / peers[best], 2)} times."
         )
         over = {r["variant"]: r["goodput_rps"] for r in rows if r["share"] == 3 and r["goodput_rps"] is not None}
         late = {name: over[name] for name in peers if name in over}

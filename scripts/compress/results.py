@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from compress.profile import Profile, UserError
 
@@ -30,6 +31,27 @@ FURTHER = ("serving", "services", "reliability", "flips", "seeds")  # tables tha
 
 BESIDE = "-beside-peers"  # our own server in the peers' turns
 
+# Columns of variants.csv that a further seed has, too, and those of seeds.csv that stand in for one seed's.
+QUALITY = (
+    "f1_test",
+    "f1_drop_points",
+    "flip_rate",
+    "batch_flip_rate",
+    "accuracy_test",
+    "f1_macro_test",
+    "ece_test",
+    "f1_amazon",
+    "f1_tweets",
+    "f1_nyt",
+)
+POOLED = {
+    "f1_ci_low": "f1_ci_low",
+    "f1_ci_high": "f1_ci_high",
+    "f1_drop_ci_low": "drop_ci_low",
+    "f1_drop_ci_high": "drop_ci_high",
+    "mcnemar_p_holm": "mcnemar_p_holm",
+}
+
 
 @dataclass(frozen=True)
 class Results:
@@ -43,6 +65,30 @@ class Results:
     flips: list[dict]
     seeds: list[dict]  # of seeds.csv; empty for a single seed
     gpu: "Results | None" = None
+
+    @property
+    def variants(self) -> list[dict]:
+        """A row per variant: its costs, which are the first seed's, and its quality, the mean of all seeds that it has.
+
+        Where there are several, intervals are those of the means, and p is pooled over the seeds. latency_ms is the
+        median latency with the machine's drift taken out: the baseline's over the speed-up measured beside it.
+        """
+        of_variant, pooled = by_variant(self.rows), {row["variant"]: row for row in self.seeds}
+        base = of_variant[self.environment["baseline"]][0]
+        found = []
+        for name, rows in of_variant.items():
+            row = dict(rows[0])
+            if row["seed"] != self.rows[0]["seed"]:
+                continue
+            if name in pooled:
+                for column in QUALITY:
+                    values = [of_seed[column] for of_seed in rows if of_seed[column] is not None]
+                    row[column] = mean(values) if values else None
+                row |= {column: pooled[name][theirs] for column, theirs in POOLED.items()}
+            faster = row["latency_speedup"]
+            row["latency_ms"] = base["latency_ms_p50"] / faster if faster else None
+            found.append(row)
+        return found
 
 
 def read_results(profile: Profile) -> Results:

@@ -4,7 +4,8 @@ import numpy as np
 from compress import metrics
 
 COLUMNS = (  # noqa: SIM905
-    "variant seeds f1_mean f1_std f1_min f1_max drop_mean drop_std drop_ci_low drop_ci_high mcnemar_p_holm"
+    "variant seeds f1_mean f1_std f1_min f1_max f1_ci_low f1_ci_high drop_mean drop_std drop_ci_low drop_ci_high "
+    "mcnemar_p_holm"
 ).split()
 
 
@@ -32,8 +33,8 @@ def mcnemar_clustered(correct: np.ndarray, baseline_correct: np.ndarray) -> floa
 def over_seeds(baseline: str, logits: dict[int, dict[str, np.ndarray]], labels: np.ndarray) -> list[dict]:
     """A row of COLUMNS for every variant that several seeds have, from logits [items, classes] by seed and variant.
 
-    Every seed's model is compared with the baseline of that seed. The interval of the mean drop, in F1 points, is over
-    items (the same resamples for all); standard deviations are over seeds.
+    Every seed's model is compared with the baseline of that seed. The intervals of the means, of F1 and of the drop in
+    F1 points, are over items (the same resamples for all); standard deviations are over seeds.
     """
     answers = {seed: {name: array.argmax(-1) for name, array in of.items()} for seed, of in logits.items()}
     answers = {seed: of for seed, of in answers.items() if baseline in of}
@@ -50,9 +51,10 @@ def over_seeds(baseline: str, logits: dict[int, dict[str, np.ndarray]], labels: 
         seeds = [seed for seed, of in answers.items() if name in of]
         if len(seeds) < 2:
             continue
-        own = np.array([f1[seed][name][0] for seed in seeds])
+        reached = np.array([f1[seed][name] for seed in seeds])
         lost = 100 * np.array([f1[seed][baseline] - f1[seed][name] for seed in seeds])
-        drops, (low, high) = lost[:, 0], metrics.interval(lost[:, 1:].mean(0))
+        own, drops = reached[:, 0], lost[:, 0]
+        (low, high), (drop_low, drop_high) = (metrics.interval(draws[:, 1:].mean(0)) for draws in (reached, lost))
         right = [np.array([answers[seed][which] == labels for seed in seeds]) for which in (name, baseline)]
         rows.append(
             {
@@ -62,10 +64,12 @@ def over_seeds(baseline: str, logits: dict[int, dict[str, np.ndarray]], labels: 
                 "f1_std": float(own.std(ddof=1)),
                 "f1_min": float(own.min()),
                 "f1_max": float(own.max()),
+                "f1_ci_low": low,
+                "f1_ci_high": high,
                 "drop_mean": float(drops.mean()),
                 "drop_std": float(drops.std(ddof=1)),
-                "drop_ci_low": low,
-                "drop_ci_high": high,
+                "drop_ci_low": drop_low,
+                "drop_ci_high": drop_high,
                 "mcnemar_p_holm": None if name == baseline else mcnemar_clustered(*right),
             }
         )

@@ -67,6 +67,25 @@ def quality_table(rows) -> str:
     return table(header, body)
 
 
+def training_table(rows, methods) -> str:
+    """What the trainings of some rows differ in; empty if none was trained.
+
+    alpha is the teacher's share of the loss, T the temperature; a student of alpha 0 learns from labels alone.
+    """
+    header = ["Variant", "Starts from", "Texts", "Epochs", "Batch", "Learning rate", "alpha", "T"]
+    body = []
+    for row in rows:
+        options = methods[row["variant"]]["options"]
+        if training := options.get("training"):
+            start = "random weights" if options.get("initialization") == "random" else options["parent"]
+            texts = " + ".join(options.get("transfer", ["train"]))
+            numbers = ["epochs", "batch_size", "learning_rate", "soft_weight"]
+            numbers += ["temperature"] if training["soft_weight"] else []
+            cells = [f"{training[name]:g}" for name in numbers]
+            body.append([row["variant"], start, texts, *cells, *[""] * (5 - len(cells))])
+    return table(header, body) if body else ""
+
+
 def domain_table(rows) -> str:
     from compress.data import OUT_OF_DOMAIN
 
@@ -206,7 +225,7 @@ def champion_table(rows, methods) -> str:
         "faster, batched",
         "MB",
         "ms",
-        "of",
+        "within tolerance, of",
     ]
     columns = ("size_ratio", "latency_speedup", "throughput_speedup", "size_mb", "latency_ms_p50")
     body = []
@@ -221,7 +240,7 @@ def champion_table(rows, methods) -> str:
                 f"{number(details['validation_drop_points'], 2)} ± {number(details['validation_standard_error'], 2)}",
                 span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 2),
                 *(number(row[column], 2) for column in columns),
-                f"{details['within_tolerance']}/{details['candidates']}",
+                f"{details['within_tolerance']} of {details['candidates']}",
             ]
         )
     return table(header, body)
@@ -268,17 +287,29 @@ def sustained(rows, p99_ms: float) -> float | None:
     )
 
 
+def too_much(rows, p99_ms: float) -> float | None:
+    """The smallest offered rate above the sustained one: there the server was seen to fail. None if none was tried."""
+    kept_up = sustained(rows, p99_ms) or 0
+    tried = [row["offered_rps"] for row in rows if row["layout"] == "open-loop" and row["latency_ms_p99"] is not None]
+    return min((rate for rate in tried if rate > kept_up), default=None)
+
+
 def serving_table(rows, p99_ms: float) -> str:
-    """A row per server: saturation, the sustained rate, latency at 0.7 of saturation, and what overload does to it."""
+    """A row per server: saturation, the sustained rate and the next one tried, latency at 0.7 of saturation, overload.
+
+    "none" is sustained by a server that failed at every rate.
+    """
     header = [
         "Server",
         "saturated /s",
         "sustained /s",
+        "fails at /s",
         "p50 at 0.7",
         "p99 at 0.7",
         "in time at 3x/s",
         "p99 at 3x",
         "turned away",
+        "errors",
         "batch",
         "pad ratio",
         "CPU ms",
@@ -295,12 +326,14 @@ def serving_table(rows, p99_ms: float) -> str:
             [
                 name,
                 number(full["achieved_rps"], 0),
-                number(sustained(of_server, p99_ms), 0),
+                number(sustained(of_server, p99_ms), 0) or "none",
+                number(too_much(of_server, p99_ms), 0),
                 number(calm.get("latency_ms_p50"), 1),
                 number(calm.get("latency_ms_p99"), 1),
                 number(over.get("goodput_rps"), 0),
                 number(over.get("latency_ms_p99"), 0),
                 number(over.get("shed_fraction"), 2),
+                number(over.get("error_fraction"), 2),
                 number(full["batch_size_mean"], 1),
                 number(full["padding_ratio"], 2),
                 number(1e3 * full["server_cpu_seconds_per_request"], 2),
@@ -379,8 +412,13 @@ def shape_table(rows, methods, baseline) -> str:
     return table(header, body)
 
 
+def plan_bound(gpu) -> list[dict]:
+    """A GPU's rows whose throughput is that of cuDNN's plans, not the model's: no engine is half as fast as PyTorch."""
+    return [row for row in gpu.rows if row["throughput_speedup"] is not None and row["throughput_speedup"] < 0.5]
+
+
 def gpu_table(gpu, by_name) -> str:
-    """The GPU's measured rows, and the seconds of the same training on the CPU."""
+    """The GPU's measured rows, without the throughput of plan_bound(), and the same training's seconds on the CPU."""
     header = ["Variant", "Runs in", "F1", "MB", *TIMES, "Train s", "on the CPU"]
     body = [
         [
@@ -392,7 +430,10 @@ def gpu_table(gpu, by_name) -> str:
             number(row["train_seconds"], 0),
             number(row["train_seconds"] and by_name[row["variant"]]["train_seconds"], 0),
         ]
-        for row in gpu.rows
+        for row in (
+            row | dict.fromkeys(("throughput_per_s", "throughput_speedup")) if row in plan_bound(gpu) else row
+            for row in gpu.rows
+        )
         if row["status"] == "ok"
     ]
     return table(header, body)
