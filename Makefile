@@ -66,7 +66,7 @@ help: ## this text
 all: ## environment, data, every stage, results, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
 
-smoke: ## the whole graph in miniature, in about three minutes
+smoke: ## the whole graph in miniature, in about four minutes
 	@+$(MAKE) all PROFILE=smoke
 
 test: $(ENV) ## the tests, the smoke run among them

@@ -2,7 +2,8 @@
 
 Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and methods.json,
 environment.json, data.json, of the first seed reliability.csv and flips.csv, of several seeds seeds.csv
-(results/<profile>/cuda/ for a GPU's records), and a model card (README.md) into each model's folder.
+(results/<profile>/cuda/ for a GPU's records), and into each model's folder a card (README.md) and what a service tells
+of it (measured.json).
 Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
 Other seeds and other devices than the CPU may be there in part: what is not is counted in the last lines.
 Example: python scripts/collate.py --profile minilm --seeds "0 1 2" --merge ../other-machine/build/minilm
@@ -312,6 +313,14 @@ def write_cards(profile, rows) -> None:
             "max_length": artifact.max_length,
         }
         write_text(folder / "README.md", CARD.format(**row | about))
+        write_measured(folder, row)
+
+
+def write_measured(folder: Path, row) -> None:
+    """What a service tells of the model, into the model's own folder: it goes wherever the model goes."""
+    from compress.files import write_json
+
+    write_json(folder / "measured.json", {name: row[name] for name in ("f1_test", "batch_flip_rate")})
 
 
 def environment(profile, records) -> dict:

@@ -26,6 +26,7 @@ SERVICE_COLUMNS = (  # noqa: SIM905
 def service_rows(profile) -> list[dict]:
     """Quality of the five classifiers, each on its own task's test split."""
     import numpy as np
+    from collate import write_measured
     from compress.metrics import quality
     from compress.profile import UserError
     from compress.record import read_arrays, read_record
@@ -60,6 +61,7 @@ def service_rows(profile) -> list[dict]:
                 "train_seconds": record.train_seconds,
             }
         )
+        write_measured(profile.model(variant.name), rows[-1])
     return rows
 
 

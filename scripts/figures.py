@@ -46,9 +46,13 @@ def error_bars(rows) -> list[list[float]]:
 
 
 def pareto(rows, column: str) -> list[dict]:
-    """The rows that no other row beats in F1 at the same or a lower `column`, in its order."""
+    """The rows that no other row beats in F1 at the same or a lower `column`, in its order.
+
+    Champions are copies of other rows, and left out: a second measurement of the same file beats nothing.
+    """
     frontier, best = [], -1.0
-    for row in sorted(rows, key=lambda row: (row[column], -row["f1_test"])):
+    rivals = [row for row in rows if row["method"] != "champion"]
+    for row in sorted(rivals, key=lambda row: (row[column], -row["f1_test"])):
         if row["f1_test"] > best:
             frontier.append(row)
             best = row["f1_test"]
@@ -58,7 +62,7 @@ def pareto(rows, column: str) -> list[dict]:
 def trade_off(rows, column: str, label: str):
     """F1 over a cost (log scale), one point per variant; the Pareto frontier is drawn and named, the rest is faded.
 
-    Champions are ringed and named in bold, on the frontier or off it.
+    Champions are ringed and named in bold.
     """
     from matplotlib import ticker
 
@@ -102,7 +106,7 @@ def trade_off(rows, column: str, label: str):
         ms=11,
         label="champion" if champions else None,
     )
-    named = sorted([*frontier, *(row for row in champions if row not in frontier)], key=lambda row: row[column])
+    named = sorted([*frontier, *champions], key=lambda row: row[column])
     for i, row in enumerate(named):
         # Names in steps below all points, each tied to its own: beside them they would lie on each other.
         axes.annotate(

@@ -28,6 +28,7 @@ from compress.tables import (
     gpu_table,
     headline,
     number,
+    plan_bound,
     quality_table,
     seed_table,
     sensitivity_table,
@@ -131,6 +132,16 @@ def lessons(rows, everything, base) -> dict:
         "slower": [row for row in timed if row["latency_speedup"] < 1],
         "half_interval": 50 * (base["f1_ci_high"] - base["f1_ci_low"]),
     }
+
+
+def remeasured(by_name, methods) -> float | None:
+    """The largest ratio, at least 1, of two speed-ups measured of one file: a champion's and its original's."""
+    ratios = [
+        row["latency_speedup"] / by_name[methods[name]["details"]["chosen"]]["latency_speedup"]
+        for name, row in by_name.items()
+        if row["method"] == "champion" and row["status"] == "ok"
+    ]
+    return max((max(ratio, 1 / ratio) for ratio in ratios), default=None)
 
 
 def serving_facts(rows, p99_ms: float) -> dict[str, dict]:
@@ -294,6 +305,7 @@ def context(profile, results) -> dict:
         "commits": commit_list(environment),
         "gpu": results.gpu,
         "gpu_table": lambda: gpu_table(results.gpu, by_name),
+        "plan_bound": plan_bound,
         "library_list": library_list,
         "commit_list": commit_list,
         "skipped_by_reason": skipped_by_reason,
@@ -329,6 +341,7 @@ def context(profile, results) -> dict:
         "load_minutes": sum((row["requests"] or 0) / row["offered_rps"] for row in opened) / 60,
         "services_minutes": sum(row["train_seconds"] or 0 for row in results.services) / 60,
         "champions": champion_table(first, methods),
+        "remeasured": remeasured(by_name, methods),
         "questions": lambda: questions.answers(results, first),
         "time_spent": lambda name: time_spent(by_chapter[name], methods),
         "comparisons": lambda *asked: comparisons(by_name, rows, asked),
@@ -376,7 +389,7 @@ def documents(profile, about: dict) -> dict[Path, str]:
 
 
 def headline_rows(rows) -> list[dict]:
-    """The baselines, and the rows that no smaller one beats in F1, or, of those that were timed, no faster one."""
+    """The baselines, the champions, and the rows that no smaller one beats in F1, or, of those timed, no faster one."""
     from figures import pareto
 
     ok = [row for row in rows if row["status"] == "ok"]
@@ -384,7 +397,11 @@ def headline_rows(rows) -> list[dict]:
         return ok
     timed = [row for row in ok if row["latency_ms"] is not None]
     best = [row["variant"] for row in pareto(ok, "size_mb") + pareto(timed, "latency_ms")]
-    return [row for row in rows if row["chapter"] == "baseline" or row["variant"] in best]
+    return [
+        row
+        for row in rows
+        if row["chapter"] == "baseline" or row["variant"] in best or (row["method"] == "champion" and row in ok)
+    ]
 
 
 def figure(profile, folder: str, name: str, caption: str) -> str:

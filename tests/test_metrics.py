@@ -81,6 +81,7 @@ def test_a_variant_over_seeds_is_compared_with_each_seeds_own_baseline():
     assert x["drop_mean"] == pytest.approx(np.mean(drops))
     assert x["drop_std"] == pytest.approx(np.std(drops, ddof=1))
     assert x["drop_ci_low"] < x["drop_mean"] < x["drop_ci_high"]
+    assert x["f1_ci_low"] < x["f1_mean"] < x["f1_ci_high"]
     # Four sentences differ, two of them in both seeds, all the same way.
     assert x["mcnemar_p_holm"] == pytest.approx(2 * 2**-4)
 

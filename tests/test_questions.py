@@ -5,15 +5,61 @@ from types import SimpleNamespace
 import collate
 import numpy as np
 import pytest
-from compress import questions
+import render
+from compress import captions, questions, tables
 from compress.answers import excerpt, most_flipped
 from compress.metrics import expected_calibration_error, reliability
 from compress.profile import load_profile
 from compress.results import read_results
 
 RESULTS = read_results(load_profile("minilm"))
-ROWS = [row for row in RESULTS.rows if row["seed"] == RESULTS.rows[0]["seed"]]
+ROWS = RESULTS.variants
 BASE = next(row for row in ROWS if row["variant"] == RESULTS.environment["baseline"])
+
+
+def test_a_variants_quality_is_the_mean_of_its_seeds_and_its_cost_the_first_seeds():
+    pooled = {row["variant"]: row for row in RESULTS.seeds}
+    assert len(ROWS) == len({row["variant"] for row in RESULTS.rows})
+    for row in ROWS:
+        seeds = [other for other in RESULTS.rows if other["variant"] == row["variant"]]
+        assert all(row[column] == seeds[0][column] for column in ("size_mb", "latency_ms_p50", "peak_rss_mb", "status"))
+        if row["f1_test"] is not None:
+            for column in ("f1_test", "f1_tweets", "ece_test", "flip_rate"):
+                assert row[column] == pytest.approx(np.mean([other[column] for other in seeds]))
+            told = pooled[row["variant"]]
+            assert row["f1_drop_points"] == pytest.approx(told["drop_mean"], abs=1e-4)
+            assert (row["f1_drop_ci_low"], row["f1_drop_ci_high"]) == (told["drop_ci_low"], told["drop_ci_high"])
+            assert told["f1_ci_low"] == row["f1_ci_low"] < row["f1_test"] < row["f1_ci_high"]
+            assert row["mcnemar_p_holm"] == told["mcnemar_p_holm"]
+        if row["latency_speedup"] is not None:
+            assert row["latency_ms"] * row["latency_speedup"] == pytest.approx(BASE["latency_ms_p50"])
+
+
+def test_what_is_compared_one_at_a_time_loses_only_if_it_does_on_every_seed():
+    rows = [
+        {"variant": name, "seed": seed, "f1_test": f1, "size_mb": 2.0, "latency_speedup": None}
+        for name, scores in {"old": (0.80, 0.82), "bad": (0.79, 0.80), "mixed": (0.79, 0.83)}.items()
+        for seed, f1 in enumerate(scores)
+    ]
+    by_name = {row["variant"]: row for row in rows}
+    asked = [("badly", "bad", "old"), ("now and then", "mixed", "old"), ("never made", "none", "old")]
+    text = render.comparisons(by_name, rows, asked)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:4]]
+    assert cells[0] == ["badly", "bad", "old", "-1.5", "-2.0 to -1.0", "1.00", ""]
+    assert cells[1] == ["now and then", "mixed", "old", "+0.0", "-1.0 to +1.0", "1.00", ""]
+    assert text.endswith("F1 points lost by it on every seed: badly (-1.5).")
+
+
+def test_a_sustained_rate_lies_between_the_one_that_passed_and_the_one_that_failed():
+    def server(*runs):
+        columns = {"layout": "open-loop", "shed_fraction": 0.0, "error_fraction": 0.0}
+        return [columns | {"offered_rps": rate, "latency_ms_p99": p99} for rate, p99 in runs]
+
+    quick, slow = server((800, 20), (1000, 90), (1250, 200)), server((80, 20), (100, 130), (125, 131), (200, None))
+    assert (tables.sustained(slow, 130), tables.too_much(slow, 130)) == (100, 125)
+    assert captions.lead({"a": quick, "b": slow}, "a", "b", 130).startswith("10.0 times (8.0 to 12.5: ")
+    assert captions.lead({"a": quick[:2], "b": slow}, "a", "b", 130) == "10.0 times"
+    assert tables.sustained(server((10, 900)), 130) is None
 
 
 def methods_of(**f1: float) -> dict:

@@ -134,6 +134,7 @@ def test_info_says_which_models_may_be_batched(served, smoke):
     assert not models[DYNAMIC]["batch_invariant"]
     assert models[DYNAMIC]["max_batch"] == 1
     assert 0 <= models[STATIC]["f1_test"] <= 1
+    assert models["service-domain"]["batch_flip_rate"] == 0
     assert models["service-domain"]["labels"] == ["movies", "amazon", "tweets", "nyt"]
     metrics = get(served[0], "/metrics")[1]
     items, batches = (
@@ -479,7 +480,14 @@ def test_a_damaged_or_missing_model_ends_the_command_with_what_to_do(smoke, tmp_
     broken = tmp_path / "broken"
     shutil.copytree(folder / "build/smoke/models" / STATIC, broken)
     (broken / "model.onnx").write_bytes(b"no model")
-    for model, said in ((broken, "damaged or replaced"), (tmp_path / "none", "no model there")):
+    untold = tmp_path / "untold"
+    shutil.copytree(folder / "build/smoke/models" / STATIC, untold)
+    (untold / "measured.json").write_text('{"f1_test": "good"}')
+    for model, said in (
+        (broken, "damaged or replaced"),
+        (tmp_path / "none", "no model there"),
+        (untold, "measured.json: damaged"),
+    ):
         command = [sys.executable, "scripts/serve.py", "--model", str(model), "--port", str(free_port())]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1

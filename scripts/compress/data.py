@@ -113,7 +113,7 @@ def fingerprint(splits: dict[str, Rows]) -> str:
 
 
 def check_disjoint(splits: dict[str, Rows]) -> None:
-    """No sentence is in two splits, or twice in one: raises UserError naming the first that is."""
+    """No split is empty and no sentence in two of them: raises UserError naming the first that is."""
     owner: dict[str, str] = {}
     for name, rows in splits.items():
         if not rows:

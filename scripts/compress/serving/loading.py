@@ -1,5 +1,6 @@
 """Artifact folders to models that can be served: read, checked, warmed up, and timed for the cost of a request."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +9,7 @@ from compress.artifact import Artifact, read_artifact
 from compress.files import sha256_file
 from compress.measure import INVARIANCE_TOLERANCE
 from compress.predict import Predictor, batches, load, load_tokenizer, token_ids
-from compress.profile import ROOT, UserError
-from compress.results import read_table
+from compress.profile import UserError
 from compress.serving.scheduler import Model, fit_cost
 from tokenizers import Tokenizer
 
@@ -66,7 +66,7 @@ def is_invariant(predictor: Predictor, ids: Sequence[Sequence[int]]) -> bool:
 
 
 def describe(folder: Path, artifact: Artifact, predictor: Predictor, invariant: bool, max_batch: int) -> dict:
-    """What /info says of a model; results/ adds what was measured of it, if this folder is what they measured."""
+    """What /info says of a model, what was measured of it included."""
     return {
         "name": artifact.variant,
         "method": artifact.method,
@@ -77,25 +77,20 @@ def describe(folder: Path, artifact: Artifact, predictor: Predictor, invariant: 
         "size_mb": round(artifact.size / 1e6, 3),
         "batch_invariant": invariant,
         "max_batch": max_batch,
-        **measured(folder, artifact),
+        **measured(folder),
     }
 
 
-def measured(folder: Path, artifact: Artifact) -> dict:
-    """f1_test and batch_flip_rate of results/<profile>/ for build/<profile>/models/<variant>, else None.
+def measured(folder: Path) -> dict:
+    """f1_test and batch_flip_rate from the folder's measured.json, which results have left there; else None.
 
-    A row of another size is that of another model under the same name.
+    Raises UserError if the file holds something else.
     """
-    found = {"f1_test": None, "batch_flip_rate": None}
-    folder = folder.resolve()
-    if folder.parent.name != "models" or folder.parents[2] != ROOT / "build":
-        return found
-    for table in ("variants.csv", "services.csv"):
-        path = ROOT / "results" / folder.parents[1].name / table
-        if not path.exists():
-            continue
-        for row in read_table(path):
-            same = row["variant"] == folder.name and row["size_mb"]
-            if same and abs(row["size_mb"] - artifact.size / 1e6) < 1e-3:
-                return {name: row[name] for name in found}
-    return found
+    path = folder / "measured.json"
+    if not path.exists():
+        return {"f1_test": None, "batch_flip_rate": None}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return {name: None if found[name] is None else float(found[name]) for name in ("f1_test", "batch_flip_rate")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); remove it, or run: make results") from None
