@@ -111,7 +111,7 @@ serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=c
 	build/ray/bin/python scripts/serve_ray.py --model $(BUILD)/models/$(MODEL) --port $(PORT) --replicas $(THREADS)
 
 serve-peers: $(call stamps,serve-bench) peers-env ## HW7: other servers on the same file, beside ours (results/<profile>/serving.csv)
-	$(PY) scripts/07_serve_bench.py $(RUN) --peers
+	$(LOCK) $(PY) scripts/07_serve_bench.py $(RUN) --peers
 	$(COLLATE_SERVING)
 
 peers-env: ## an environment for each peer of the service; one that fails is told and left out

@@ -8,6 +8,7 @@ Example: python scripts/07_serve_bench.py --profile minilm --only finetuned
 """
 
 import argparse
+import signal
 import sys
 
 from compress.cli import main_guard, stage_parser
@@ -209,6 +210,7 @@ def main(args: argparse.Namespace) -> int:
     from compress.provenance import provenance
 
     profile = load_profile(args.profile)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: no server is left behind
     if profile.serving is None:
         print(f"profile {profile.name} has no [serving]: nothing to do")
         return 0
