@@ -107,6 +107,7 @@ def lessons(rows, everything, base) -> dict:
     """What a chapter's rows show, for the sentences of "What we learned": rows by the part they play."""
     from figures import pareto
 
+    rows = [row for row in rows if row["method"] != "champion"]  # a copy of another row teaches nothing
     trained = [row for row in rows if row["trained"] == "True" and row["f1_test"] is not None]
     timed = [row for row in trained if row["latency_speedup"] is not None]
     nearest = near(trained)

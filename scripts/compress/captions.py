@@ -81,8 +81,9 @@ def lost(row) -> str:
 
 
 def near(rows) -> list[dict]:
-    """The trained rows that lose at most POINTS."""
-    return [row for row in rows if row["trained"] == "True" and row["f1_drop_points"] <= POINTS]
+    """The trained rows that lose at most POINTS, without champions, which are copies of others."""
+    trained = [row for row in rows if row["trained"] == "True" and row["method"] != "champion"]
+    return [row for row in trained if row["f1_drop_points"] <= POINTS]
 
 
 def best_near(rows, ratio: str, which: str, column: str, unit: str, comparative: str) -> str:
@@ -198,14 +199,15 @@ def ablation(name: str, methods, by_name) -> str:
     from figures import lineage
 
     steps = lineage(name, methods, by_name)
-    found = []
+    found: dict[tuple[str, str], list[str]] = {}
     for column, what in (("latency_ms", "faster"), ("size_mb", "smaller")):
         measured = [row for row in steps if row[column] is not None]
         ratios = {(a["variant"], b["variant"]): a[column] / b[column] for a, b in pairwise(measured)}
         if ratios:
             most = max(ratios, key=ratios.get)
-            found.append(f"`{most[0]}` to `{most[1]}` ({number(ratios[most], 1)} times {what})")
-    return f"The steps that add most to `{name}`: {', '.join(found)}." if found else ""
+            found.setdefault(most, []).append(f"{number(ratios[most], 1)} times {what}")
+    told = ", ".join(f"`{a}` to `{b}` ({' and '.join(brought)})" for (a, b), brought in found.items())
+    return f"What adds most to `{name}`: {told}." if found else ""
 
 
 def shapes(name: str, methods, baseline: str) -> str:
