@@ -137,11 +137,9 @@ def lessons(rows, everything, base) -> dict:
 
 def remeasured(by_name, methods) -> float | None:
     """The largest ratio, at least 1, of two speed-ups measured of one file: a champion's and its original's."""
-    ratios = [
-        row["latency_speedup"] / by_name[methods[name]["details"]["chosen"]]["latency_speedup"]
-        for name, row in by_name.items()
-        if row["method"] == "champion" and row["status"] == "ok"
-    ]
+    champions = [name for name, row in by_name.items() if row["method"] == "champion" and row["latency_speedup"]]
+    pairs = [(by_name[name], by_name[methods[name]["details"]["chosen"]]) for name in champions]
+    ratios = [a["latency_speedup"] / b["latency_speedup"] for a, b in pairs if b["latency_speedup"]]
     return max((max(ratio, 1 / ratio) for ratio in ratios), default=None)
 
 

@@ -147,6 +147,12 @@ def test_every_figure_says_in_numbers_what_it_shows():
         assert re.search(r"\d", first), caption
 
 
+def test_every_heading_stands_by_itself():
+    for page in (ROOT / "report").glob("**/*.md"):
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+        assert not re.findall(r"[^\n]\n(#+ .*)", text), page
+
+
 def test_the_html_shows_its_formulas_without_a_script():
     found = [
         len(re.findall(pattern, (ROOT / "report" / name).read_text("utf-8")))

@@ -56,7 +56,7 @@ def findings(results, rows, told: dict[str, str]) -> str:
     for row in (row for row in rows if row["method"] == "champion"):
         # Twice measured: when it was chosen, and as the champion.
         chosen = by_name[results.methods[row["variant"]]["details"]["chosen"]]
-        faster = [number(ratio, 1) for ratio in sorted(of["latency_speedup"] for of in (row, chosen))]
+        faster = [number(of, 1) for of in sorted({row["latency_speedup"], chosen["latency_speedup"]} - {None})]
         loses = span(row, "f1_drop_points", "f1_drop_ci_low", "f1_drop_ci_high", 1)
         champions.append(
             f"`{row['variant']}` is {number(row['size_ratio'], 1)} times smaller and "
