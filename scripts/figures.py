@@ -678,7 +678,7 @@ def main(args: argparse.Namespace) -> None:
         for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             with atomic_path(profile.figures / f"{name}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
-    for path in profile.figures.iterdir():
+    for path in profile.figures.glob("*"):
         if path.stem not in figures:
             path.unlink()  # the report shows what lies here
     print(f"{profile.figures}: {len(figures)} figures")

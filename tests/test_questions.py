@@ -136,9 +136,9 @@ def test_cost_is_threads_over_throughput_times_the_price():
     assert questions.core_seconds(row) == pytest.approx(4000)
     assert questions.dollars(row) == pytest.approx(4000 / 3600 * questions.PRICE_PER_CORE_HOUR)
     _, body = questions.cost_table(ROWS, RESULTS.methods, BASE)
-    seconds = [float(line[4]) for line in body]
+    seconds = [float(line[5]) for line in body]
     assert seconds[1:] == sorted(seconds[1:])
-    assert float(body[1][6]) == pytest.approx(seconds[0] / seconds[1], abs=0.1)
+    assert float(body[1][7]) == pytest.approx(seconds[0] / seconds[1], abs=0.1)
 
 
 def test_the_bins_add_up_to_the_calibration_error():

@@ -202,7 +202,7 @@ def test_the_five_lines_of_the_decision_page_load_the_variant(smoke):
     for block in blocks:
         assert len(block.splitlines()) == 5
         done = run(folder, sys.executable, "-c", block, PYTHONPATH="scripts")
-        assert re.fullmatch(r"\[\[ *-?[\d.]+ +-?[\d.]+\]\]\n", done.stdout), done.stderr
+        assert re.fullmatch(r"\[\[ *-?[\d.]+ +-?[\d.]+ *\]\]\n", done.stdout), done.stderr
 
 
 def test_help_is_quick_and_long_for_every_script():
