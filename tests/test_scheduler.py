@@ -71,16 +71,19 @@ def words(count, word="1"):
 
 
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=9), st.integers(1, 8), st.integers(1, 512), st.floats(0, 100))
-def test_a_batch_holds_the_oldest_keeps_the_limits_and_is_the_cheapest_a_piece(lengths, most, max_tokens, call):
+def test_a_batch_is_the_cheapest_run_of_lengths_that_holds_the_oldest_and_keeps_the_limits(
+    lengths, most, max_tokens, call
+):
     def cost(batch):
         return (call + len(batch) * max(lengths[i] for i in batch)) / sum(lengths[i] for i in batch)
 
     chosen = choose(lengths, most, max_tokens, call)
     assert chosen[0] == 0
     assert len(set(chosen)) == len(chosen) <= most
-    others = range(1, len(lengths))
-    batches = [(0, *rest) for size in range(most) for rest in itertools.combinations(others, size)]
-    allowed = [b for b in batches if len(b) == 1 or len(b) * max(lengths[i] for i in b) <= max_tokens]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    runs = [order[start:end] for start, end in itertools.combinations(range(len(order) + 1), 2)]
+    runs = [run for run in runs if 0 in run and len(run) <= most]
+    allowed = [run for run in runs if len(run) == 1 or len(run) * max(lengths[i] for i in run) <= max_tokens]
     assert cost(chosen) == pytest.approx(min(map(cost, allowed)))
 
 
