@@ -15,7 +15,6 @@ from compress.cli import main_guard, stage_parser
 
 WARMUP_SECONDS = 1.0
 CLIENTS = (1, 10, 50)  # the course's loads on the five-model service
-CALM = 0.7  # of a peer's saturation: where its latency and ours are compared
 
 
 def service(variant, context):
@@ -150,12 +149,12 @@ def peer_servers(profile, args, texts, origin) -> list:
 def bench(profile, servers, texts, origin) -> None:
     """Every run that is not there yet: servers take turns, so that a drifting machine moves all of them.
 
-    Our server beside its peers is also asked as often as 0.7 of each peer's saturation: there their latencies compare.
+    Our server beside its peers is also asked as often as CALM of each peer's saturation: there their latencies compare.
     """
     import numpy as np
     from compress import load
     from compress.bench import HOST, PATH, one_run, remove_others, running, serving_folder
-    from compress.results import BESIDE
+    from compress.results import BESIDE, CALM
     from tqdm import tqdm
 
     budget = profile.serving.load

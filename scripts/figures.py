@@ -32,9 +32,9 @@ def new_axes(width=6.4, height=3.8):
 SHOWN = 0.16  # F1 below the best: further down lie only models that are of no use, and would squeeze the rest
 
 
-def is_shown(row, rows) -> bool:
-    """Whether a figure of F1 over a cost has room for the row."""
-    return row["f1_test"] >= max(other["f1_test"] for other in rows) - SHOWN
+def lowest_shown(rows) -> float:
+    """The least F1 for which a figure of F1 over a cost has room."""
+    return max(0.0, max(row["f1_test"] for row in rows) - SHOWN)
 
 
 def error_bars(rows) -> list[list[float]]:
@@ -124,7 +124,7 @@ def trade_off(rows, column: str, label: str):
     axes.set_xscale("log")
     values = [row[column] for row in rows]
     axes.set_xlim(min(values) / 2, max(values) * 2)
-    axes.set_ylim(max(0.0, max(row["f1_test"] for row in rows) - SHOWN), None)
+    axes.set_ylim(lowest_shown(rows), None)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())

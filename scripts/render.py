@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 from statistics import mean
 
-from compress.captions import POINTS, captions, findings, near
+from compress.captions import POINTS, captions, findings, near, worse
 from compress.cli import main_guard, profile_parser
 from compress.profile import DEFAULT_PROFILE, ROOT
-from compress.results import BESIDE, by_variant
+from compress.results import BESIDE, CALM, by_variant
 from compress.tables import (
     champion_table,
     clients_table,
@@ -125,11 +125,7 @@ def lessons(rows, everything, base) -> dict:
         ),
         "unbeaten_size": [row for row in pareto(everything, "size_mb") if row in trained],
         "unbeaten_speed": [row for row in pareto(all_timed, "latency_ms") if row in trained],
-        "worse": [
-            row
-            for row in trained
-            if row["mcnemar_p_holm"] is not None and row["mcnemar_p_holm"] < 0.05 and row["f1_drop_points"] > 0
-        ],
+        "worse": worse(trained),
         "slower": [row for row in timed if row["latency_speedup"] < 1],
         "half_interval": 50 * (base["f1_ci_high"] - base["f1_ci_low"]),
     }
@@ -161,9 +157,9 @@ def serving_facts(rows, p99_ms: float) -> dict[str, dict]:
 
 
 def same_load(rows) -> list[tuple[str, float, float]]:
-    """(peer, its p99, ours in ms) where both were offered 0.7 of that peer's saturation."""
+    """(peer, its p99, ours in ms) where both were offered CALM of that peer's saturation."""
     calm = [row for row in rows if row["layout"] == "open-loop" and row["latency_ms_p99"] is not None]
-    theirs = [row for row in calm if row["share"] == 0.7 and row["variant"].startswith("peer-")]
+    theirs = [row for row in calm if row["share"] == CALM and row["variant"].startswith("peer-")]
     ours = [row for row in calm if row["variant"].endswith(BESIDE)]
     return [
         (peer["variant"], peer["latency_ms_p99"], mine["latency_ms_p99"])

@@ -356,15 +356,22 @@ def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(s
         assert post(port, TEXT)[0] == 200
 
 
-def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, full_size, texts):
-    head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+@contextmanager
+def full_service(smoke, full_size, texts):
+    """(port, process, future of the answer) of a service that turns others away while it answers one long request."""
     with (
-        service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=1, lanes=1, max_batch=1) as (port, _),
+        service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=1, lanes=1, max_batch=1) as (port, process),
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
         busy = pool.submit(post, port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
         while "waiting_requests 1.0" not in get(port, "/metrics")[1]:
             assert not busy.done()
+        yield port, process, busy
+
+
+def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, full_size, texts):
+    head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with full_service(smoke, full_size, texts) as (port, _, busy):
         with socket.create_connection((HOST, port), timeout=10) as client:
             client.sendall(head % 3)
             assert client.recv(1000).startswith(b"HTTP/1.1 429")
@@ -377,13 +384,7 @@ def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, fu
 
 def test_who_asks_and_asks_and_reads_nothing_is_cut_off(smoke, full_size, texts):
     request = load.payloads(texts[:1], HOST, "/process")[0]
-    with (
-        service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=1, lanes=1, max_batch=1) as (port, process),
-        concurrent.futures.ThreadPoolExecutor(1) as pool,
-    ):
-        busy = pool.submit(post, port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
-        while "waiting_requests 1.0" not in get(port, "/metrics")[1]:
-            assert not busy.done()
+    with full_service(smoke, full_size, texts) as (port, process, busy):
         before = rss(process)
         with socket.create_connection((HOST, port), timeout=10) as client, pytest.raises(ConnectionError):
             client.sendall(request * 100_000)

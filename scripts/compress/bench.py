@@ -240,7 +240,7 @@ def summarize(runs: Sequence[Run]) -> dict:
         "latency_ms_p99": p99,
         "shed_fraction": float(np.mean(refused)),
         "refused_ms_p99": 1000 * float(np.quantile(latency[refused], 0.99)) if refused.any() else None,
-        "error_fraction": float(np.mean((status != 200) & (status != 429))),
+        "error_fraction": float(np.mean(~(answered | refused))),
         "batch_size_mean": total["items"] / total["batches"] if total["batches"] else None,
         "padding_ratio": total["padded_tokens"] / total["tokens"] if total["tokens"] else None,
         "server_cpu_seconds_per_request": total["cpu_seconds"] / max(int(answered.sum()), 1),

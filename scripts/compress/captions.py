@@ -66,11 +66,11 @@ def findings(results, rows, told: dict[str, str]) -> str:
         return ""
     others = [row for row in rows if row["method"] != "champion"]  # a champion is another row again
     tested = [row for row in others if row["trained"] == "True" and row["mcnemar_p_holm"] is not None]
-    worse = [row for row in tested if row["mcnemar_p_holm"] < 0.05 and row["f1_drop_points"] > 0]
     sentences = [
         f"Chosen on validation data: {'; '.join(champions)}. Brackets are 95 % intervals, each for itself.",
-        f"Of {len(tested)} trained variants, a network counted once per engine, {len(worse)} are significantly worse "
-        "than the fine-tuned model (exact McNemar test on right and wrong answers, Holm's correction for all of them).",
+        f"Of {len(tested)} trained variants, a network counted once per engine, {len(worse(tested))} are significantly "
+        "worse than the fine-tuned model (exact McNemar test on right and wrong answers, Holm's correction for all of "
+        "them).",
         *([f"As an HTTP service {told['serving']}"] if "serving" in told else []),
     ]
     return "\n".join(sentences)
@@ -86,6 +86,12 @@ def near(rows) -> list[dict]:
     return [row for row in trained if row["f1_drop_points"] <= POINTS]
 
 
+def worse(rows) -> list[dict]:
+    """The rows that are significantly worse than the baseline: p, adjusted for all rows, is below 0.05."""
+    tested = [row for row in rows if row["mcnemar_p_holm"] is not None]
+    return [row for row in tested if row["mcnemar_p_holm"] < 0.05 and row["f1_drop_points"] > 0]
+
+
 def best_near(rows, ratio: str, which: str, column: str, unit: str, comparative: str) -> str:
     """The largest ratio to the baseline among the rows near it."""
     row = max((row for row in near(rows) if row[ratio] is not None), key=lambda row: row[ratio])
@@ -98,9 +104,11 @@ def best_near(rows, ratio: str, which: str, column: str, unit: str, comparative:
 
 def hidden(rows, column: str) -> str:
     """A sentence on the rows that a figure of F1 over this cost has no room for."""
-    from figures import is_shown
+    from figures import lowest_shown
 
-    below = sum(row[column] is not None and not is_shown(row, rows) for row in rows)
+    rows = [row for row in rows if row[column] is not None]
+    lowest = lowest_shown(rows)
+    below = sum(row["f1_test"] < lowest for row in rows)
     return f" {below} lie below the axis." if below else ""
 
 

@@ -30,6 +30,7 @@ TEXT = {
 FURTHER = ("serving", "services", "reliability", "flips", "seeds")  # tables that not every run has
 
 BESIDE = "-beside-peers"  # our own server in the peers' turns
+CALM = 0.7  # of a peer's saturation: where its latency and ours are compared
 
 # Columns of variants.csv that a further seed has, too, and those of seeds.csv that stand in for one seed's.
 QUALITY = (

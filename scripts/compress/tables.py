@@ -420,6 +420,8 @@ def plan_bound(gpu) -> list[dict]:
 def gpu_table(gpu, by_name) -> str:
     """The GPU's measured rows, without the throughput of plan_bound(), and the same training's seconds on the CPU."""
     header = ["Variant", "Runs in", "F1", "MB", *TIMES, "Train s", "on the CPU"]
+    bound, left_out = plan_bound(gpu), dict.fromkeys(("throughput_per_s", "throughput_speedup"))
+    rows = [row | left_out if row in bound else row for row in gpu.rows]
     body = [
         [
             row["variant"],
@@ -430,10 +432,7 @@ def gpu_table(gpu, by_name) -> str:
             number(row["train_seconds"], 0),
             number(row["train_seconds"] and by_name[row["variant"]]["train_seconds"], 0),
         ]
-        for row in (
-            row | dict.fromkeys(("throughput_per_s", "throughput_speedup")) if row in plan_bound(gpu) else row
-            for row in gpu.rows
-        )
+        for row in rows
         if row["status"] == "ok"
     ]
     return table(header, body)
