@@ -128,18 +128,34 @@ def test_what_waits_is_batched_and_a_steady_stream_does_not_hold_a_batch_open():
     assert len(recorder.batches) > 5  # batches closed while the stream went on
 
 
-def test_the_oldest_is_never_passed_over_by_texts_of_a_commoner_length():
-    recorder = Recorder(seconds=0.005)
+def test_the_oldest_is_in_the_next_batch_however_common_another_length_is():
+    free = threading.Event()
+
+    class Held(Recorder):
+        def __call__(self, ids, mask):
+            logits = super().__call__(ids, mask)
+            assert free.wait(10)
+            return logits
+
+    recorder = Held()
+
+    async def until(holds):
+        while not holds():
+            await asyncio.sleep(0.001)
 
     async def work(scheduler):
-        for _ in range(3):
-            scheduler.submit([words(4)])
+        first = scheduler.submit([words(4)])
+        await until(lambda: recorder.batches)  # the lane is busy
         odd = scheduler.submit([words(60)])
+        await until(lambda: len(scheduler.queues["m"]) == 1)
         behind = [scheduler.submit([words(4)]) for _ in range(40)]
-        await odd.future
-        return sum(request.future.done() for request in behind)
+        await until(lambda: len(scheduler.queues["m"]) == 41)
+        free.set()
+        await asyncio.gather(*[request.future for request in [first, odd, *behind]])
 
-    assert serving(work, {"m": recorder}, window=64) <= 8
+    serving(work, {"m": recorder}, window=64)
+    assert 60 in recorder.batches[1]
+    assert sum(map(len, recorder.batches)) == 42
 
 
 def test_lanes_work_at_the_same_time_and_models_too():
