@@ -21,6 +21,11 @@ ifeq ($(filter grouped-target,$(.FEATURES)),)
 $(error GNU make $(MAKE_VERSION) is too old: install GNU make 4.3 or newer)
 endif
 
+PROFILES := $(sort $(basename $(notdir $(wildcard scripts/profiles/*.toml))))
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(error unknown PROFILE '$(PROFILE)': choose one of $(PROFILES), or write scripts/profiles/$(PROFILE).toml)
+endif
+
 MAX_MB ?=
 MAX_MS ?=
 MIN_F1 ?=
@@ -56,11 +61,12 @@ STAGES := finetune distill quantize-prune cluster export optimum serve-bench
 PEERS := mosec litserve infinity course
 # One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
 HELD ?= 0
-LOCK := $(if $(filter 1,$(HELD)),,$(PYTHON) scripts/with_lock.py build/.lock)
+HAS_PYTHON = command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or 3.12, or set PYTHON=..." >&2; exit 1; }
+LOCK := $(if $(filter 1,$(HELD)),,$(HAS_PYTHON); $(PYTHON) scripts/with_lock.py build/.lock)
 
 ##@ Main
 help: ## this text
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 	@printf '\nVariables (make settings shows them): PROFILE DEVICE TRAIN_DEVICE SEEDS THREADS PYTHON LAUNCH\n'
 
 all: ## environment, data, every stage, results, figures, report
@@ -111,7 +117,7 @@ serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=c
 	build/ray/bin/python scripts/serve_ray.py --model $(BUILD)/models/$(MODEL) --port $(PORT) --replicas $(THREADS)
 
 serve-peers: $(call stamps,serve-bench) peers-env ## HW7: other servers on the same file, beside ours (results/<profile>/serving.csv)
-	$(LOCK) $(PY) scripts/07_serve_bench.py $(RUN) --peers
+	@$(LOCK) $(PY) scripts/07_serve_bench.py $(RUN) --peers
 	$(COLLATE_SERVING)
 
 peers-env: ## an environment for each peer of the service; one that fails is told and left out
@@ -166,7 +172,7 @@ distclean: ## remove build/ and .venv too
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
-	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or 3.12, or set PYTHON=..." >&2; exit 1; }
+	@$(HAS_PYTHON)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit("Python %d.%d is outside 3.11 to 3.12: install one of those and set PYTHON=python3.11" % v)'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -184,9 +190,13 @@ build/peers/%/.installed: scripts/peers/requirements-%.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< >build/peers/$*.log 2>&1 || { tail -n 3 build/peers/$*.log >&2; exit 1; }
 	@touch $@
 
+# What a file's rule depends on besides, so that it runs where all files of this pattern are gone.
+unless = $(if $(wildcard $1),,gone)
+.PHONY: gone
+
 # files and folders of one's own that the profile names
 OWN := $(wildcard $(foreach path,$(shell sed -n 's/.*\bpath *= *"\([^"]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml 2>/dev/null),$(path) $(path)/*))
-$(BUILD)/.data: scripts/prepare_data.py $(addprefix scripts/compress/,data.py sources.py archives.py) scripts/profiles/$(PROFILE).toml $(OWN) | $(ENV)
+$(BUILD)/.data: scripts/prepare_data.py $(addprefix scripts/compress/,data.py sources.py archives.py) scripts/profiles/$(PROFILE).toml $(OWN) $(call unless,$(BUILD)/data/data.json) | $(ENV)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 
@@ -218,13 +228,13 @@ sequence:
 # Collate only after a stage has run: the stamp is newer than the results, or the seeds are others.
 COLLATED := $(BUILD)/.results-$(subst $(eval ) ,-,$(SEEDS))-$(TAG)
 results-if-new: $(COLLATED)
-$(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,$(stage)))
+$(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,$(stage))) $(call unless,results/$(PROFILE)/variants.csv results/$(PROFILE)/*/variants.csv)
 	$(COLLATE)
 	$(COLLATE_SERVING)
 	@rm -f $(BUILD)/.results-*; touch $@
 
 # No rule makes results/ here: the paper is drawn from what is committed.
-$(BUILD)/.figures: scripts/figures.py $(addprefix scripts/compress/,results.py questions.py) $(wildcard $(RESULTS)) | $(ENV)
+$(BUILD)/.figures: scripts/figures.py $(addprefix scripts/compress/,results.py questions.py) $(wildcard $(RESULTS)) $(call unless,results/$(PROFILE)/variants.csv) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 
@@ -232,6 +242,6 @@ $(BUILD)/.notebooks: scripts/notebooks.py $(BUILD)/.report | $(ENV)
 	$(PY) scripts/notebooks.py
 	@touch $@
 
-$(BUILD)/.report: scripts/render.py $(addprefix scripts/compress/,captions.py tables.py questions.py results.py) scripts/recommend.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures | $(ENV)
+$(BUILD)/.report: scripts/render.py $(addprefix scripts/compress/,captions.py tables.py questions.py results.py) scripts/recommend.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@

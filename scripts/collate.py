@@ -269,7 +269,7 @@ def flip_rows(profile, records, measured, test, classes) -> list[dict]:
 
 CARD = """# {variant}
 
-{description}. Classes: {labels}. Method: {method}{of_parent}. Runs on {backend}, arithmetic {precision}.
+{description}. Classes: {labels}. Method: {method}{of_parent}{options}. Runs on {backend}, arithmetic {precision}.
 
 | F1 on the test set | 95 % interval | points below the fine-tuned model | MB | ms at batch 1 |
 |---|---|---|---|---|
@@ -290,30 +290,41 @@ Or: `python scripts/predict.py --model {folder} "A film that grows on you."`
 
 
 def write_cards(profile, rows) -> None:
-    """A model card for each measured model; it is not counted among the bytes that inference needs."""
-    from compress.artifact import read_artifact
-    from compress.files import write_text
-    from compress.profile import ROOT, run_name
+    """A model card for each measured model."""
+    from compress.profile import run_name
 
     for row in rows:
         folder = profile.model(run_name(row["variant"], row["seed"], row["device"]))
-        if row["status"] != "ok" or not folder.exists():
-            continue
-        artifact = read_artifact(folder, verify=False)
-        latency, told = row["latency_ms_p50"], row["f1_test"] is not None
-        about = {
-            "description": profile.description[:1].upper() + profile.description[1:],
-            "labels": ", ".join(artifact.labels),
-            "of_parent": f" of {row['parent']}" if row["parent"] else "",
-            "f1": f"{row['f1_test']:.4f}" if told else profile.no_quality,
-            "interval": f"{row['f1_ci_low']:.4f} to {row['f1_ci_high']:.4f}" if told else "",
-            "drop": f"{row['f1_drop_points']:.2f}" if told else "",
-            "milliseconds": "not timed" if latency is None else f"{latency:.2f}",
-            "folder": folder.relative_to(ROOT),
-            "max_length": artifact.max_length,
-        }
-        write_text(folder / "README.md", CARD.format(**row | about))
-        write_measured(folder, row)
+        if row["status"] == "ok" and folder.exists():
+            write_card(profile, folder, row)
+            write_measured(folder, row)
+
+
+def write_card(profile, folder: Path, row) -> None:
+    """The model card of a folder; it is not counted among the bytes that inference needs."""
+    from compress.artifact import read_artifact
+    from compress.files import write_text
+    from compress.profile import ROOT
+
+    artifact = read_artifact(folder, verify=False)
+    latency, told = row["latency_ms_p50"], row["f1_ci_low"] is not None
+    known = ("name", "method", "parent", "timed", "training")
+    options = {name: value for name, value in artifact.options.items() if name not in known and value is not None}
+    if chosen := artifact.details.get("chosen"):
+        options = {"a copy of": chosen} | options
+    about = {
+        "description": profile.description[:1].upper() + profile.description[1:],
+        "labels": ", ".join(artifact.labels),
+        "of_parent": f" of {artifact.parent}" if artifact.parent else "",
+        "options": f" ({', '.join(f'{name}: {value}' for name, value in options.items())})" if options else "",
+        "f1": profile.no_quality if row["f1_test"] is None else f"{row['f1_test']:.4f}",
+        "interval": f"{row['f1_ci_low']:.4f} to {row['f1_ci_high']:.4f}" if told else "",
+        "drop": f"{row['f1_drop_points']:.2f}" if told else "",
+        "milliseconds": "not timed" if latency is None else f"{latency:.2f}",
+        "folder": folder.relative_to(ROOT),
+        "max_length": artifact.max_length,
+    }
+    write_text(folder / "README.md", CARD.format(**row | about))
 
 
 def write_measured(folder: Path, row) -> None:
@@ -358,15 +369,20 @@ def main(args: argparse.Namespace) -> int:
     from compress.data import load_card, load_splits
     from compress.files import write_json
     from compress.merge import merge
-    from compress.profile import load_profile
+    from compress.profile import UserError, load_profile
     from compress.record import read_arrays
 
     profile = load_profile(args.profile)
     seeds = sorted({int(seed) for seed in args.seeds.split()})
     for folder in args.merge:
         print(f"{folder}: {len(merge(profile, folder, seeds, args.device))} records merged")
-    records = read_records(profile, seeds, args.device)
-    arrays = {key: read_arrays(profile, record) for key, record in records.items() if record.status == "ok"}
+    try:
+        records = read_records(profile, seeds, args.device)
+        arrays = {key: read_arrays(profile, record) for key, record in records.items() if record.status == "ok"}
+    except UserError:
+        for stamp in profile.build.glob(".*-seed*"):  # make's: the stages must look at what they have
+            stamp.unlink()
+        raise
     splits, card = load_splits(profile), load_card(profile)
     labels = {name: np.array(split["label"]) for name, split in splits.items()}
     rows = []

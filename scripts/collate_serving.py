@@ -26,7 +26,7 @@ SERVICE_COLUMNS = (  # noqa: SIM905
 def service_rows(profile) -> list[dict]:
     """Quality of the five classifiers, each on its own task's test split."""
     import numpy as np
-    from collate import write_measured
+    from collate import row_of, write_card, write_measured
     from compress.metrics import quality
     from compress.profile import UserError
     from compress.record import read_arrays, read_record
@@ -61,7 +61,10 @@ def service_rows(profile) -> list[dict]:
                 "train_seconds": record.train_seconds,
             }
         )
-        write_measured(profile.model(variant.name), rows[-1])
+        folder = profile.model(variant.name)
+        if folder.exists():  # records of another machine come without
+            write_card(profile, folder, row_of(record, arrays) | {"f1_test": scores["f1"]})
+            write_measured(folder, rows[-1])
     return rows
 
 

@@ -1,6 +1,7 @@
 """Answers of any variant, whatever its backend: texts from the command line, or a text a line from standard input.
 
 Writes CSV (text, label, score) or JSON lines with the score of every class. The score is the softmax of the logits.
+Text is UTF-8; a byte that is not becomes U+FFFD.
 Example: python scripts/predict.py --model build/minilm/models/champion-balanced "A film that grows on you."
 """
 
@@ -10,9 +11,10 @@ import itertools
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
-from compress.cli import main_guard
+from compress.cli import main_guard, positive
 
 CHUNK = 512  # texts that are answered before the next are read
 
@@ -21,11 +23,18 @@ def main(args: argparse.Namespace) -> None:
     from compress.artifact import read_artifact
     from compress.metrics import softmax
     from compress.predict import load, load_tokenizer, predict, token_ids
+    from compress.profile import UserError
 
-    artifact = read_artifact(args.model, verify=False)  # load() does
+    if not args.model.is_dir():
+        raise UserError(f"{args.model}: no model there (no such folder)")
+    # torch announces that int8 modules of its own, which some variants are, will move to another package.
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    model = load(args.model, args.device, args.threads)  # checks the files, the tokenizer's among them
+    artifact = read_artifact(args.model, verify=False)
     tokenizer = load_tokenizer(args.model, artifact.max_length)
-    model = load(args.model, args.device, args.threads)
-    texts = iter(args.text or (line.rstrip("\r\n") for line in sys.stdin))
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    given = (os.fsencode(text).decode("utf-8", "replace") for text in args.text)
+    texts = iter(given if args.text else (line.rstrip("\r\n") for line in sys.stdin))
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.format == "csv":
         table.writerow(["text", "label", "score"])
@@ -47,8 +56,8 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a variant's folder")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="more is faster; dynamic int8 then answers a little differently"
+        "--batch-size", type=positive, default=1, help="more is faster; dynamic int8 then answers a little differently"
     )
     main_guard(main, parser)

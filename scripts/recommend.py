@@ -7,6 +7,7 @@ Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.85
 """
 
 import argparse
+import math
 import sys
 
 from compress.cli import main_guard, profile_parser
@@ -17,6 +18,21 @@ LIMITS = {
     "max_ms": ("latency_ms", "ms at batch 1", 1),
     "min_f1": ("f1_test", "F1", -1),
 }
+
+
+def limit(text: str) -> float:
+    """An option's value; nan would keep nobody out."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    value = limit(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text}: F1 is at most 1")
+    return value
 
 
 def candidates(results) -> list[dict]:
@@ -68,18 +84,20 @@ def main(args: argparse.Namespace) -> int:
     print("nothing keeps every limit")
     ways = []
     for name in limits:
-        column, unit, _ = LIMITS[name]
-        without = best(rows, {other: limit for other, limit in limits.items() if other != name})
-        if without:
-            value = "not measured" if without[column] is None else f"{without[column]:.4g} {unit}"
-            ways.append(f"without --{name.replace('_', '-')} {limits[name]:g} (it has {value}): {describe(without)}")
+        column, unit, sign = LIMITS[name]
+        others = {other: value for other, value in limits.items() if other != name}
+        near = [row for row in rows if row[column] is not None and fits(row, others)]
+        if near:
+            nearest = min(near, key=lambda row: (sign * row[column], -row["f1_test"]))
+            option, possible = f"--{name.replace('_', '-')} {limits[name]:g}", f"{nearest[column]:.4g} {unit}"
+            ways.append(f"{option} alone stands in the way; {possible} is possible: {describe(nearest)}")
     print("\n".join(ways) or "no limit alone stands in the way: give up more than one")
     return 1
 
 
 if __name__ == "__main__":
     parser = profile_parser(__doc__)
-    parser.add_argument("--max-mb", type=float, help="bytes on disk without the tokenizer, in MB of 10^6")
-    parser.add_argument("--max-ms", type=float, help="median latency of one sentence, in ms")
-    parser.add_argument("--min-f1", type=float, help="F1 on the test set")
+    parser.add_argument("--max-mb", type=limit, help="bytes on disk without the tokenizer, in MB of 10^6")
+    parser.add_argument("--max-ms", type=limit, help="median latency of one sentence, in ms")
+    parser.add_argument("--min-f1", type=share, help="F1 on the test set, 0 to 1")
     main_guard(main, parser)

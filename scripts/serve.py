@@ -64,16 +64,9 @@ def return_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 1 << 20)
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
 if __name__ == "__main__":
     return_freed_memory()  # before the first large import
-    from compress.cli import main_guard, profile_parser
+    from compress.cli import main_guard, positive, profile_parser
 
     parser = profile_parser(__doc__)
     parser.add_argument("--model", type=Path, action="append", metavar="FOLDER", help="a variant's folder; repeatable")

@@ -10,16 +10,22 @@ import sys
 
 
 def main(path: str, *command: str) -> None:
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        sys.exit(f"error: can't lock this clone: {error}")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(descriptor, 32).decode() or "?"
         print(f"another run (process {holder}) is at work in this clone; wait for it or stop it", file=sys.stderr)
         sys.exit(75)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+    except OSError as error:  # a full disk
+        sys.exit(f"error: can't lock this clone: {error}; free some space and run the same command again")
     # The lock lives as long as the command and what it starts keep the descriptor open.
     os.set_inheritable(descriptor, True)
     os.execvp(command[0], command)

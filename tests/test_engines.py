@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from compress import champions, measure, ort, ov, predict
 from compress.artifact import save_artifact
 from compress.profile import Onnx, OpenVINO, UserError, load_profile
-from conftest import run
+from conftest import ROOT, run
 from transformers import BertConfig, BertForSequenceClassification
 
 PYTHON = ".venv/bin/python"
@@ -180,6 +181,14 @@ def test_a_folder_that_cannot_run_is_told_why(folder, monkeypatch):
         predict.load(folder)
 
 
+def test_predict_names_a_tokenizer_that_is_missing(folder):
+    (folder / "tokenizer.json").unlink()
+    done = run(folder, sys.executable, f"{ROOT}/scripts/predict.py", "--model", str(folder), "x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "tokenizer.json: missing" in done.stderr
+
+
 ODD = ["", "a" * 10_000, "Ein schöner Film", "映画はとても良かった", "фильм", "🎬🍿 wow!", '"quoted", with comma']
 
 
@@ -204,9 +213,34 @@ def test_predict_reads_lines_and_writes_json_lines(smoke):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == ["one film", "", "another"]
     assert all(sum(row["scores"].values()) == pytest.approx(1, abs=1e-3) for row in rows)
-    missing = run(folder, PYTHON, "scripts/predict.py", "--model", "nowhere", "x")
-    assert missing.returncode == 1
-    assert "nowhere: no model there" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model", "nowhere", "x"], "nowhere: no model there"),
+        (["--model", "Makefile", "x"], "Makefile: no model there"),
+        (["--model", "scripts", "x"], "scripts: no model there"),
+        (["--model", "x", "--batch-size", "0", "x"], "must be at least 1"),
+        (["--model", "x", "--threads", "0", "x"], "must be at least 1"),
+    ],
+)
+def test_predict_says_what_is_wrong(smoke, options, says):
+    done = run(smoke[0], PYTHON, "scripts/predict.py", *options)
+    assert done.returncode
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_takes_bytes_that_are_no_text_and_a_reader_that_leaves(smoke):
+    folder, _ = smoke
+    command = f"{PYTHON} scripts/predict.py --model build/smoke/models/distill-tiny-ort-int8"
+    done = run(folder, "bash", "-c", rf"printf 'a sch\xf6n film\n' | {command}; {command} $'sch\xf6n'")
+    assert done.returncode == 0, done.stderr
+    texts = [line.split(",")[0] for line in done.stdout.splitlines()]
+    assert texts == ["text", "a sch\ufffdn film", "text", "sch\ufffdn"]
+    done = run(folder, "bash", "-c", f"yes 'a film' | head -3000 | {command} | head -1")
+    assert (done.stdout, done.stderr) == ("text,label,score\n", "")
 
 
 def test_the_card_of_a_model_loads_it_in_the_lines_it_shows(smoke):
@@ -233,8 +267,11 @@ def test_recommend_names_a_variant_or_the_limit_that_binds(smoke):
     assert float(rows[name]["f1_test"]) == max(float(row["f1_test"]) for row in small)
     nothing = run(folder, *command, "--max-mb", "0.001", "--min-f1", "0.1")
     assert nothing.returncode == 1
-    assert "without --max-mb 0.001" in nothing.stdout
-    assert "without --min-f1" not in nothing.stdout
+    least = min(float(row["size_mb"]) for row in rows.values() if row["size_mb"] and row["trained"] == "True")
+    assert f"--max-mb 0.001 alone stands in the way; {least:.4g} MB is possible" in nothing.stdout
+    assert "--min-f1" not in nothing.stdout
+    for option, value in (("--max-mb", "nan"), ("--max-ms", "-1"), ("--min-f1", "85")):
+        assert run(folder, *command, option, value).returncode == 2
 
 
 def candidate(name, correct, size_ratio, speedup):

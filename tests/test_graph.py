@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -11,11 +12,15 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from compress import forked, load, measure
 from compress.bench import ABLATIONS, is_void, read_run
 from compress.data import TOKENIZER_FILES
 from compress.profile import UserError, load_profile
+from compress.results import TIMES, without_disturbed_times
+from compress.stage import made
 from conftest import run
+from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score
 
 PYTHON = ".venv/bin/python"
@@ -156,7 +161,6 @@ def test_runs_of_two_codes_are_not_counted_together(copy):
 
 def test_the_stored_logits_are_those_of_the_ordinary_loader(smoke):
     folder, _ = smoke
-    import torch
     from datasets import load_from_disk
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -225,6 +229,75 @@ def test_a_damaged_record_is_named_and_refused_and_then_made_anew(copy, how, say
         assert run(copy, *COLLATE).returncode == 0
 
 
+def test_make_repairs_what_is_gone_or_damaged(copy):
+    def make(*goals):
+        return run(copy, "make", *goals, "PROFILE=smoke")
+
+    build, record = copy / "build/smoke", copy / "build/smoke/records/bert-orig.json"
+    record.write_text(record.read_text()[:200])
+    assert "Nothing to be done" in make("finetune").stdout
+    assert "bert-orig.json: corrupt" in make("results").stderr
+    shutil.rmtree(build / "data/splits")
+    assert "splits: damaged" in make("finetune").stderr
+    shutil.rmtree(build / "data")  # as one is told to
+    done = make("finetune")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "bert-orig: done" in done.stdout
+    assert "finetuned: up to date" in done.stdout
+    for folder in ("results", "figures", "report"):
+        shutil.rmtree(copy / folder / "smoke")
+    assert make("report").returncode == 2
+    assert make("results").returncode == 0
+    assert table(copy)["bert-orig"]["status"] == "ok"
+    assert make("report").returncode == 0
+    assert (copy / "report/smoke/report.md").exists()
+    assert (copy / "figures/smoke/f1_vs_size.png").exists()
+
+
+def test_a_damaged_parent_is_not_learned_from(copy):
+    models = copy / "build/smoke/models"
+    shutil.copy(models / "distill-1x32/model.safetensors", models / "distill-tiny/model.safetensors")
+    shutil.rmtree(models / "ov-default")
+    done = run(copy, PYTHON, "scripts/05_export.py", "--profile", "smoke", "--only", "ov-default")
+    assert done.returncode == 1
+    assert "distill-tiny/model.safetensors: damaged or replaced" in done.stderr
+
+
+def test_answers_that_are_no_numbers_are_a_failure(copy):
+    folder = copy / "build/smoke/models/cut-1x32"
+    weights, about = folder / "model.safetensors", json.loads((folder / "artifact.json").read_text())
+    tensors = load_file(weights)
+    tensors["classifier.bias"][0] = np.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    about["files"][weights.name]["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (folder / "artifact.json").write_text(json.dumps(about))
+    (copy / "build/smoke/records/cut-1x32.json").unlink()
+    done = run(copy, PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", "cut-1x32")
+    assert done.returncode == 1
+    assert "its answers are not numbers" in done.stderr
+    model = torch.nn.Linear(2, 2)
+    model.bias.data[0] = torch.inf
+    with pytest.raises(UserError, match="not finite: bias"):
+        made(model, None)
+
+
+def test_times_beside_a_slow_baseline_are_not_used():
+    row = {"seed": 0.0, "latency_ms_p95": 9.0, "throughput_speedup": 2.0, "reason": ""}
+    rows = [
+        row | {"variant": str(i), "latency_ms_p50": 5.0, "latency_speedup": 2.0, "throughput_per_s": 100.0}
+        for i in range(5)
+    ]
+    rows[1] |= {"latency_ms_p50": 3.0, "latency_speedup": 4.0}  # of a quicker variant, beside a like baseline
+    rows[2]["latency_ms_p50"] = 17.0
+    rows[3]["throughput_per_s"] = 60.0
+    rows.append(row | dict.fromkeys(TIMES) | {"variant": "untimed"})
+    kept = without_disturbed_times(rows)
+    assert [row["latency_ms_p50"] for row in kept] == [5.0, 3.0, None, None, 5.0, None]
+    assert kept[2]["throughput_per_s"] is None
+    assert kept[2]["reason"].endswith("the baseline beside it took 3.4 times its usual time")
+    assert rows[2]["latency_ms_p50"] == 17.0
+
+
 def test_swapped_predictions_are_refused(copy):
     predictions = copy / "build/smoke/predictions"
     shutil.copy(predictions / "bert-orig.npz", predictions / "finetuned.npz")
@@ -271,8 +344,10 @@ def test_a_failed_variant_is_recorded_told_and_never_reused(copy):
 def test_errors_a_user_meets(smoke):
     folder, _ = smoke
     assert "unknown profile" in run(folder, PYTHON, "scripts/01_finetune.py", "--profile", "x").stderr
+    assert "unknown PROFILE 'x': choose one of bert-base " in run(folder, "make", "all", "PROFILE=x").stderr
+    assert "no nopython: install Python" in run(folder, "make", "all", "PYTHON=nopython").stderr
+    assert "must be at least 1" in run(folder, *FINETUNE, "--threads", "0").stderr
     assert "no variant 'x'" in run(folder, *FINETUNE, "--only", "x").stderr
-    import torch
 
     if not torch.cuda.is_available():
         assert "no CUDA GPU" in run(folder, *FINETUNE, "--device", "cuda").stderr
@@ -282,7 +357,6 @@ def test_errors_a_user_meets(smoke):
 
 def test_the_report_without_results_says_what_to_run(copy):
     shutil.rmtree(copy / "results/smoke")
-    (copy / "build/smoke/.figures").unlink()
     done = run(copy, "make", "report", "PROFILE=smoke")
     assert done.returncode == 2
     assert "make results PROFILE=smoke" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from compress import prune
 from compress.model import INT8, load_model, precision_of, write_packed
-from compress.profile import Training, UserError
+from compress.profile import Prune, Training, UserError
 from compress.quantize import is_matrix, quantize, start_quantization_aware, stop_quantization_aware
 from compress.sensitivity import choose_bits, groups, logits_of, sensitivity
 from compress.stage import Context
@@ -209,6 +209,19 @@ def test_gradual_pruning_trains_what_is_left_and_nothing_else(model, tmp_path, c
             assert not torch.equal(weight[weight != 0], before[name][weight != 0]), "the survivors were not trained"
     untouched = [p for name, p in model.named_parameters() if name not in weights]
     assert all(int((p == 0).sum()) <= p.shape[-1] for p in untouched), "something else was pruned"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"sparsity": 0.7, "criterion": "fisher"}, "there is none"),
+        ({"sparsity": 0.7, "pattern": "2:4"}, "is sparsity 0.5 by magnitude"),
+        ({"sparsity": 0.5, "pattern": "2:4", "criterion": "fisher"}, "is sparsity 0.5 by magnitude"),
+    ],
+)
+def test_pruning_that_would_be_another_than_is_asked_for_is_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        Prune.model_validate({"name": "x", "parent": "p", "method": "prune"} | options)
 
 
 def test_fisher_is_optimal_brain_damage(model):

@@ -1,5 +1,6 @@
 """Archives from the package registry: fetched by pip, verified, cached, and read without running their code."""
 
+import errno
 import io
 import os
 import subprocess
@@ -63,6 +64,8 @@ def _download(package: Package) -> None:
         environment = os.environ | {"PYTHONPATH": str(backend.parent)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         file = Path(folder) / package.file
+        if "No space left" in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(DOWNLOADS))
         if done.returncode or not file.exists():
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             reason = errors[-1] if errors else done.stderr.strip() or f"pip fetched no file called {package.file}"

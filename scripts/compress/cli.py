@@ -20,12 +20,29 @@ def profile_parser(doc: str) -> argparse.ArgumentParser:
 def stage_parser(doc: str) -> argparse.ArgumentParser:
     """The parser of a numbered script: what to make, with which seed, on what."""
     parser = profile_parser(doc)
-    parser.add_argument("--seed", type=int, default=0, help="of training and of random weights (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=natural, default=0, help="of training and of random weights (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
     parser.add_argument("--train-device", choices=("cpu", "cuda"), help="of training (default: that of measuring)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
     parser.add_argument("--only", metavar="VARIANT", nargs="+", help="make only these variants (and what they need)")
     return parser
+
+
+def positive(text: str) -> int:
+    """An option's value that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
 
 
 def main_guard(main, parser: argparse.ArgumentParser) -> None:
@@ -40,6 +57,9 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
         sys.exit(main(args))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("interrupted: finished variants are kept; run the same command again to go on")
     except Exception as error:

@@ -32,8 +32,13 @@ def prepare(profile: Profile) -> dict:
     sources = [identity(profile.data), identity(profile.backbone)]
     wanted = digest([profile.data.model_dump(), profile.backbone.model_dump(), sources, source_hash(Path(__file__))])
     card_path = profile.data_folder / "data.json"
-    if card_path.exists() and (card := json.loads(card_path.read_text("utf-8"))).get("key") == wanted:
-        return card
+    if card_path.exists():
+        try:
+            card = load_card(profile)
+        except UserError:
+            card = {}  # damaged: made anew
+        if card.get("key") == wanted:
+            return card
     splits, labels = _snippet_splits(profile) if profile.data.package else _table_splits(profile)
     check_disjoint(splits)
     with atomic_path(profile.data_folder) as folder:
@@ -53,20 +58,27 @@ def prepare(profile: Profile) -> dict:
 
 
 def load_card(profile: Profile) -> dict:
+    path = profile.data_folder / "data.json"
     try:
-        return json.loads((profile.data_folder / "data.json").read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{profile.data_folder}: no data there; run: make data PROFILE={profile.name}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and run: make data PROFILE={profile.name}") from None
 
 
 def load_splits(profile: Profile):
     """The DatasetDict of the profile; raises UserError if its content is not what the data card says."""
     from datasets import load_from_disk
 
-    splits = load_from_disk(str(profile.data_folder / "splits"))
-    rows = {name: list(zip(split["text"], split["label"], strict=True)) for name, split in splits.items()}
+    path, again = profile.data_folder / "splits", f"remove {profile.data_folder} and run: make data"
+    try:
+        splits = load_from_disk(str(path))
+        rows = {name: list(zip(split["text"], split["label"], strict=True)) for name, split in splits.items()}
+    except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
+        raise UserError(f"{path}: damaged ({error}); {again} PROFILE={profile.name}") from None
     if fingerprint(rows) != load_card(profile)["fingerprint"]:
-        raise UserError(f"{profile.data_folder}: the sentences are not those of data.json; remove the folder")
+        raise UserError(f"{path}: the sentences are not those of data.json; {again} PROFILE={profile.name}")
     return splits
 
 

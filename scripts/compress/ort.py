@@ -77,7 +77,7 @@ def fuse(source: Path, target: Path, half: bool = False) -> None:
 
 
 def quantize_dynamic(source: Path, target: Path, per_channel: bool = True) -> None:
-    """int8 weights, embedding tables among them; activations become uint8 call by call, over the range they have."""
+    """int8 weights, per row; uint8 embedding tables, of one scale each; activations become uint8 call by call."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
@@ -192,7 +192,7 @@ def inspect(path: Path) -> dict:
 
 
 def precision_of(facts: dict) -> str:
-    """The arithmetic of most of the matrix products that inspect() has found."""
+    """int8 if most of the matrix products that inspect() has found are, else fp16 if any is."""
     if facts["integer_products"] > facts["float_products"]:
         return "int8"
     return "fp16" if facts["half_products"] else "fp32"

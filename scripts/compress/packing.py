@@ -2,7 +2,7 @@
 
 Deep Compression (Han et al., ICLR 2016, section 4) stores indices and sparse weights Huffman-coded. Here Huffman
 coding is deflate's own (zlib with Z_HUFFMAN_ONLY: no string matching); several short codes share a byte first, so
-that the code works on byte-wide symbols and its loss of up to half a bit falls on the byte, not on each code.
+that the code works on byte-wide symbols and its loss, less than a bit, falls on the byte, not on each code.
 """
 
 import zlib

@@ -211,6 +211,14 @@ class Prune(HW1):
     sparsity: Annotated[float, Field(gt=0, lt=1)]
     training: Training | None = None
 
+    @model_validator(mode="after")
+    def options_fit(self):
+        if self.pattern == "2:4" and (self.sparsity, self.criterion) != (0.5, "magnitude"):
+            raise ValueError('pattern: "2:4" is sparsity 0.5 by magnitude')
+        if self.criterion == "fisher" and self.training is None:
+            raise ValueError('criterion: "fisher" is taken from the gradients of a training, and there is none')
+        return self
+
 
 class Structured(HW1):
     """Heads and FFN neurons taken out, the least important first."""
@@ -237,7 +245,7 @@ class Cluster(HW2):
 
 
 class DeepCompression(HW2):
-    """A pruned parent clustered with a zero among the k values, the codebooks trained, everything entropy-coded."""
+    """A parent clustered, a zero that pruning left among the k values, codebooks trained, everything entropy-coded."""
 
     method: Literal["deep-compression"]
     k: Annotated[int, Field(ge=2, le=256)]

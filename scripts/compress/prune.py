@@ -56,9 +56,10 @@ def magnitude(weights: dict[str, torch.Tensor], _optimizer) -> dict[str, torch.T
 
 
 def fisher(weights: dict[str, torch.Tensor], optimizer) -> dict[str, torch.Tensor]:
-    """w^2 F / 2 with F the diagonal empirical Fisher: Optimal Brain Damage (LeCun et al., 1990), equation 5.
+    """w^2 F / 2, the saliency of Optimal Brain Damage (LeCun et al., 1990) with a Fisher diagonal F for the Hessian's.
 
-    Adam's second moment is the running mean of squared mini-batch gradients, which is that diagonal.
+    F is Adam's second moment, the running mean of squared mini-batch gradients of the training's own loss: an estimate
+    up to a factor, which the ranking does not see, of what squared gradients of single sentences would give.
     """
     state = optimizer.state
     return {name: weight.detach() ** 2 * state[weight]["exp_avg_sq"] / 2 for name, weight in weights.items()}
@@ -110,7 +111,7 @@ def unit_importance(model, batches) -> tuple[torch.Tensor, torch.Tensor]:
     """Fisher importance of every head [layers, heads] and FFN neuron [layers, neurons].
 
     A unit's gate multiplies its output by 1; its importance is the squared derivative of the loss by that gate,
-    summed over sentences (Michel et al., 2019, and Kwon et al., 2022, equation 8). `batches` yields input_ids,
+    summed over sentences (Kwon et al., 2022; Michel et al., 2019, take its absolute value). `batches` yields input_ids,
     attention_mask and labels as a dict of tensors.
     """
     model.eval()

@@ -98,7 +98,7 @@ class FakeQuantizedRows(nn.Module):
 
 
 def fake_quantize_activations(_, inputs):
-    """Forward pre-hook: the input rounded to 8 bits over its own range, as dynamic quantization will do it."""
+    """Forward pre-hook: the input rounded to 8 bits over its own range, as engines do it (torch leaves one out)."""
     (x,) = inputs
     low, high = torch.aminmax(x.detach())
     scale = ((high.clamp_min(0) - low.clamp_max(0)) / 255).clamp_min(1e-8)

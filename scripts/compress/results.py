@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from compress.profile import Profile, UserError
 
@@ -30,6 +30,11 @@ TEXT = {
 FURTHER = ("serving", "services", "reliability", "flips", "seeds")  # tables that not every run has
 
 BESIDE = "-beside-peers"  # our own server in the peers' turns
+# The baseline beside a row may take this many times what it takes beside the others; else something else ran, too.
+DISTURBED = 1.6
+
+NOISY = "not timed on a quiet machine"  # how the reason of such a row begins
+
 CALM = 0.7  # of a peer's saturation: where its latency and ours are compared
 
 # Columns of variants.csv that a further seed has, too, and those of seeds.csv that stand in for one seed's.
@@ -45,6 +50,7 @@ QUALITY = (
     "f1_tweets",
     "f1_nyt",
 )
+TIMES = ("latency_ms_p50", "latency_ms_p95", "latency_speedup", "throughput_per_s", "throughput_speedup")
 POOLED = {
     "f1_ci_low": "f1_ci_low",
     "f1_ci_high": "f1_ci_high",
@@ -118,7 +124,33 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
         raise UserError(f"{folder}: damaged results ({error}); run: make results") from None
     if not rows:
         raise UserError(f"{folder / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
-    return Results(rows, *others, *further, gpu)
+    return Results(without_disturbed_times(rows), *others, *further, gpu)
+
+
+def without_disturbed_times(rows: list[dict]) -> list[dict]:
+    """The rows, those without times that were measured while something else had the machine; the reason says so.
+
+    The baseline is timed beside every variant: where it was slower than DISTURBED times its median, so was the variant,
+    and short disturbances don't cancel in a ratio. The table keeps what was measured.
+    """
+    timed = [row for row in rows if row["latency_speedup"] and row["throughput_speedup"]]
+    beside = [
+        (row["latency_ms_p50"] * row["latency_speedup"], row["throughput_speedup"] / row["throughput_per_s"])
+        for row in timed
+    ]
+    usual = [median(times) for times in zip(*beside, strict=True)]
+    slower = {
+        (row["variant"], row["seed"]): max(time / mine for time, mine in zip(times, usual, strict=True))
+        for row, times in zip(timed, beside, strict=True)
+    }
+    found = []
+    for row in rows:
+        factor = slower.get((row["variant"], row["seed"]), 1.0)
+        if factor > DISTURBED:
+            reason = f"{NOISY}: the baseline beside it took {factor:.1f} times its usual time"
+            row = row | dict.fromkeys(TIMES) | {"reason": reason}
+        found.append(row)
+    return found
 
 
 def by_variant(rows: Iterable[dict]) -> dict[str, list[dict]]:
@@ -136,7 +168,12 @@ def read_table(path: Path) -> list[dict]:
 
 
 def parse_table(lines: Iterable[str]) -> list[dict]:
-    return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(lines)]
+    """ValueError for a row that is cut off or too long, or a cell that is no number."""
+    rows = list(csv.DictReader(lines))
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has not as many cells as the head of the table")
+    return [{key: _value(key, text) for key, text in row.items()} for row in rows]
 
 
 def is_beside(server: str) -> bool:
