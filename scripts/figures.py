@@ -106,24 +106,25 @@ def trade_off(rows, column: str, label: str):
         ms=11,
         label="champion" if champions else None,
     )
+    values = [row[column] for row in rows]
+    axes.set_xlim(min(values) / 2, max(values) * 2)
     named = sorted([*frontier, *champions], key=lambda row: row[column])
-    for i, row in enumerate(named):
+    steps = name_steps([(row[column], row["variant"]) for row in named], 4 * max(values) / min(values))
+    for step, row in zip(steps, named, strict=True):
         # Names in steps below all points, each tied to its own: beside them they would lie on each other.
         axes.annotate(
             row["variant"],
             (row[column], row["f1_ci_low"]),
-            (row[column], 0.36 - 0.04 * (i % 9)),
+            (row[column], 0.36 - 0.33 * step / max(9, *steps)),
             textcoords=("data", "axes fraction"),
             arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},
             ha="center",
             fontsize=7,
             fontweight="bold" if row in champions else None,
             bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
-            zorder=5 - i % 9 / 10,  # the long lines pass behind the names above
+            zorder=5 - step / 100,  # the long lines pass behind the names above
         )
     axes.set_xscale("log")
-    values = [row[column] for row in rows]
-    axes.set_xlim(min(values) / 2, max(values) * 2)
     axes.set_ylim(lowest_shown(rows), None)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
@@ -135,13 +136,30 @@ def trade_off(rows, column: str, label: str):
     return figure
 
 
+def name_steps(named: list[tuple[float, str]], extent: float, width=6.5, letter=0.06) -> list[int]:
+    """For names centred at these places, in order, the uppermost step at which each lies on none before it.
+
+    extent: largest over smallest place of the log axis, which is `width` inches long; a letter takes `letter` of them.
+    """
+    from math import log
+
+    ends: list[float] = []  # of the last name at each step
+    found = []
+    for place, name in named:
+        centre, half = width * log(place) / log(extent), letter * len(name) / 2
+        step = next((i for i, end in enumerate(ends) if end < centre - half), len(ends))
+        ends[step : step + 1] = [centre + half]
+        found.append(step)
+    return found
+
+
 def base_line(axes, base) -> None:
     axes.axhspan(base["f1_ci_low"], base["f1_ci_high"], color="0.92", zorder=0)
     axes.axhline(base["f1_test"], color="0.5", lw=1, zorder=0, label=base["variant"])
 
 
-def lines(axes, series: dict[str, list[tuple[float, dict]]]) -> None:
-    """One line per name of points (x, row), with intervals."""
+def lines(axes, series: dict[str, list[tuple[float, dict]]], seeds: dict[str, dict]) -> None:
+    """One line per name of points (x, row), with intervals and, dotted, what lies between the seeds of a variant."""
     for i, (name, points) in enumerate(series.items()):
         colour, marker = list(CHAPTERS.values())[1 + i]
         rows = [row for _, row in points]
@@ -154,27 +172,52 @@ def lines(axes, series: dict[str, list[tuple[float, dict]]]) -> None:
             capsize=3,
             label=name,
         )
-    axes.set_ylabel(F1_LABEL)
+        for x, row in points:
+            if of_seeds := seeds.get(row["variant"]):
+                axes.vlines(x, of_seeds["f1_min"], of_seeds["f1_max"], color=colour, lw=1, ls=":")
+    axes.set_ylabel(f"{F1_LABEL}{'; dotted: seeds' if seeds else ''}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
 
-def sparsity_curve(by_method, base):
-    """F1 over the share of zeros: one shot without training, and gradually by either criterion."""
+def sparsity_curve(by_method, base, seeds, removed: dict[str, float]):
+    """F1 over the share of zeros: one shot without training, and gradually by either criterion.
+
+    Beside it the speed of what was timed, over the share of zeros or of what was removed (`removed`, by variant).
+    """
+    import matplotlib.pyplot as plt
+
     series: dict[str, list] = {}
     for row, options in by_method["prune"]:
         name = "one shot, no training" if options["training"] is None else f"gradual, {options['criterion']}"
         if options["pattern"] != "unstructured":
             name = f"gradual, {options['pattern']}"
         series.setdefault(name, []).append((100 * options["sparsity"], row))
-    figure, axes = new_axes()
+    figure, (axes, speed) = plt.subplots(1, 2, figsize=(8.2, 3.8), layout="constrained", width_ratios=(3, 2))
     base_line(axes, base)
-    lines(axes, series)
+    lines(axes, series, seeds)
     axes.set_xlabel("zeros in the encoder's matrices, %")
+    places = [
+        ("zeros", "D", "#D55E00", [(100 * options["sparsity"], row) for row, options in by_method["prune"]]),
+        (
+            "heads and neurons removed",
+            "s",
+            "#0072B2",
+            [(100 * removed[row["variant"]], row) for row, _ in by_method.get("structured", ())],
+        ),
+    ]
+    for name, marker, colour, points in places:
+        timed = {x: row["latency_speedup"] for x, row in sorted(points, key=lambda p: p[0]) if row["latency_speedup"]}
+        speed.plot([0, *timed], [1, *timed.values()], color=colour, marker=marker, label=name)
+    speed.set_ylim(0, None)
+    speed.set_xlabel("of the encoder's matrices, %")
+    speed.set_ylabel("times faster at batch 1")
+    speed.grid(alpha=0.3)
+    speed.legend(frameon=False)
     return figure
 
 
-def codebook_curve(by_method, base):
+def codebook_curve(by_method, base, seeds):
     """F1 over the number of distinct values per matrix, with k-means alone and with trained centroids."""
     from matplotlib import ticker
 
@@ -184,7 +227,7 @@ def codebook_curve(by_method, base):
         series.setdefault(name + (", price on bits" if options["rate"] else ""), []).append((options["k"], row))
     figure, axes = new_axes()
     base_line(axes, base)
-    lines(axes, series)
+    lines(axes, series, seeds)
     for k, row in series.get("k-means alone", ()):
         axes.annotate(f"{row['size_mb']:.1f} MB", (k, row["f1_test"]), (0, -14), textcoords="offset points", fontsize=7)
     axes.set_xscale("log", base=2)
@@ -193,21 +236,24 @@ def codebook_curve(by_method, base):
     return figure
 
 
-def students(by_method, base):
-    """F1 over the minutes of training; a marker per shape of student, which the first variant of that shape names."""
+def students(by_method, base, by_name):
+    """F1 over the minutes of training; a marker per shape of student, which the first variant of that shape names.
+
+    Minutes are those of all trainings from the baseline on: a student may have been cut from another.
+    """
     figure, axes = new_axes(7.2, 4.4)
     base_line(axes, base)
     shapes, markers = {}, "^sDvPoXph"
     for row, options in by_method["distill"]:
         shape = row["parent"], str(options["student"])
         _, marker = shapes.setdefault(shape, (row["variant"], markers[len(shapes) % len(markers)]))
-        colour = "#009E73" if options["training"]["soft_weight"] > 0 else "#E69F00"
+        taught, random = options["training"]["soft_weight"] > 0, options["initialization"] == "random"
         axes.errorbar(
-            row["train_seconds"] / 60,
+            minutes_from(base, row, by_name),
             row["f1_test"],
             yerr=error_bars([row]),
-            color=colour,
-            mfc="white" if options["initialization"] == "random" else colour,
+            color="#009E73" if taught else "#E69F00",
+            fillstyle="none" if random else "full" if taught else "left",
             marker=marker,
             capsize=2,
             lw=1,
@@ -216,10 +262,19 @@ def students(by_method, base):
         axes.plot([], [], marker, color="0.3", label=name)
     axes.legend(loc="upper left", fontsize=8)
     axes.set_xlim(0, None)
-    axes.set_xlabel("training, minutes (green: teacher, orange: labels alone, hollow: random initialization)")
+    axes.set_xlabel("training since the baseline, minutes (full: teacher, half: labels alone, hollow: random start)")
     axes.set_ylabel(F1_LABEL)
     axes.grid(alpha=0.3)
     return figure
+
+
+def minutes_from(base, row, by_name) -> float:
+    """Minutes of the row's training and of all those between it and the baseline; those of the first seed."""
+    seconds = 0.0
+    while row is not None and row["variant"] != base["variant"]:
+        seconds += row["train_seconds"] or 0
+        row = by_name.get(row["parent"])
+    return seconds / 60
 
 
 def bars(rows, base):
@@ -365,6 +420,11 @@ def lineage(name: str, methods, by_name) -> list[dict]:
     return found
 
 
+def step_style(less: bool) -> dict:
+    """A bar of what a step takes off or, hatched, adds: told apart in grey, too."""
+    return {"color": "#0072B2"} if less else {"facecolor": "#D55E00", "edgecolor": "white", "hatch": "////", "lw": 0}
+
+
 def waterfall(rows, champion):
     """What each ingredient of a champion takes off bytes and latency and does to F1, from the baseline to the whole."""
     import matplotlib.pyplot as plt
@@ -381,7 +441,7 @@ def waterfall(rows, champion):
             whole = row is rows[0] or row is rows[-1]
             axes.barh(place, value if whole else before - value, left=0 if whole else value, color="0.75")
             if row is not rows[0]:
-                axes.barh(place, before - value, left=value, color="#0072B2" if value < before else "#D55E00")
+                axes.barh(place, before - value, left=value, **step_style(value < before))
                 axes.plot([before, before], [place, place + 1], color="0.4", lw=0.6)
             text = " not timed" if row[column] is None else f" {value:.3g}"
             axes.text(max(value, before), place, text, va="center", fontsize=7)
@@ -391,14 +451,16 @@ def waterfall(rows, champion):
     before = rows[0]["f1_drop_points"]
     for place, row in zip(places, rows, strict=True):
         lost = row["f1_drop_points"]
-        panels[2].barh(place, lost - before, left=before, color="#0072B2" if lost < before else "#D55E00")
+        panels[2].barh(place, lost - before, left=before, **step_style(lost < before))
         error = [[lost - row["f1_drop_ci_low"]], [row["f1_drop_ci_high"] - lost]]
         panels[2].errorbar(lost, place, xerr=error, fmt="o", color="black", ms=4, lw=1, capsize=2)
         before = lost
     panels[2].axvline(0, color="0.5", lw=0.8, zorder=0)
     panels[2].set_xlabel("F1 points lost, 95 % interval")
     panels[0].set_yticks(places, names, fontsize=7)
-    figure.suptitle(f"{champion}: blue is taken off, orange added by the step; grey is what there is", fontsize=8)
+    figure.suptitle(
+        f"{champion}: blue is taken off, hatched orange added by the step; grey is what there is", fontsize=8
+    )
     return figure
 
 
@@ -602,17 +664,19 @@ def draw(profile, results) -> dict:
         "f1_vs_latency": trade_off(rows, "latency_ms", "latency at batch 1, ms (the baseline's over the speed-up)"),
         "f1_vs_memory": trade_off(rows, "peak_rss_mb", "peak resident memory, MB"),
     }
+    by_name = {row["variant"]: row for row in rows}
+    over = {row["variant"]: row for row in results.seeds if row["variant"] != profile.baseline}
     if "prune" in by_method:
-        figures["sparsity"] = sparsity_curve(by_method, base)
+        removed = {name: method["details"].get("encoder_removed") for name, method in results.methods.items()}
+        figures["sparsity"] = sparsity_curve(by_method, base, over, removed)
     if "cluster" in by_method:
-        figures["codebook"] = codebook_curve(by_method, base)
+        figures["codebook"] = codebook_curve(by_method, base, over)
     if "distill" in by_method:
-        figures["students"] = students(by_method, base)
+        figures["students"] = students(by_method, base, by_name)
         figures["kd_ablation"] = bars([row for row, _ in by_method["distill"]], base)
     for variant, method in results.methods.items():
         if "sensitivity" in method["details"]:
             figures[f"sensitivity_{variant}"] = sensitivity_map(method["details"]["sensitivity"])
-    by_name = {row["variant"]: row for row in rows}
     if cells := grid_cells(by_name, profile.baseline):
         figures["grid"] = grid(cells)
     shaped = {name: method["measured"].get("shapes") for name, method in results.methods.items()}
@@ -622,7 +686,6 @@ def draw(profile, results) -> dict:
         if shaped[name] and shaped[profile.baseline]:
             figures[f"shapes_{name}"] = shapes(name, shaped[profile.baseline], shaped[name])
     figures |= draw_questions(results, rows, base)
-    over = {row["variant"]: row for row in results.seeds if row["variant"] != profile.baseline}
     shown = [*pareto(rows, "size_mb"), *(row for row, _ in by_method.get("champion", ()))]
     if names := [name for name in dict.fromkeys(row["variant"] for row in shown) if name in over]:
         figures["seeds"] = seed_spread(names, results.rows, over)

@@ -16,8 +16,9 @@ from statistics import mean
 from compress.captions import POINTS, captions, findings, near, worse
 from compress.cli import main_guard, profile_parser
 from compress.profile import DEFAULT_PROFILE, ROOT
-from compress.results import BESIDE, CALM, by_variant
+from compress.results import BESIDE, CALM, DISTURBED, NOISY, by_variant
 from compress.tables import (
+    by_seed,
     champion_table,
     clients_table,
     cold_table,
@@ -39,6 +40,7 @@ from compress.tables import (
     sustained,
     table,
     training_table,
+    twin_facts,
     twin_table,
 )
 
@@ -125,6 +127,7 @@ def lessons(rows, everything, base) -> dict:
         ),
         "unbeaten_size": [row for row in pareto(everything, "size_mb") if row in trained],
         "unbeaten_speed": [row for row in pareto(all_timed, "latency_ms") if row in trained],
+        "noisy": [row for row in trained if row["reason"].startswith(NOISY)],
         "worse": worse(trained),
         "slower": [row for row in timed if row["latency_speedup"] < 1],
         "half_interval": 50 * (base["f1_ci_high"] - base["f1_ci_low"]),
@@ -320,7 +323,12 @@ def context(profile, results) -> dict:
         "sensitivity_table": sensitivity_table(methods),
         "engine_table": lambda rows: engine_table(rows, methods),
         "cold_table": lambda rows: cold_table(rows, methods),
+        "by_seed": lambda of: by_seed(of, rows, {row["variant"]: row for row in results.seeds}),
+        "disturbed": DISTURBED,
+        "noisy": [row for row in first if row["reason"].startswith(NOISY)],
+        "compiled": [row for row in by_chapter["HW6"] if methods[row["variant"]]["options"].get("compile")],
         "twins": twin_table(by_name, methods),
+        "twin_facts": twin_facts(by_name, methods, remeasured(by_name, methods)),
         "serving": results.serving,
         "own": [row for row in results.serving if not is_beside(row["variant"])],
         "beside": [row for row in results.serving if is_beside(row["variant"])],
@@ -384,19 +392,18 @@ def documents(profile, about: dict) -> dict[Path, str]:
 
 
 def headline_rows(rows) -> list[dict]:
-    """The baselines, the champions, and the rows that no smaller one beats in F1, or, of those timed, no faster one."""
-    from figures import pareto
-
+    """The baselines, the champions, and of each chapter the smallest and the fastest of those near the baseline."""
     ok = [row for row in rows if row["status"] == "ok"]
     if all(row["f1_test"] is None for row in ok):
         return ok
-    timed = [row for row in ok if row["latency_ms"] is not None]
-    best = [row["variant"] for row in pareto(ok, "size_mb") + pareto(timed, "latency_ms")]
-    return [
-        row
-        for row in rows
-        if row["chapter"] == "baseline" or row["variant"] in best or (row["method"] == "champion" and row in ok)
-    ]
+    shown = [row["variant"] for row in rows if row["chapter"] == "baseline"]
+    shown += [row["variant"] for row in ok if row["method"] == "champion"]
+    for chapter in CHAPTERS:
+        of_chapter = near(row for row in ok if row["chapter"] == chapter)
+        timed = [row for row in of_chapter if row["latency_speedup"] is not None]
+        shown += [row["variant"] for row in sorted(of_chapter, key=lambda row: row["size_mb"])[:1]]
+        shown += [row["variant"] for row in sorted(timed, key=lambda row: -row["latency_speedup"])[:1]]
+    return [row for row in rows if row["variant"] in shown]
 
 
 def figure(profile, folder: str, name: str, caption: str) -> str:

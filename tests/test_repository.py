@@ -162,7 +162,7 @@ def test_the_html_shows_its_formulas_without_a_script():
 
 
 def test_every_link_between_pages_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "report").glob("**/*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "report").glob("**/*.md")]:
         links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
         assert not [link for link in links if "://" not in link and not (page.parent / link).exists()], page
 

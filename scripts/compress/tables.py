@@ -76,14 +76,33 @@ def training_table(rows, methods) -> str:
     body = []
     for row in rows:
         options = methods[row["variant"]]["options"]
-        if training := options.get("training"):
+        for name in ("adaptation", "training"):  # deep compression trains the weights first, then codebooks
+            if not (training := options.get(name)):
+                continue
             start = "random weights" if options.get("initialization") == "random" else options["parent"]
+            if name == "training" and options.get("adaptation"):
+                start = "its clustered weights"
             texts = " + ".join(options.get("transfer", ["train"]))
             numbers = ["epochs", "batch_size", "learning_rate", "soft_weight"]
             numbers += ["temperature"] if training["soft_weight"] else []
             cells = [f"{training[name]:g}" for name in numbers]
             body.append([row["variant"], start, texts, *cells, *[""] * (5 - len(cells))])
     return table(header, body) if body else ""
+
+
+def by_seed(rows, every, over) -> str:
+    """Sentences on what differs much from seed to seed: bytes, of which the tables have the first seed's, and F1."""
+    sizes, uneven = [], []
+    for name, of in by_variant(row for row in every if row["variant"] in {row["variant"] for row in rows}).items():
+        found = [row["size_mb"] for row in of if row["size_mb"] is not None]
+        if found and max(found) > 1.02 * min(found):
+            sizes.append(f"`{name}` {', '.join(number(size, 2) for size in found)} MB")
+        if name in over and over[name]["f1_max"] - over[name]["f1_min"] > 0.05:
+            f1 = [number(row["f1_test"], 3) for row in of]
+            uneven.append(f"`{name}` {', '.join(f1)}")
+    told = [f"Bytes differ from seed to seed: {'; '.join(sizes)}."] if sizes else []
+    told += [f"F1 differs by more than 5 points from seed to seed: {'; '.join(uneven)}."] if uneven else []
+    return "\n".join(told)
 
 
 def domain_table(rows) -> str:
@@ -201,17 +220,63 @@ def cold_table(rows, methods) -> str:
 
 def twin_table(by_name, methods) -> str:
     """Optimum's variants beside the same thing done without it."""
-    header = ["Optimum", "without it", "F1", "without", "MB", "without", "faster", "without"]
+    shown = (
+        ("f1_test", "F1", 3),
+        ("size_mb", "MB", 2),
+        ("latency_speedup", "faster", 2),
+        ("throughput_speedup", "batched", 2),
+        ("peak_rss_mb", "RSS MB", 0),
+    )
+    header = ["Optimum", "without it", *(title for _, name, _ in shown for title in (name, "without"))]
     body = []
     for name, method in methods.items():
         twin = by_name.get(method["options"].get("twin"))
         if twin is None:
             continue
         row = by_name[name]
-        pairs = [(column, digits) for column, digits in (("f1_test", 3), ("size_mb", 2), ("latency_speedup", 2))]
-        numbers = [number(side[column], digits) for column, digits in pairs for side in (row, twin)]
+        numbers = [number(side[column], digits) for column, _, digits in shown for side in (row, twin)]
         body.append([name, twin["variant"], *numbers])
     return table(header, body)
+
+
+def twin_facts(by_name, methods, noise: float | None) -> str:
+    """What the pairs of twin_table() differ in: products, speed beyond the ratio that is noise, memory."""
+    unlike, slower, quicker, memory = [], [], [], []
+    for name, method in methods.items():
+        twin = method["options"].get("twin")
+        if name not in by_name or twin not in by_name:
+            continue
+        row, other = by_name[name], by_name[twin]
+        here, there = (methods[side]["details"] for side in (name, twin))
+        counts = ("integer_products", "float_products")
+        if "integer_products" in here and [here[c] for c in counts] != [there.get(c) for c in counts]:
+            gained = "" if row["f1_test"] is None else f" ({100 * (row['f1_test'] - other['f1_test']):+z.1f} F1 points)"
+            unlike.append(
+                f"`{name}` multiplies {here['integer_products']} products as integers and {here['float_products']} as "
+                f"floats, `{twin}` {there['integer_products']} and {there['float_products']}{gained}"
+            )
+        if noise and row["latency_speedup"] and other["latency_speedup"]:
+            ratio = row["latency_speedup"] / other["latency_speedup"]
+            (slower if ratio < 1 else quicker).extend(
+                [f"`{name}` {ratio:.2f}"] if max(ratio, 1 / ratio) > noise else []
+            )
+        if method["options"]["method"] == "optimum-intel" and row["peak_rss_mb"] and other["peak_rss_mb"]:
+            memory.append(row["peak_rss_mb"] / other["peak_rss_mb"])
+    told = []
+    if unlike:
+        told.append(
+            f"Not quite the same thing: {'; '.join(unlike)}. What differs are attention's products of two activations."
+        )
+    if noise:
+        told.append(
+            f"Two measurements of one file lie up to {noise:.2f} times apart. Optimum's speed at batch 1 over its "
+            f"twin's where they are further apart: {', '.join([*slower, *quicker]) or 'none'}."
+        )
+    if memory:
+        told.append(
+            f"Files of optimum-intel peak at {min(memory):.2f} to {max(memory):.2f} times the memory of their twins."
+        )
+    return "\n".join(told)
 
 
 def champion_table(rows, methods) -> str:
