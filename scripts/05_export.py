@@ -9,14 +9,11 @@ import argparse
 
 from compress.cli import main_guard, stage_parser
 
-PARITY = 1e-4  # logits of an fp32 export may differ from PyTorch's by so much
-PARITY_SENTENCES = 100  # of the validation split
-
 
 def onnx(variant, context):
     """The parent as model.onnx, fused and quantized as the variant says."""
     from compress import ort
-    from compress.exporting import check_integers, copying, sentences
+    from compress.exporting import check_integers, check_parity, compared, copying, sentences
     from compress.predict import OrtPredictor
     from compress.stage import made
 
@@ -50,7 +47,7 @@ def openvino(variant, context):
     import numpy as np
     import openvino
     from compress import ov
-    from compress.exporting import check_integers, copying, sentences
+    from compress.exporting import check_integers, check_parity, compared, copying, sentences
     from compress.metrics import quality
     from compress.predict import OpenVINOPredictor
     from compress.stage import made
@@ -101,29 +98,6 @@ def exported(context):
     plain = fresh(context.work) / "plain.onnx"
     ort.export(model, plain)
     return model, plain
-
-
-def compared(context, model, predictor):
-    """How far the engine's answers lie from PyTorch's, on sentences of the validation split at batch 1."""
-    import numpy as np
-    from compress.exporting import sentences
-    from compress.predict import TorchPredictor, predict
-
-    ids = sentences(context, "validation", PARITY_SENTENCES)
-    wanted = predict(TorchPredictor(model, "cpu", "fp32", context.threads), ids)
-    found = predict(predictor, ids)
-    return {
-        "largest_logit_difference": float(np.abs(found - wanted).max()),
-        "label_agreement": float(np.mean(found.argmax(1) == wanted.argmax(1))),
-    }
-
-
-def check_parity(facts):
-    """Raises UserError if an fp32 export is not its parent's equal."""
-    from compress.profile import UserError
-
-    if facts["largest_logit_difference"] > PARITY:
-        raise UserError(f"logits differ from PyTorch's by {facts['largest_logit_difference']:.2g}, more than {PARITY}")
 
 
 def main(args: argparse.Namespace) -> int:

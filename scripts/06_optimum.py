@@ -9,13 +9,13 @@ import argparse
 
 from compress.cli import main_guard, stage_parser
 
-CALIBRATION_SENTENCES = 200  # as many as the twins in 05_export.py have
-
 
 def optimum_onnx(variant, context):
     """The parent exported by optimum-onnx, then optimized at a level, or quantized, by its classes."""
     from compress import ort
-    from compress.exporting import check_integers, fresh
+    from compress.exporting import check_integers, check_parity, compared, fresh
+    from compress.model import load_model
+    from compress.predict import OrtPredictor
     from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
 
     quietly()
@@ -28,9 +28,14 @@ def optimum_onnx(variant, context):
         quantize_onnx(exported, folder, context, static=variant.quantization == "static")
     (file,) = folder.glob("*.onnx")
     facts = ort.inspect(file)
+    precision = ort.precision_of(facts)
+    predictor = OrtPredictor(ort.session(file, context.threads), precision, context.threads)
+    facts |= compared(context, load_model(context.parent, dense=True), predictor)
     if variant.quantization:
         check_integers(facts)
-    runtime = {"precision": ort.precision_of(facts)}
+    elif variant.level != "O4":  # which stores 16 bits
+        check_parity(facts)
+    runtime = {"precision": precision}
     return packaged(context, {file: ort.FILE}, facts, backend="onnxruntime", runtime=runtime)
 
 
@@ -57,7 +62,9 @@ def quantize_onnx(exported, folder, context, static):
 def optimum_intel(variant, context):
     """The parent exported by optimum-intel and compressed by its OVQuantizer."""
     from compress import ov
-    from compress.exporting import check_integers, fresh
+    from compress.exporting import CALIBRATION_SENTENCES, check_integers, compared, fresh
+    from compress.model import load_model
+    from compress.predict import OpenVINOPredictor
     from optimum.intel import (
         OVConfig,
         OVModelForSequenceClassification,
@@ -79,7 +86,9 @@ def optimum_intel(variant, context):
     OVQuantizer.from_pretrained(exported).quantize(calibration_dataset=rows, save_directory=folder, ov_config=config)
     (file,) = folder.glob("*.xml")
     runtime = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    facts = ov.inspect(file, ov.compile_model(file, context.threads, runtime))
+    compiled = ov.compile_model(file, context.threads, runtime)
+    facts = ov.inspect(file, compiled)
+    facts |= compared(context, load_model(context.parent, dense=True), OpenVINOPredictor(compiled))
     if variant.quantization == "int8":
         check_integers(facts)
     files = {file: ov.FILE, file.with_suffix(".bin"): "model.bin"}
@@ -89,7 +98,7 @@ def optimum_intel(variant, context):
 def calibration(context, one_length=False):
     """Training sentences as a Dataset of the inputs that the exported files have."""
     from compress import ort
-    from compress.exporting import sentences
+    from compress.exporting import CALIBRATION_SENTENCES, sentences
     from datasets import Dataset
 
     if one_length:

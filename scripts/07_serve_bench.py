@@ -20,7 +20,7 @@ CLIENTS = (1, 10, 50)  # the course's loads on the five-model service
 def service(variant, context):
     """The parent, further trained on a task's labels, as an ONNX file of int8 whose activations have fixed ranges."""
     from compress import ort
-    from compress.exporting import check_integers, copying, fresh, sentences
+    from compress.exporting import CALIBRATION_SENTENCES, check_integers, copying, fresh, sentences
     from compress.model import load_model
     from compress.stage import made
     from compress.training import classifier, fine_tune
@@ -37,7 +37,8 @@ def service(variant, context):
     work = fresh(context.work)
     plain, target = work / "plain.onnx", work / ort.FILE
     ort.export(model.eval(), plain)
-    ort.quantize_static(plain, target, ort.of_one_length(sentences(context, "train"), 200), "minmax")
+    ids = ort.of_one_length(sentences(context, "train"), CALIBRATION_SENTENCES)
+    ort.quantize_static(plain, target, ids, "minmax")
     facts = ort.inspect(target)
     check_integers(facts)
     runtime = {"precision": ort.precision_of(facts)}

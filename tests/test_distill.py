@@ -13,6 +13,7 @@ from compress.vocabulary import choose_pieces, count_pieces, trim_embeddings, wr
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax
 from scipy.stats import entropy
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -109,6 +110,22 @@ def test_distillation_loss_has_its_minimum_at_the_teacher_and_the_right_gradient
     assert at_teacher.grad.abs().max() < 1e-12
     student = rand(4, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, labels, 2.0, 0.7), student)
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float64, (4, 3), elements=st.floats(-30, 30)),
+    arrays(np.float64, (4, 3), elements=st.floats(-30, 30)),
+    st.floats(0.5, 8),
+)
+def test_the_teachers_part_is_zero_for_its_twin_and_never_less(student, teacher, temperature):
+    labels = torch.full((4,), UNLABELLED)
+    loss = [
+        float(distillation_loss(torch.tensor(x), torch.tensor(teacher), labels, temperature, 1.0))
+        for x in (teacher, student)
+    ]
+    assert loss[0] == pytest.approx(0, abs=1e-9)
+    assert loss[1] >= -1e-9
 
 
 def test_hidden_loss_is_the_mean_square_over_real_tokens():

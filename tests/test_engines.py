@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress import champions, measure, ort, ov, predict
+from compress import champions, exporting, measure, ort, ov, predict
 from compress.artifact import save_artifact
 from compress.profile import Onnx, OpenVINO, UserError, load_profile
 from conftest import ROOT, run
@@ -201,6 +201,42 @@ def test_any_text_gets_an_answer_from_any_backend(smoke, variant):
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["text"] for row in rows] == ODD
     assert all(row["label"] in ("negative", "positive") and 0.5 <= float(row["score"]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "finetuned-ort-int8",
+        "ort-fp16",
+        "ort-int8-static-percentile",
+        "ov-default",
+        "ov-int8-throughput",
+        "ov-int8-weights",
+        "optimum-ort-o2",
+        "optimum-ov-int8-weights",
+        "int8-dynamic",
+        "qat-int4",
+        "bf16",
+    ],
+)
+def test_every_kind_of_file_takes_every_shape(smoke, variant):
+    model = predict.load(smoke[0] / "build/smoke/models" / variant, threads=2)
+    for batch in (1, 2, 33):
+        for length in LENGTHS:
+            input_ids = np.full((batch, length), 2000)
+            found = model(input_ids, np.ones_like(input_ids))
+            assert found.shape == (batch, 2)
+            assert found.dtype == np.float32
+            assert np.isfinite(found).all()
+
+
+def test_optimums_files_are_compared_with_pytorch_as_the_others_are(smoke):
+    methods = json.loads((smoke[0] / "results/smoke/methods.json").read_text())
+    details = {name: methods[name]["details"] for name in ("optimum-ort-o2", "optimum-ov-int8-weights")}
+    assert details["optimum-ort-o2"]["largest_logit_difference"] <= exporting.PARITY
+    assert 0 < details["optimum-ov-int8-weights"]["largest_logit_difference"] < 1
+    with pytest.raises(UserError, match="more than"):
+        exporting.check_parity({"largest_logit_difference": 2e-4})
 
 
 def test_predict_reads_lines_and_writes_json_lines(smoke):

@@ -14,7 +14,7 @@ from compress.stage import Context
 from compress.storage import FILE, Sparse
 from compress.training import train
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
@@ -259,10 +259,17 @@ def test_a_sparse_folder_reloads_bit_by_bit_and_other_weights_are_refused(model,
 # --- structured pruning --------------------------------------------------------------------------------------
 
 
-def test_removing_units_equals_masking_them_and_reloads(model, tmp_path):
-    gone = {0: [1, 3], 1: [0]}
-    kept = torch.stack([torch.randperm(48, generator=torch.Generator().manual_seed(i))[:20] for i in range(2)])
-    masked = copy.deepcopy(model)
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    heads=st.lists(st.sets(st.integers(0, 3), max_size=3), min_size=2, max_size=2),
+    count=st.integers(1, 48),
+    seed=st.integers(0, 999),
+)
+def test_removing_units_equals_masking_them_and_reloads(model, tmp_path, heads, count, seed):
+    gone = dict(enumerate(map(sorted, heads)))
+    chance = torch.Generator().manual_seed(seed)
+    kept = torch.stack([torch.randperm(48, generator=chance)[:count] for _ in range(2)])
+    masked, model = copy.deepcopy(model), copy.deepcopy(model)
     with torch.no_grad():
         for i, layer in enumerate(masked.bert.encoder.layer):
             for head in gone[i]:
@@ -271,7 +278,8 @@ def test_removing_units_equals_masking_them_and_reloads(model, tmp_path):
             layer.output.dense.weight[:, off] = 0
     prune.remove_units(model, gone, kept)
     torch.testing.assert_close(logits(model), logits(masked), atol=1e-5, rtol=0)
-    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in masked.parameters())
+    removed = sum(p.numel() for p in masked.parameters()) - sum(p.numel() for p in model.parameters())
+    assert removed == sum(map(len, heads)) * 8 * (4 * 32 + 3) + 2 * (48 - count) * (2 * 32 + 1)
     model.save_pretrained(tmp_path)
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(reloaded), logits(model), atol=0, rtol=0)

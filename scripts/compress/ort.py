@@ -29,7 +29,7 @@ FUSED_ATTENTION = {"Attention", "QAttention", "MultiHeadAttention"}
 QUANTIZED = ["MatMul", "Gemm", "Gather", "Attention", "EmbedLayerNormalization"]
 
 
-def export(model, path: Path, opset: int = OPSET) -> None:
+def export(model, path: Path) -> None:
     """Writes the torch classifier as ONNX: int64 input_ids and attention_mask [batch, length] -> logits, both free.
 
     Raises onnx.checker.ValidationError if the file is not valid ONNX.
@@ -58,7 +58,7 @@ def export(model, path: Path, opset: int = OPSET) -> None:
             (ids, torch.ones_like(ids)),
             str(path),
             dynamo=False,
-            opset_version=opset,
+            opset_version=OPSET,
             input_names=list(INPUTS),
             output_names=["logits"],
             dynamic_axes={name: both for name in INPUTS} | {"logits": {0: "batch"}},
@@ -76,20 +76,26 @@ def fuse(source: Path, target: Path, half: bool = False) -> None:
     model.save_model_to_file(str(target))
 
 
-def quantize_dynamic(source: Path, target: Path, per_channel: bool = True) -> None:
+def quantize_dynamic(source: Path, target: Path) -> None:
     """int8 weights, per row; uint8 embedding tables, of one scale each; activations become uint8 call by call."""
+    import logging
+
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
-    quantize(
-        str(source),
-        str(target),
-        per_channel=per_channel,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=QUANTIZED,
-        extra_options={"DefaultTensorType": TensorProto.FLOAT},  # shape inference does not know the fused operators
-    )
+    logging.disable(logging.WARNING)  # it advises a pre-processing that does not know the fused operators
+    try:
+        quantize(
+            str(source),
+            str(target),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=QUANTIZED,
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # nor does shape inference
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def quantize_static(source: Path, target: Path, ids: Sequence[Sequence[int]], method: str) -> None:
