@@ -32,6 +32,7 @@ MIN_F1 ?=
 MODEL ?=
 # what `make check` compares with; nothing: results/ at git's HEAD
 AGAINST ?= $(wildcard tests/expected/$(PROFILE))
+ONLY ?=# variants that make check makes anew, and checks alone
 PORT ?= 8000
 MERGE ?=
 
@@ -139,8 +140,8 @@ report: $(BUILD)/.report ## results/ and figures/ to report/ (whole, chapters, d
 
 notebooks: $(BUILD)/.notebooks ## a notebook per chapter, executed, to notebooks/
 
-check: $(ENV) ## which claims of the committed results a fresh run upholds: make check [AGAINST=folder]
-	$(PY) scripts/check.py --profile $(PROFILE) $(if $(AGAINST),--against $(AGAINST))
+check: $(ENV) $(if $(ONLY),$(BUILD)/.data) ## which claims of the committed results a fresh run upholds; make check ONLY="cluster-16 ...": makes these first
+	@$(if $(ONLY),$(LOCK)) $(PY) scripts/check.py --profile $(PROFILE) $(if $(AGAINST),--against $(AGAINST)) $(if $(ONLY),--threads $(THREADS) --only $(ONLY))
 
 recommend: $(ENV) ## which variant to use: make recommend MAX_MB=25 MAX_MS=2 MIN_F1=0.85
 	$(PY) scripts/recommend.py --profile $(PROFILE) $(if $(MAX_MB),--max-mb $(MAX_MB)) $(if $(MAX_MS),--max-ms $(MAX_MS)) $(if $(MIN_F1),--min-f1 $(MIN_F1))

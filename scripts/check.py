@@ -5,17 +5,23 @@ Held: facts are equal, sizes within 1 %, F1 and its drop inside the committed 95
 at least 0.2 points wide to either side), ratios of time and memory within a factor of 1.5. Moved: time and memory
 beyond that, and what hangs on them; differences of the machine and the libraries are named beside it. Failed: all else,
 a missing variant among it, and a speed-up that is none any more on a like machine. Status 1 if something failed.
-Example: python scripts/check.py --profile minilm
+With --only the named variants and what they need are made and measured first, and checked alone: minutes in place of
+hours, and results/ stays as it is.
+Example: python scripts/check.py --profile minilm --only cluster-16 finetuned-ort-int8
 Expectations that hold on any machine: python scripts/check.py --profile smoke --expect tests/expected/smoke
 """
 
 import argparse
 import csv
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.cli import main_guard, profile_parser
+from compress.cli import main_guard, positive, profile_parser
+from compress.results import NOISY
 
 KEY = ("variant", "seed", "device")
 EXACT = ("status", "precision", "parameters")
@@ -29,6 +35,23 @@ BY_TIME = ("champion", "torchao")  # whose making looks at measured times: what 
 VERDICTS = ("held", "moved", "failed")
 # Instructions of the CPU that decide how fast, and in OpenVINO whether, a model runs in an arithmetic.
 FLAGS = {"int8": ("avx512_vnni", "avx_vnni", "amx_int8"), "bf16": ("avx512_bf16", "amx_bf16")}
+
+
+# The script that makes a chapter's variants, in the order in which they build upon each other.
+STAGES = {
+    "baseline": "01_finetune.py",
+    "HW3": "04_distill.py",
+    "HW1": "02_quantize_prune.py",
+    "HW2": "03_cluster.py",
+    "HW4": "05_export.py",
+    "HW6": "06_optimum.py",
+}
+SHOWN = (
+    ("f1_test", "F1", 4),
+    ("size_mb", "MB", 2),
+    ("latency_speedup", "faster", 2),
+    ("throughput_speedup", "batched", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,8 @@ def judge(old, new, differing: dict[str, str]) -> list[Claim]:
         if a is None:
             continue
         if b is None:
-            claim(what, False, why="not measured here")
+            noisy = new["reason"].startswith(NOISY)
+            claim(what, False, "moved" if noisy else "failed", why=new["reason"] if noisy else "not measured here")
         elif what in NEAR:
             claim(what, abs(b - a) <= NEAR_TOLERANCE * a, why=f"{100 * (b / a - 1):+.1f} %")
         elif what in INSIDE:
@@ -133,7 +157,7 @@ def read_committed(profile, folder: Path | None) -> tuple[list[dict], dict, dict
     """Rows, environment and data ({} where they are not there) of the folder, or of results/<profile>/ at HEAD."""
     from compress.profile import ROOT, UserError
     from compress.provenance import git
-    from compress.results import parse_table
+    from compress.results import parse_table, without_disturbed_times
 
     def read(name):
         if folder is None:
@@ -145,7 +169,49 @@ def read_committed(profile, folder: Path | None) -> tuple[list[dict], dict, dict
         where = folder or f"git's HEAD: {profile.results.relative_to(ROOT)}"
         raise UserError(f"{where}: no variants.csv there; name a folder that holds one by --against")
     environment, data = (json.loads(read(f"{name}.json") or "{}") for name in ("environment", "data"))
-    return parse_table(rows.splitlines()), environment, data
+    rows = parse_table(rows.splitlines())
+    return without_disturbed_times(rows) if "latency_speedup" in rows[0] else rows, environment, data
+
+
+def make(profile, names: list[str], threads: int) -> tuple[list[dict], dict]:
+    """Rows and environment of these variants and all that they build upon, made and measured by the stages' scripts."""
+    import numpy as np
+    from collate import COLUMNS, csv_text, environment, seed_rows
+    from compress.data import load_splits
+    from compress.profile import SCRIPTS, UserError
+    from compress.record import read_arrays, read_record
+    from compress.results import parse_table, without_disturbed_times
+
+    variants = {variant.name: variant for variant in profile.variants}
+    for name in names:
+        if name not in variants:
+            raise UserError(f"--only: profile {profile.name} has no variant {name!r}")
+        if variants[name].method == "champion":
+            raise UserError(f"--only: {name} is chosen among all variants; name what it is a copy of, or run make all")
+    needed = {profile.baseline}.union(*map(profile.ancestors, names))
+    for chapter, script in STAGES.items():
+        if only := [name for name in variants if name in needed and variants[name].chapter == chapter]:
+            command = [sys.executable, str(SCRIPTS / script), "--profile", profile.name, "--threads", str(threads)]
+            subprocess.run([*command, "--only", *only])  # what fails is in the records
+    records = {name: read_record(profile.record(name)) for name in variants if name in needed}
+    measured = {name: read_arrays(profile, record) for name, record in records.items() if record.status == "ok"}
+    labels = {name: np.array(split["label"]) for name, split in load_splits(profile).items()}
+    rows = parse_table(csv_text(COLUMNS, seed_rows(profile, records, measured, labels)).splitlines())
+    return without_disturbed_times(rows), environment(profile, records)
+
+
+def side_by_side(committed, fresh) -> str:
+    """What the committed run found, and this one."""
+    from compress.tables import number, table
+
+    old = {key_of(row): row for row in committed}
+    header = ["variant", *(title for _, name, _ in SHOWN for title in (name, "here"))]
+    body = [
+        [row["variant"], *(number(side.get(column), n) for column, _, n in SHOWN for side in (old[key_of(row)], row))]
+        for row in fresh
+        if key_of(row) in old
+    ]
+    return table(header, body)
 
 
 def report(claims, differing: dict[str, str]) -> str:
@@ -191,6 +257,7 @@ def write_expectations(profile, folder: Path) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from compress.data import load_card
     from compress.profile import load_profile
     from compress.results import read_results
 
@@ -199,12 +266,20 @@ def main(args: argparse.Namespace) -> int:
         write_expectations(profile, args.expect)
         print(f"{args.expect / 'variants.csv'}: written")
         return 0
-    fresh = read_results(profile)
     rows, environment, data = read_committed(profile, args.against)
-    differing = differences(environment, fresh.environment)
-    claims = compare(rows, fresh.rows, differing)
-    if data and data["fingerprint"] != fresh.data["fingerprint"]:
-        claims.insert(0, Claim("", "data", data["fingerprint"][:12], fresh.data["fingerprint"][:12], "failed"))
+    if args.only:
+        fresh, here = make(profile, args.only, args.threads)
+        found = load_card(profile)
+        names = {row["variant"] for row in fresh}
+        rows = [row for row in rows if row["variant"] in names]
+        print(f"\n{side_by_side(rows, fresh)}\n")
+    else:
+        results = read_results(profile)
+        fresh, here, found = results.rows, results.environment, results.data
+    differing = differences(environment, here)
+    claims = compare(rows, fresh, differing)
+    if data and data["fingerprint"] != found["fingerprint"]:
+        claims.insert(0, Claim("", "data", data["fingerprint"][:12], found["fingerprint"][:12], "failed"))
     print(report(claims, differing))
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
     print(f"\n{profile.name}: " + ", ".join(f"{n} claims {verdict}" for verdict, n in counts.items()))
@@ -215,4 +290,6 @@ if __name__ == "__main__":
     parser = profile_parser(__doc__)
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with this folder's variants.csv")
     parser.add_argument("--expect", type=Path, metavar="FOLDER", help="write expectations of this run, compare nothing")
+    parser.add_argument("--only", metavar="VARIANT", nargs="+", help="make, measure and check only these (seed 0, CPU)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="with --only (default: %(default)s)")
     main_guard(main, parser)

@@ -175,14 +175,18 @@ def cell(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(path, columns, rows) -> None:
-    from compress.files import write_text
-
+def csv_text(columns, rows) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([cell(row[column]) for column in columns] for row in rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_csv(path, columns, rows) -> None:
+    from compress.files import write_text
+
+    write_text(path, csv_text(columns, rows))
 
 
 def methods(profile, records, arrays, seed, labels) -> dict:

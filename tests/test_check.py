@@ -3,11 +3,12 @@
 import copy
 import csv
 import json
+import shutil
 
 import check
 import pytest
 from compress.profile import load_profile
-from compress.results import read_results
+from compress.results import NOISY, read_results
 from conftest import ROOT, run
 
 RESULTS = read_results(load_profile("minilm"))
@@ -53,6 +54,44 @@ def test_the_same_results_hold_whole():
 def test_a_planted_change_is_told_by_its_cell(column, value, verdict):
     expected = {("finetuned-ort-int8", column): verdict} if verdict else {}
     assert verdicts(planted("finetuned-ort-int8", **{column: value})) == expected
+
+
+def test_a_few_variants_are_made_and_checked_alone(smoke, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(smoke[0], folder, symlinks=True)
+    before = (folder / "results/smoke/variants.csv").read_bytes()
+    shutil.copytree(folder / "results/smoke", tmp_path / "committed")
+    shutil.rmtree(folder / "build/smoke/models/finetuned-ort-int8")
+
+    def check_only(*names):
+        command = (
+            ".venv/bin/python",
+            "scripts/check.py",
+            "--profile",
+            "smoke",
+            "--against",
+            str(tmp_path / "committed"),
+        )
+        return run(folder, *command, "--only", *names)
+
+    done = check_only("finetuned-ort-int8")
+    assert "finetuned: up to date" in done.stdout
+    assert "finetuned-ort-int8: done" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| finetuned-ort-int8 |")]
+    f1, here = lines[0].split("|")[2:4]
+    assert float(f1) == float(here)
+    assert "0 claims failed" in done.stdout
+    assert done.returncode == 0
+    assert "cluster-8" not in done.stdout
+    assert (folder / "results/smoke/variants.csv").read_bytes() == before
+    assert "no variant 'x'" in check_only("x").stderr
+    assert "chosen among all variants" in check_only("champion-tiny").stderr
+
+
+def test_times_of_a_busy_machine_have_moved_and_not_failed():
+    reason = f"{NOISY}: the baseline beside it took 3.0 times its usual time"
+    fresh = planted("finetuned-ort-int8", latency_speedup=None, throughput_speedup=None, reason=reason)
+    assert set(verdicts(fresh).values()) == {"moved"}
 
 
 def test_a_variant_that_is_missing_fails_and_a_new_one_is_told():
