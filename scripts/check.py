@@ -14,13 +14,12 @@ Expectations that hold on any machine: python scripts/check.py --profile smoke -
 import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.cli import main_guard, positive, profile_parser
+from compress.cli import cores, main_guard, positive, profile_parser
 from compress.results import NOISY
 
 KEY = ("variant", "seed", "device")
@@ -291,5 +290,5 @@ if __name__ == "__main__":
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with this folder's variants.csv")
     parser.add_argument("--expect", type=Path, metavar="FOLDER", help="write expectations of this run, compare nothing")
     parser.add_argument("--only", metavar="VARIANT", nargs="+", help="make, measure and check only these (seed 0, CPU)")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="with --only (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=cores(), help="with --only (default: %(default)s)")
     main_guard(main, parser)

@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from compress.cli import main_guard, positive
+from compress.cli import cores, main_guard, positive
 
 CHUNK = 512  # texts that are answered before the next are read
 
@@ -56,7 +56,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a variant's folder")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
     parser.add_argument(
         "--batch-size", type=positive, default=1, help="more is faster; dynamic int8 then answers a little differently"
     )

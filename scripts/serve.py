@@ -7,7 +7,6 @@ Example: python scripts/serve.py --model build/minilm/models/champion-balanced -
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -66,18 +65,18 @@ def return_freed_memory() -> None:
 
 if __name__ == "__main__":
     return_freed_memory()  # before the first large import
-    from compress.cli import main_guard, positive, profile_parser
+    from compress.cli import cores, main_guard, port, positive, profile_parser
 
     parser = profile_parser(__doc__)
     parser.add_argument("--model", type=Path, action="append", metavar="FOLDER", help="a variant's folder; repeatable")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
-    parser.add_argument("--port", type=positive, default=8000, help="default: %(default)s")
+    parser.add_argument("--port", type=port, default=8000, help="default: %(default)s")
     parser.add_argument(
         "--lanes",
         type=positive,
-        default=os.cpu_count(),
+        default=cores(),
         help="threads that run models (default: one per core, %(default)s)",
     )
     parser.add_argument("--threads", type=positive, default=1, help="of a model in each lane (default: %(default)s)")

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from compress.serving.scheduler import BackendError, Model, Overloaded, Scheduler, choose
+from compress.serving.scheduler import BackendError, Model, Overloaded, Request, Scheduler, choose
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -156,6 +156,31 @@ def test_the_oldest_is_in_the_next_batch_however_common_another_length_is():
     serving(work, {"m": recorder}, window=64)
     assert 60 in recorder.batches[1]
     assert sum(map(len, recorder.batches)) == 42
+
+
+def test_a_request_that_ends_between_two_looks_at_it_ends_no_lane():
+    class Late:
+        """As a future that the event loop ends after a lane's first look."""
+
+        looks = 0
+
+        def done(self):
+            self.looks += 1
+            return self.looks > 2  # one is the tokenizer's
+
+        def add_done_callback(self, _):
+            pass
+
+    async def work(scheduler):
+        scheduler.texts.put(Request(["1"], 1, 0.0, gone := Late()))
+        while gone.looks < 3:
+            await asyncio.sleep(0.001)
+        await scheduler.submit(["1 2"]).future
+        return scheduler.is_whole(), [thread.is_alive() for thread in scheduler.threads]
+
+    whole, alive = serving(work, {"m": Recorder()})
+    assert whole
+    assert all(alive)
 
 
 def test_lanes_work_at_the_same_time_and_models_too():

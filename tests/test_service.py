@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -308,7 +308,92 @@ def test_a_head_without_end_is_cut_off(served):
     assert post(served[0], TEXT)[0] == 200
 
 
-def test_a_slow_sender_and_a_late_answer_end_at_the_deadline(smoke):
+def spoken(port, sent: bytes, seconds: float = 20) -> bytes:
+    """All that the server says to these bytes until it closes the connection, or says nothing for `seconds`."""
+    heard = b""
+    with socket.create_connection((HOST, port), timeout=seconds) as client:
+        try:
+            client.sendall(sent)
+            while got := client.recv(65536):
+                heard += got
+        except (TimeoutError, ConnectionError):
+            pass
+    return heard
+
+
+HEAD = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
+CLOSE = b"Connection: close\r\n"
+
+
+def test_heads_are_limited_however_they_come(served):
+    port, process = served
+    large = b"".join(b"X-%d: %s\r\n" % (i, b"a" * 90) for i in range(400))
+    assert spoken(port, HEAD % (6, large) + b'"good"').startswith(b"HTTP/1.1 431")
+    assert spoken(port, b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 431")
+    # A long body is no head, nor are many heads one; what lies behind them is waited for.
+    body = b'"' + b"good " * 8000 + b'"'
+    assert spoken(port, HEAD % (len(body), b"") + body + HEAD[:20], 1).startswith(b"HTTP/1.1 413")
+    many = (HEAD % (6, b"") + b'"good"') * 50
+    assert spoken(port, many + HEAD[:20], 2).count(b"HTTP/1.1 200") == 50
+    before = rss(process)
+    for start in (b"GET /livez", b"POST /process"):
+        head = start + b" HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert spoken(port, head + b"0\r\n" + b"a:b\r\n" * 2_000_000, 2).count(b"HTTP/1.1") <= 1
+    assert rss(process) - before < 20e6
+    assert post(port, TEXT)[0] == 200
+
+
+def test_an_offer_of_another_protocol_is_answered(served):
+    port, _ = served
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    assert spoken(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n").startswith(b"HTTP/1.1 200")
+    heard = spoken(port, HEAD % (6, offer) + b'"good"')
+    assert heard.startswith(b"HTTP/1.1 501")
+    assert json.loads(heard.split(b"\r\n\r\n")[1])["error_type"] == "upgrade"
+
+
+def test_what_is_wrong_behind_a_request_does_not_cost_its_answer(served):
+    port, _ = served
+    assert spoken(port, HEAD % (6, b"") + b'"good"\x00 no request').startswith(b"HTTP/1.1 200")
+    chunked = b"POST /process HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    assert spoken(port, chunked).startswith(b"HTTP/1.1 4")
+    assert ask(port, "/livez/", method="GET")[0] == 404
+
+
+def test_nobody_holds_a_connection_by_saying_little_or_reading_nothing(served):
+    port, _ = served
+    unfinished = b"GET /livez HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n"
+    clients = [socket.create_connection((HOST, port), timeout=20) for _ in range(3)]
+    clients[0].sendall(unfinished)
+    clients[1].sendall(b"POST /process HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: 60000\r\n\r\n")
+    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the kernel goes on reading for a while
+    clients[2].setblocking(False)
+    started = time.perf_counter()
+    while time.perf_counter() < started + 2:
+        with suppress(BlockingIOError):
+            clients[2].send(b"GET / HTTP/1.1\r\n\r\n" * 1000)
+    for client in clients[:2]:
+        client.sendall(b"a")  # ends uvicorn's own wait
+    for client, earliest in zip(clients, (0, 0, 14), strict=True):
+        time.sleep(max(0.0, started + earliest - time.perf_counter()))  # reading sooner would let it go on
+        client.settimeout(20)
+        with suppress(ConnectionError):
+            while client.recv(1 << 20):
+                pass
+        client.close()
+    assert time.perf_counter() - started < 20
+    assert post(port, TEXT)[0] == 200
+
+
+def test_a_late_answer_is_told_as_late(smoke, full_size, texts):
+    with service(smoke[0], full_size, deadline_ms=100, max_wait_ms=10_000, lanes=1, max_batch=1) as (port, process):
+        status, answer = post(port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
+        assert (status, answer["error_type"]) == (504, "deadline")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+
+
+def test_a_slow_sender_ends_at_the_deadline(smoke):
     with service(smoke[0], STATIC, deadline_ms=300) as (port, _):
         head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
         with socket.create_connection((HOST, port), timeout=10) as client:
@@ -385,6 +470,7 @@ def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, fu
 def test_who_asks_and_asks_and_reads_nothing_is_cut_off(smoke, full_size, texts):
     request = load.payloads(texts[:1], HOST, "/process")[0]
     with full_service(smoke, full_size, texts) as (port, process, busy):
+        time.sleep(0.5)  # the model's own memory grows in its first calls
         before = rss(process)
         with socket.create_connection((HOST, port), timeout=10) as client, pytest.raises(ConnectionError):
             client.sendall(request * 100_000)
@@ -395,7 +481,8 @@ def test_who_asks_and_asks_and_reads_nothing_is_cut_off(smoke, full_size, texts)
 
 def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
     with service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=10_000, lanes=1, max_batch=1) as (port, _):
-        for request in load.payloads(texts[:50], HOST, "/process"):
+        for request in load.payloads(texts[:25], HOST, "/process"):
+            request = request * 2  # the second is read, and waits for the first
             with socket.create_connection((HOST, port)) as client:
                 client.sendall(request)
         last = time.monotonic() + 10
@@ -403,8 +490,8 @@ def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
             assert time.monotonic() < last
         dropped = float(re.search(r'requests_total{path="/process",status="disconnected"} (\S+)', counts).group(1))
         run = sum(map(float, re.findall(r"^items_total{.*} (\S+)", counts, re.M)))
-        assert dropped >= 30
-        assert run <= 20
+        assert dropped >= 15
+        assert run <= 10
 
 
 def test_sigterm_answers_everything_that_was_admitted(smoke, texts, full_size):

@@ -25,9 +25,21 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
     parser.add_argument("--train-device", choices=("cpu", "cuda"), help="of training (default: that of measuring)")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
     parser.add_argument("--only", metavar="VARIANT", nargs="+", help="make only these variants (and what they need)")
     return parser
+
+
+def cores() -> int:
+    """How many this process may use: fewer than the machine has, in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError("must be 1 to 65535")
+    return value
 
 
 def positive(text: str) -> int:

@@ -272,7 +272,8 @@ def create_app(service: Service, limits: dict) -> ASGIApp:
     """The application; `limits` is shown by /info as it is."""
 
     async def livez(_: Request) -> Response:
-        return JSON({"status": "alive"})
+        whole = service.scheduler is None or service.scheduler.is_whole()
+        return JSON({"status": "alive" if whole else "broken"}, 200 if whole else 503)
 
     async def readyz(_: Request) -> Response:
         return JSON({"status": service.state}, 200 if service.state == "ready" else 503)
@@ -319,6 +320,7 @@ def create_app(service: Service, limits: dict) -> ASGIApp:
         routes=[Route(path, function, methods=["GET"]) for path, function in gets.items()],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
     )
+    rest.router.redirect_slashes = False  # to an address that the client's own Host header would choose
     posts = {path: kind(service, path) for path, kind in POSTS.items()}
 
     async def app(scope, receive, send) -> None:

@@ -26,7 +26,9 @@ WRONG = {
     413: f"a body over {MAX_BODY} bytes, a text over {MAX_TEXT} characters, or more than {MAX_TEXTS} texts",
     415: "not application/json",
     429: "overloaded: try again after Retry-After seconds",
+    431: "the head is too large",
     500: "a model failed on this text",
+    501: "an upgrade of the protocol was asked for",
     503: "starting or draining",
     504: "no answer within the deadline",
 }

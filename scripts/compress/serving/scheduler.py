@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 TOKENIZERS = 2  # threads; they share tokenizers, of which none is changed after it was loaded
 NICE = 5  # how far lanes stand behind the event loop, where threads have priorities (Linux)
+STOP_SECONDS = 1.0  # that a lane's last batch may take when all is stopped
 PACE = 0.05  # weight of the newest batch in the running ratio of real to fitted seconds
 FIT_SHAPES = ((1, 8), (1, 32), (1, 96), (4, 32))  # batch, length
 FIT_CALLS = 3
@@ -175,14 +176,19 @@ class Scheduler:
         return request
 
     def stop(self) -> None:
-        """Ends all threads; what still waits is left unanswered."""
+        """Ends all threads; what still waits is left unanswered, and so is a model that takes too long."""
         with self.condition:
             self.stopping = True
             self.condition.notify_all()
         for _ in range(TOKENIZERS):
             self.texts.put(None)
+        until = time.monotonic() + STOP_SECONDS
         for thread in self.threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def is_whole(self) -> bool:
+        """False if a thread has died: what waits for it waits in vain."""
+        return all(thread.is_alive() for thread in self.threads)
 
     def _done(self, request: Request) -> None:
         """However it ended (answered, failed, expired, client gone): it no longer weighs on those that come."""
@@ -223,7 +229,11 @@ class Scheduler:
                     continue
                 model = self.models[min(heads)[1]]
                 queue = self.queues[model.name]
+                # The event loop ends futures without the lock: none may be left since the look at the heads.
                 window = [item for item in queue[: self.window] if not item.request.future.done()]
+                if not window:
+                    del queue[: self.window]
+                    continue
                 # No more than a lane's share of what waits: the next lane is soon free, and it is done sooner.
                 share = min(model.max_batch, -(-len(queue) // self.lanes))
                 call_tokens = model.seconds_per_call / model.seconds_per_token

@@ -16,10 +16,12 @@ from compress.serving.app import JSON, ON_DISCONNECT, Service
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 DRAIN_SECONDS = 20
-HEAD_SECONDS = 10  # to send a request's head, and to send anything at all on a new connection
+HEAD_SECONDS = 10  # to send a request's head, what is left of an answered one, or anything on a new connection
+STALL_SECONDS = 10  # that a client may leave its answers unread
 MAX_HEAD = 16 * 1024  # bytes
 MAX_CONNECTIONS = 1024
 IDLE_SECONDS = 30
+BODIES = (b"content-length", b"transfer-encoding")
 
 
 class Answered:
@@ -37,9 +39,15 @@ class Protocol(HttpToolsProtocol):
     """
 
     head_timer = None
+    stall_timer = None
+    in_message = False  # between a request's first byte and its last
+    new_message = False  # it began in the read that is being parsed
     in_head = True
     turned_away = False  # the request that is under way has its answer already
+    ended = False  # nothing more is read
     head_bytes = 0
+    unfinished = 0  # bytes of reads that lay wholly within one head
+    running = None  # the cycle whose answer the application is making; self.cycle is that of the last request read
 
     def __init__(self, service: Service, *args, **options):
         super().__init__(*args, **options)
@@ -54,19 +62,56 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc) -> None:
         self._end_head()
+        self._end_stall()
         super().connection_lost(exc)
-        if self.scope is not None:
-            self.scope.setdefault(ON_DISCONNECT, lambda: None)()
+        if self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.running.message_event.set()
+            self.running.scope.setdefault(ON_DISCONNECT, lambda: None)()
+
+    def _start_asgi_task(self, cycle, app) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stall_timer = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        if self.flow.write_paused:
+            self.transport.abort()
+        super().shutdown()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.in_message, self.new_message = True, True
         self._start_head()
 
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        if self.in_head and not self.turned_away:  # else a trailer, which nobody reads
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        waits = self.cycle is not None and not self.cycle.response_complete  # its turn comes after another's answer
+        if self.ended:  # the head was too large
+            return
+        if self.parser.should_upgrade() and any(name in BODIES for name, _ in self.headers):
+            # The parser stops at the head of what asks for an upgrade, and never shows its body.
+            self._end(501, "upgrade", "no upgrade from HTTP/1.1 is supported: leave the Upgrade header out")
+            return
+        waits = self._is_busy()  # its turn comes after another's answer
         if waits or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
             self._end_head()
             super().on_headers_complete()
+            self.cycle.keep_alive &= not self.parser.should_upgrade()
             return
         if self.flow.write_paused:  # a client that asks and asks and reads nothing
             self.transport.abort()
@@ -76,28 +121,66 @@ class Protocol(HttpToolsProtocol):
         self._write(refusal, last)
         self.on_response_complete()
 
+    def on_body(self, body: bytes) -> None:
+        if not self.ended:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
+        if self.ended:
+            return
         self._end_head()  # of a request that was turned away: its body counts as head, in bytes and in time
-        self.turned_away = False
+        self.in_message = self.turned_away = False
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        if self.ended:
+            return
+        self.new_message = False
         super().data_received(data)
-        if self.in_head:
-            self.head_bytes += len(data)
-            if self.head_bytes > MAX_HEAD:
-                self._end(431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
+        if self.in_head and not self.new_message:
+            self.unfinished += len(data)  # the parser tells a header only when it is whole
+            if self.unfinished > MAX_HEAD:
+                self._too_large()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Bytes end uvicorn's wait for a request, though they may be blank lines, or the body of an answered one."""
+        if self._is_busy() or self.timeout_keep_alive_task or self.head_timer or self.transport.is_closing():
+            return
+        if self.in_message:
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
 
     def send_400_response(self, msg: str) -> None:
         self._end(400, "bad_request", "the request is not valid HTTP")
 
     def _end(self, status: int, error_type: str, error: str) -> None:
-        """A connection's last answer, unless this request has one, or the one before it still waits for its own."""
+        """A connection's last answer, unless this request has one, or an earlier one still waits for its own.
+
+        That one is then the last.
+        """
         if self.transport.is_closing():
             return
-        if not self.turned_away and (self.cycle is None or self.cycle.response_complete):
+        self.ended = True
+        if self._is_busy():
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if not self.turned_away and (self.in_head or not self.in_message):
             self._write(JSON({"error": error, "error_type": error_type}, status), last=True)
         self.transport.close()
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _count(self, size: int) -> None:
+        self.head_bytes += size
+        if self.head_bytes > MAX_HEAD:
+            self._too_large()
+
+    def _too_large(self) -> None:
+        self._end(431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
 
     def _write(self, response, last: bool) -> None:
         headers = self.server_state.default_headers + response.raw_headers
@@ -108,12 +191,17 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def _start_head(self) -> None:
-        self.in_head, self.head_bytes = True, 0
+        self.in_head, self.head_bytes, self.unfinished = True, 0, 0
         if self.head_timer is None:
             self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
 
     def _late(self) -> None:
         self._end(408, "slow_request", "the request's head did not come in time")
+
+    def _end_stall(self) -> None:
+        if self.stall_timer is not None:
+            self.stall_timer.cancel()
+            self.stall_timer = None
 
     def _end_head(self) -> None:
         self.in_head = False
@@ -147,6 +235,8 @@ class Server(uvicorn.Server):
         scheduler = self.service.scheduler
         if self.service.draining and (not (scheduler and scheduler.waiting) or time.monotonic() > self.drain_until):
             self.should_exit = True
+            left = self.drain_until - time.monotonic()
+            self.config.timeout_graceful_shutdown = max(1, round(left))
         return await super().on_tick(counter)
 
 
