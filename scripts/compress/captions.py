@@ -294,7 +294,7 @@ def serving(profile, rows) -> dict[str, str]:
         best = max(peers, key=peers.get)
         found["serving_peers_saturation"] = (
             f"Ours answers {number(saturated[ours], 0)} requests per second at saturation, `{best}` in turns with it "
-            f"{number(saturated[best], 0)} and at most, in any run of its sweep, {number(peers[best], 0)}: "
+            f"{number(saturated[best], 0)} and at most, there or in its sweep, {number(peers[best], 0)}: "
             f"{number(saturated[ours] / saturated[best], 2)} and {number(saturated[ours] / peers[best], 2)} times."
         )
         over = {r["variant"]: r["goodput_rps"] for r in rows if r["share"] == 3 and r["goodput_rps"] is not None}

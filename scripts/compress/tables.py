@@ -408,6 +408,20 @@ def serving_table(rows, p99_ms: float) -> str:
     return table(header, body)
 
 
+def settings_table(rows) -> str:
+    """The settings of each peer that were tried, with its rate at each; empty if none was."""
+    tried: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["layout"].startswith("sweep-"):
+            tried.setdefault(row["variant"], []).append(row)
+    body = []
+    for name, of_peer in tried.items():
+        ordered = sorted(of_peer, key=lambda row: -row["achieved_rps"])
+        rates = [f"{row['layout'].removeprefix('sweep-')} {number(row['achieved_rps'], 0)}" for row in ordered]
+        body.append([name, ", ".join(rates)])
+    return table(["Peer", "processes x threads x batch, and answered/s, the best first"], body) if body else ""
+
+
 def clients_table(rows) -> str:
     """Closed loops with the course's numbers of clients."""
     header = ["Server", "Clients", "answered/s", "p50 ms", "p95 ms", "p99 ms", "errors"]
