@@ -169,7 +169,9 @@ def read_committed(profile, folder: Path | None) -> tuple[list[dict], dict, dict
         raise UserError(f"{where}: no variants.csv there; name a folder that holds one by --against")
     environment, data = (json.loads(read(f"{name}.json") or "{}") for name in ("environment", "data"))
     rows = parse_table(rows.splitlines())
-    return without_disturbed_times(rows) if "latency_speedup" in rows[0] else rows, environment, data
+    if "latency_speedup" in rows[0]:
+        rows = without_disturbed_times(rows, profile.baseline)
+    return rows, environment, data
 
 
 def make(profile, names: list[str], threads: int) -> tuple[list[dict], dict]:
@@ -196,7 +198,7 @@ def make(profile, names: list[str], threads: int) -> tuple[list[dict], dict]:
     measured = {name: read_arrays(profile, record) for name, record in records.items() if record.status == "ok"}
     labels = {name: np.array(split["label"]) for name, split in load_splits(profile).items()}
     rows = parse_table(csv_text(COLUMNS, seed_rows(profile, records, measured, labels)).splitlines())
-    return without_disturbed_times(rows), environment(profile, records)
+    return without_disturbed_times(rows, profile.baseline), environment(profile, records)
 
 
 def side_by_side(committed, fresh) -> str:

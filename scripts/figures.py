@@ -737,6 +737,7 @@ def main(args: argparse.Namespace) -> None:
 
     profile = load_profile(args.profile)
     figures = draw(profile, read_results(profile))
+    profile.figures.mkdir(parents=True, exist_ok=True)  # empty if there is nothing to draw: make looks for it
     for name, figure in figures.items():
         for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             with atomic_path(profile.figures / f"{name}.{kind}") as temporary:

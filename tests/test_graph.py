@@ -291,11 +291,12 @@ def test_times_beside_a_slow_baseline_are_not_used():
     rows[2]["latency_ms_p50"] = 17.0
     rows[3]["throughput_per_s"] = 60.0
     rows.append(row | dict.fromkeys(TIMES) | {"variant": "untimed"})
-    kept = without_disturbed_times(rows)
+    kept = without_disturbed_times(rows, "4")
     assert [row["latency_ms_p50"] for row in kept] == [5.0, 3.0, None, None, 5.0, None]
     assert kept[2]["throughput_per_s"] is None
     assert kept[2]["reason"].endswith("the baseline beside it took 3.4 times its usual time")
     assert rows[2]["latency_ms_p50"] == 17.0
+    assert without_disturbed_times(rows, "2")[2] == rows[2]
 
 
 def test_swapped_predictions_are_refused(copy):

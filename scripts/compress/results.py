@@ -124,14 +124,15 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
         raise UserError(f"{folder}: damaged results ({error}); run: make results") from None
     if not rows:
         raise UserError(f"{folder / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
-    return Results(without_disturbed_times(rows), *others, *further, gpu)
+    return Results(without_disturbed_times(rows, others[0]["baseline"]), *others, *further, gpu)
 
 
-def without_disturbed_times(rows: list[dict]) -> list[dict]:
+def without_disturbed_times(rows: list[dict], baseline: str) -> list[dict]:
     """The rows, those without times that were measured while something else had the machine; the reason says so.
 
     The baseline is timed beside every variant: where it was slower than DISTURBED times its median, so was the variant,
-    and short disturbances don't cancel in a ratio. The table keeps what was measured.
+    and short disturbances don't cancel in a ratio. The table keeps what was measured. The baseline's own row, the
+    measure of all others, keeps its times.
     """
     timed = [row for row in rows if row["latency_speedup"] and row["throughput_speedup"]]
     beside = [
@@ -146,7 +147,7 @@ def without_disturbed_times(rows: list[dict]) -> list[dict]:
     found = []
     for row in rows:
         factor = slower.get((row["variant"], row["seed"]), 1.0)
-        if factor > DISTURBED:
+        if factor > DISTURBED and row["variant"] != baseline:
             reason = f"{NOISY}: the baseline beside it took {factor:.1f} times its usual time"
             row = row | dict.fromkeys(TIMES) | {"reason": reason}
         found.append(row)
