@@ -16,6 +16,7 @@ import torch
 from compress import forked, load, measure
 from compress.bench import ABLATIONS, is_void, read_run
 from compress.data import TOKENIZER_FILES
+from compress.files import digest, sha256_file
 from compress.profile import UserError, load_profile
 from compress.results import TIMES, without_disturbed_times
 from compress.stage import made
@@ -279,6 +280,23 @@ def test_answers_that_are_no_numbers_are_a_failure(copy):
     model.bias.data[0] = torch.inf
     with pytest.raises(UserError, match="not finite: bias"):
         made(model, None)
+
+
+def test_what_was_timed_on_a_busy_machine_is_measured_again(copy):
+    build, command = (
+        copy / "build/smoke",
+        (PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", "distill-1x32"),
+    )
+    predictions, path = build / "predictions/distill-1x32.npz", build / "records/distill-1x32.json"
+    with np.load(predictions) as file:
+        arrays = dict(file)
+    np.savez(predictions, **arrays | {"throughput_seconds": 100 * arrays["throughput_seconds"]})
+    record = json.loads(path.read_text())["record"]
+    record["measured"]["predictions_sha256"] = sha256_file(predictions)
+    path.write_text(json.dumps({"record": record, "sha256": digest(record)}))
+    assert "distill-1x32: done" in run(copy, *command).stdout
+    with np.load(predictions) as file:
+        assert file["throughput_seconds"].sum() < 50 * arrays["throughput_seconds"].sum()
 
 
 def test_times_beside_a_slow_baseline_are_not_used():
