@@ -194,6 +194,8 @@ build/peers/%/.installed: scripts/peers/requirements-%.txt
 # What a file's rule depends on besides, so that it runs where all files of this pattern are gone.
 unless = $(if $(wildcard $1),,gone)
 .PHONY: gone
+# the CPU's, or a GPU's alone
+NO_RESULTS = $(call unless,results/$(PROFILE)/variants.csv results/$(PROFILE)/*/variants.csv)
 
 # files and folders of one's own that the profile names
 OWN := $(wildcard $(foreach path,$(shell sed -n 's/.*\bpath *= *"\([^"]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml 2>/dev/null),$(path) $(path)/*))
@@ -229,13 +231,13 @@ sequence:
 # Collate only after a stage has run: the stamp is newer than the results, or the seeds are others.
 COLLATED := $(BUILD)/.results-$(subst $(eval ) ,-,$(SEEDS))-$(TAG)
 results-if-new: $(COLLATED)
-$(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,$(stage))) $(call unless,results/$(PROFILE)/variants.csv results/$(PROFILE)/*/variants.csv)
+$(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,$(stage))) $(NO_RESULTS)
 	$(COLLATE)
 	$(COLLATE_SERVING)
 	@rm -f $(BUILD)/.results-*; touch $@
 
 # No rule makes results/ here: the paper is drawn from what is committed.
-$(BUILD)/.figures: scripts/figures.py $(addprefix scripts/compress/,results.py questions.py) $(wildcard $(RESULTS)) $(call unless,results/$(PROFILE)/variants.csv) $(call unless,figures/$(PROFILE)) | $(ENV)
+$(BUILD)/.figures: scripts/figures.py $(addprefix scripts/compress/,results.py questions.py) $(wildcard $(RESULTS)) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 

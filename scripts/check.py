@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.cli import cores, main_guard, positive, profile_parser
-from compress.results import NOISY
+from compress.results import is_noisy
 
 KEY = ("variant", "seed", "device")
 EXACT = ("status", "precision", "parameters")
@@ -122,7 +122,7 @@ def judge(old, new, differing: dict[str, str]) -> list[Claim]:
         if a is None:
             continue
         if b is None:
-            noisy = new["reason"].startswith(NOISY)
+            noisy = is_noisy(new)
             claim(what, False, "moved" if noisy else "failed", why=new["reason"] if noisy else "not measured here")
         elif what in NEAR:
             claim(what, abs(b - a) <= NEAR_TOLERANCE * a, why=f"{100 * (b / a - 1):+.1f} %")

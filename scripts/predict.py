@@ -23,10 +23,7 @@ def main(args: argparse.Namespace) -> None:
     from compress.artifact import read_artifact
     from compress.metrics import softmax
     from compress.predict import load, load_tokenizer, predict, token_ids
-    from compress.profile import UserError
 
-    if not args.model.is_dir():
-        raise UserError(f"{args.model}: no model there (no such folder)")
     # torch announces that int8 modules of its own, which some variants are, will move to another package.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     model = load(args.model, args.device, args.threads)  # checks the files, the tokenizer's among them

@@ -16,7 +16,7 @@ from statistics import mean
 from compress.captions import POINTS, captions, findings, near, worse
 from compress.cli import main_guard, profile_parser
 from compress.profile import DEFAULT_PROFILE, ROOT
-from compress.results import BESIDE, CALM, DISTURBED, NOISY, by_variant
+from compress.results import BESIDE, CALM, DISTURBED, by_variant, is_noisy
 from compress.tables import (
     by_seed,
     champion_table,
@@ -128,7 +128,7 @@ def lessons(rows, everything, base) -> dict:
         ),
         "unbeaten_size": [row for row in pareto(everything, "size_mb") if row in trained],
         "unbeaten_speed": [row for row in pareto(all_timed, "latency_ms") if row in trained],
-        "noisy": [row for row in trained if row["reason"].startswith(NOISY)],
+        "noisy": [row for row in trained if is_noisy(row)],
         "worse": worse(trained),
         "slower": [row for row in timed if row["latency_speedup"] < 1],
         "half_interval": 50 * (base["f1_ci_high"] - base["f1_ci_low"]),
@@ -268,6 +268,8 @@ def context(profile, results) -> dict:
     with open(ROOT / "report" / "course.csv", encoding="utf-8", newline="") as file:
         course = list(csv.DictReader(file))
     seeds = sorted({int(row["seed"]) for row in rows})
+    over_seeds = {row["variant"]: row for row in results.seeds}
+    noise = remeasured(by_name, methods)
     figures = os.path.relpath(profile.figures, profile.report)
     told = captions(profile, results, first)
     opened = [row for row in results.serving if row["layout"] == "open-loop"]
@@ -281,7 +283,7 @@ def context(profile, results) -> dict:
         "description": environment["description"],
         "rows": first,
         "seeds": seed_table(results.seeds),
-        "over_seeds": {row["variant"]: row for row in results.seeds},
+        "over_seeds": over_seeds,
         "listed": lambda rows: ", ".join(f"`{row['variant']}`" for row in rows),
         "ok": ok,
         "skipped": [row for row in first if row["status"] == "skipped"],
@@ -324,12 +326,12 @@ def context(profile, results) -> dict:
         "sensitivity_table": sensitivity_table(methods),
         "engine_table": lambda rows: engine_table(rows, methods),
         "cold_table": lambda rows: cold_table(rows, methods),
-        "by_seed": lambda of: by_seed(of, rows, {row["variant"]: row for row in results.seeds}),
+        "by_seed": lambda of: by_seed(of, rows, over_seeds),
         "disturbed": DISTURBED,
-        "noisy": [row for row in first if row["reason"].startswith(NOISY)],
+        "noisy": [row for row in first if is_noisy(row)],
         "compiled": [row for row in by_chapter["HW6"] if methods[row["variant"]]["options"].get("compile")],
         "twins": twin_table(by_name, methods),
-        "twin_facts": twin_facts(by_name, methods, remeasured(by_name, methods)),
+        "twin_facts": twin_facts(by_name, methods, noise),
         "serving": results.serving,
         "own": [row for row in results.serving if not is_beside(row["variant"])],
         "beside": [row for row in results.serving if is_beside(row["variant"])],
@@ -346,7 +348,7 @@ def context(profile, results) -> dict:
         "load_minutes": sum((row["requests"] or 0) / row["offered_rps"] for row in opened) / 60,
         "services_minutes": sum(row["train_seconds"] or 0 for row in results.services) / 60,
         "champions": champion_table(first, methods),
-        "remeasured": remeasured(by_name, methods),
+        "remeasured": noise,
         "questions": lambda: questions.answers(results, first),
         "time_spent": lambda name: time_spent(by_chapter[name], methods),
         "comparisons": lambda *asked: comparisons(by_name, rows, asked),

@@ -322,7 +322,6 @@ def spoken(port, sent: bytes, seconds: float = 20) -> bytes:
 
 
 HEAD = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
-CLOSE = b"Connection: close\r\n"
 
 
 def test_heads_are_limited_however_they_come(served):

@@ -49,7 +49,7 @@ def read_artifact(folder: Path, verify: bool = True) -> Artifact:
     path = folder / "artifact.json"
     try:
         artifact = Artifact.model_validate_json(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: no model there (no artifact.json)") from None
     except ValidationError as error:
         raise UserError(explain(path, error)) from error

@@ -127,6 +127,11 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
     return Results(without_disturbed_times(rows, others[0]["baseline"]), *others, *further, gpu)
 
 
+def is_noisy(row) -> bool:
+    """True for a row whose times without_disturbed_times() has taken away."""
+    return row["reason"].startswith(NOISY)
+
+
 def without_disturbed_times(rows: list[dict], baseline: str) -> list[dict]:
     """The rows, those without times that were measured while something else had the machine; the reason says so.
 

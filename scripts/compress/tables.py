@@ -241,7 +241,7 @@ def twin_table(by_name, methods) -> str:
 
 def twin_facts(by_name, methods, noise: float | None) -> str:
     """What the pairs of twin_table() differ in: products, speed beyond the ratio that is noise, memory."""
-    unlike, slower, quicker, memory = [], [], [], []
+    unlike, apart, memory = [], [], []
     for name, method in methods.items():
         twin = method["options"].get("twin")
         if name not in by_name or twin not in by_name:
@@ -257,9 +257,8 @@ def twin_facts(by_name, methods, noise: float | None) -> str:
             )
         if noise and row["latency_speedup"] and other["latency_speedup"]:
             ratio = row["latency_speedup"] / other["latency_speedup"]
-            (slower if ratio < 1 else quicker).extend(
-                [f"`{name}` {ratio:.2f}"] if max(ratio, 1 / ratio) > noise else []
-            )
+            if max(ratio, 1 / ratio) > noise:
+                apart.append(f"`{name}` {ratio:.2f}")
         if method["options"]["method"] == "optimum-intel" and row["peak_rss_mb"] and other["peak_rss_mb"]:
             memory.append(row["peak_rss_mb"] / other["peak_rss_mb"])
     told = []
@@ -270,7 +269,7 @@ def twin_facts(by_name, methods, noise: float | None) -> str:
     if noise:
         told.append(
             f"Two measurements of one file lie up to {noise:.2f} times apart. Optimum's speed at batch 1 over its "
-            f"twin's where they are further apart: {', '.join([*slower, *quicker]) or 'none'}."
+            f"twin's where they are further apart: {', '.join(apart) or 'none'}."
         )
     if memory:
         told.append(
