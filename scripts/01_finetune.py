@@ -23,8 +23,6 @@ def finetuned(variant, context):
     from compress.training import classifier, fine_tune
 
     model = classifier(context.profile.backbone_folder, context.labels, context.seed)
-    if variant.freeze_embeddings:
-        model.base_model.embeddings.requires_grad_(False)
     seconds = fine_tune(model, context.profile.backbone_folder, variant.training, context)
     return made(model, model.save_pretrained, train_seconds=seconds)
 

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,7 @@ class Job:
     latency_calls: int
     throughput_sentences: int
     batch_sizes: list[int]
+    baseline_batch_size: int | None = None  # the best of them for the baseline, if that is known
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
 
 
@@ -61,7 +63,9 @@ def measure(job: Job, output: Path) -> None:
         command = [sys.executable, "-m", "compress.measure", file.name, str(output)]
         done = subprocess.run(command, cwd=SCRIPTS, env=environment, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"
+        killed = f"killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else None
+        said = done.stderr.strip().splitlines()
+        reason = killed or (said[-1] if said else f"exit status {done.returncode}")
         raise UserError(f"measuring {job.variant} failed: {reason}")
 
 
@@ -136,7 +140,8 @@ def time_beside_baseline(job: Job, variant, ids) -> tuple[dict[str, np.ndarray],
     pairs = [(ids[i], base_tokenizer.encode(job.texts["test"][i]).ids) for i in sample]
     latency = time_latency(models, pairs, job.warmup, job.latency_calls)
     subset = pairs[: job.throughput_sentences]
-    best = [best_batch(model, [pair[i] for pair in subset[:128]], job.batch_sizes) for i, model in enumerate(models)]
+    sizes = (job.batch_sizes, [job.baseline_batch_size] if job.baseline_batch_size else job.batch_sizes)
+    best = [best_batch(models[i], [pair[i] for pair in subset[:128]], sizes[i]) for i in (0, 1)]
     return {"latency_seconds": latency, "throughput_seconds": time_throughput(models, subset, best)}, {
         "baseline_threads": baseline.threads,
         "batch_size": best[0],
@@ -217,6 +222,8 @@ def settle(model, inputs) -> None:
 
 def best_batch(model, ids, sizes: list[int]) -> int:
     """The batch size that answers these sentences fastest."""
+    if len(sizes) == 1:
+        return sizes[0]
     spent = {}
     for size in sizes:
         _throughput_pass(model, ids[:size], size)
@@ -229,12 +236,12 @@ def best_batch(model, ids, sizes: list[int]) -> int:
 def time_throughput(models, pairs, batch_sizes) -> np.ndarray:
     """Seconds [rounds, 2] to answer every ROUNDS-th sentence, sorted by length, each model at its best batch."""
     times = np.empty((ROUNDS, 2))
-    for r in range(ROUNDS):
+    for r in range(-1, ROUNDS):  # the first once more before all, unmeasured
         for m in (0, 1) if r % 2 else (1, 0):
-            ids = [pair[m] for pair in pairs[r::ROUNDS]]
+            ids = [pair[m] for pair in pairs[max(r, 0) :: ROUNDS]]
             began = time.perf_counter()
             _throughput_pass(models[m], ids, batch_sizes[m])
-            times[r, m] = time.perf_counter() - began
+            times[max(r, 0), m] = time.perf_counter() - began
     return times
 
 

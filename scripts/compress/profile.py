@@ -116,6 +116,8 @@ class Training(Strict):
     evaluations_per_epoch: Positive = 1  # checkpoints, too
     temperature: Annotated[float, Field(gt=0)] = 2.0
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9  # of the teacher's answers; the labels get the rest
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # if not what the model's config says
+    freeze_embeddings: bool = False
 
 
 class BaseVariant(Strict):
@@ -143,7 +145,6 @@ class Finetune(BaseVariant):
     method: Literal["finetune"]
     parent: None = None
     training: Training
-    freeze_embeddings: bool = False
 
 
 class HW1(BaseVariant):

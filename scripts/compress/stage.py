@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from compress import forked, processes
+from compress import forked, lanes, processes
 from compress import measure as measuring
 from compress.artifact import read_artifact, save_artifact
 from compress.champions import first_choice, measured_records
@@ -24,9 +24,10 @@ from compress.record import Measured, Record, Sizes, read_record, write_record
 from compress.results import DISTURBED
 
 # Code around the makers: it decides what runs and what is written down, not what a model becomes.
+MOST_LANES = 4  # each holds a model, its gradients and its optimizer's moments
 TRIES = 3  # to time a variant while nothing else has the machine
 KEY_DIGITS = 12  # of a variant's key, in the name of its working folder
-HARNESS = tuple(f"compress/{name}.py" for name in ("stage", "cli", "profile", "predict", "processes"))
+HARNESS = tuple(f"compress/{name}.py" for name in ("stage", "cli", "profile", "predict", "processes", "lanes"))
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ class Stage:
     def splits(self):
         return load_splits(self.profile)
 
+    @cached_property
+    def lanes(self) -> int:
+        """How many trainings run side by side, each with its share of the threads.
+
+        Two of a thread each get half as much again done as one of two threads. It depends on the whole stage, not on
+        what of it is left: another number of threads is another rounding.
+        """
+        if self.train_device != "cpu" or processes.number() > 1:
+            return 1
+        trained = sum(lanes.has_training(variant) for variant in self.profile.variants if variant.method in self.makers)
+        return max(1, min(MOST_LANES, self.threads, trained))
+
     def run(self, only: list[str] | None = None) -> int:
         """Makes and measures; returns the number of failed variants, so that the exit status tells."""
         variants = [v for v in self.profile.variants if v.method in self.makers]
@@ -100,6 +113,8 @@ class Stage:
 
     def run_all(self, variants) -> int:
         """The same for these variants in this order."""
+        if self.lanes > 1:
+            lanes.train(self, variants)
         failed = 0
         for variant in variants:
             # Another stage process beside this one makes it, or finds it up to date; never both make it.
@@ -233,7 +248,7 @@ class Stage:
         if variant.parent:
             for folder in {context.parent, context.teacher}:
                 read_artifact(folder)  # damaged or swapped weights would be learned from
-        if getattr(variant, "training", None) is None:
+        if not lanes.has_training(variant):
             made = self.makers[variant.method](variant, context)
         else:
             processes.from_main(variant.name)
@@ -280,7 +295,8 @@ class Stage:
         """Runs the maker on every process, each with its share of the threads."""
         import torch
 
-        context = replace(self.context(variant), threads=max(1, self.threads // processes.number_here()))
+        threads = max(1, self.threads // (self.lanes * processes.number_here()))
+        context = replace(self.context(variant), threads=threads)
         torch.set_num_threads(context.threads)
         try:
             return processes.together(lambda: self.makers[variant.method](variant, context))
@@ -301,6 +317,7 @@ class Stage:
             texts={name: splits[name]["text"][:] for name in asked},
             timed=self.is_timed(variant),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
+            baseline_batch_size=self.baseline_batch_size(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
@@ -326,6 +343,12 @@ class Stage:
             artifact=artifact,
             measured=Measured(predictions_sha256=sha256_file(output), **about),
         )
+
+    def baseline_batch_size(self, variant: Variant) -> int | None:
+        """The baseline's best, which its own record tells: None while that is what is to be found."""
+        if variant.name == self.profile.baseline or not self.is_timed(variant):
+            return None
+        return read_record(self.profile.record(self.name(self.profile.baseline))).measured.batch_size
 
     def slower_than_usual(self, variant: Variant, output: Path) -> float:
         """How many times its own record's seconds the baseline took beside this variant, in the worse of both timings.

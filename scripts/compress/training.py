@@ -7,6 +7,7 @@ schedule (sparsity, learning rate) ends there. No training looks at a test set.
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,17 @@ def multiplies_bf16(device: str) -> bool:
     return device == "cuda" or able.get("avx512_bf16", False) or able.get("amx_bf16", False)
 
 
+def set_dropout(model, rate: float) -> None:
+    """The model's dropout while it trains; its config, and so what is saved, keeps its own."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        if hasattr(module, "dropout_prob"):  # of attention weights, where no module drops them
+            module.dropout_prob = rate
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; a half-written one (the state is written last) is removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
@@ -151,8 +163,14 @@ def train(
     autocast.
     """
     import torch
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+    if options.dropout is not None:
+        set_dropout(model, options.dropout)
+    if options.freeze_embeddings:
+        model.base_model.embeddings.requires_grad_(False)
+    on_cpu = context.train_device == "cpu"
     share, left = divmod(options.batch_size, processes.number())
     if left:
         raise UserError(f"training.batch_size: {options.batch_size} can't be shared by {processes.number()} processes")
@@ -175,7 +193,7 @@ def train(
         logging_steps=every,
         seed=context.seed,
         data_seed=context.seed,
-        use_cpu=context.train_device == "cpu",
+        use_cpu=on_cpu,
         bf16=multiplies_bf16(context.train_device),
         remove_unused_columns=False,
         label_names=["labels"],
@@ -226,6 +244,11 @@ def train(
                 write_text(clock, str(before + time.perf_counter() - started))
 
     trainer.add_callback(Clock())
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if arguments.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)  # whoever wants no bar wants no lines instead of it
+    # On a CPU the backward pass of fused attention, which training without dropout would get, takes several times as
+    # long as the plain one's.
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.cpu()
     return before + time.perf_counter() - started

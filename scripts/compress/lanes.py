@@ -1,0 +1,84 @@
+"""Trainings side by side, each in a process of its own with its share of the machine's threads."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+
+from compress.files import locked
+
+
+def has_training(variant) -> bool:
+    """True if the variant itself is trained, not its parents alone."""
+    return getattr(variant, "training", None) is not None
+
+
+def train(stage, variants) -> None:
+    """Makes those of the variants that are trained and not there yet, stage.lanes at a time, parents first.
+
+    What fails here is left as it was: the stage makes it again, alone, and tells.
+    """
+    from tqdm import tqdm
+
+    missing = {v.name for v in variants if not stage.is_made(v)}
+    waiting = [v for v in variants if has_training(v) and v.name in missing]
+    if len(waiting) < 2:
+        return
+    waiting.sort(key=lambda variant: -variant.training.epochs)  # the longest last would run alone
+    print(f"{len(waiting)} trainings, {stage.lanes} at a time", flush=True)
+    context = multiprocessing.get_context("spawn")
+    running = {}
+    with (
+        ProcessPoolExecutor(stage.lanes, mp_context=context, initializer=_start) as pool,
+        tqdm(total=len(waiting), unit="training", smoothing=0) as bar,
+    ):
+        try:
+            while True:
+                ready = [v for v in waiting if not missing & stage.profile.ancestors(v.parent)]
+                for variant in ready[: stage.lanes - len(running)]:
+                    waiting.remove(variant)
+                    running[pool.submit(_make, stage, variant)] = variant
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    variant = running.pop(future)
+                    if (error := future.exception()) is None:
+                        missing.remove(variant.name)
+                        told = f"trained in {future.result():.0f} s"
+                    else:
+                        told = f"not trained: {error}"
+                    bar.write(f"{stage.name(variant.name)}: {told}")
+                    bar.update()
+        except BrokenProcessPool:
+            return
+        except BaseException:  # interrupted: half a training is no use to anyone who has left
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def _start() -> None:
+    """A lane does as the stage does: it ends with it, however that ends."""
+    from transformers import logging
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage ends it
+    stage = multiprocessing.parent_process()
+
+    def end():
+        connection.wait([stage.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+    logging.set_verbosity_error()  # no bar of its own either
+
+
+def _make(stage, variant) -> float:
+    """Seconds of making it."""
+    began = time.perf_counter()
+    with locked(stage.profile.build / "locks" / stage.name(variant.name)):
+        stage.make(variant)
+    return time.perf_counter() - began
