@@ -41,7 +41,7 @@ def deep_compression(variant, context):
     """Prune, cluster, entropy-code (Han et al., ICLR 2016), in two trainings.
 
     First the pruned parent gets used to embeddings of few values, its zeros staying zero; then its nonzeros share
-    k - 1 trained centroids.
+    k - 1 trained centroids (k where nothing was pruned).
     """
     from dataclasses import replace
 
@@ -61,7 +61,7 @@ def deep_compression(variant, context):
     work = replace(context, work=context.work / "adaptation")
     seconds = teach(model, adapting, work, callbacks=[keep_zeros])
     rest = {name: size for name, size in sizes.items() if name not in first}
-    start_clustering(model, rest, tuple(pruned), variant.rate)
+    start_clustering(model, rest, tuple(pruned) if sparsity else (), variant.rate)
     return clustered(model, variant, context, seconds, sparsity=sparsity)
 
 
