@@ -196,12 +196,14 @@ def methods(profile, records, arrays, seed, labels) -> dict:
         if (seed, variant.name) not in records:
             continue
         record = records[seed, variant.name]
-        # Fewer seconds in all than in training: the model was kept from an earlier run, and was trained there.
+        # Fewer seconds in all than in training: the model was trained before, side by side with others or by a run that
+        # was ended. Of the machine it had the share of its threads.
         kept = record.train_seconds is not None and record.seconds < record.train_seconds
+        share = record.details.get("training_threads", record.provenance.threads) / record.provenance.threads
         found[variant.name] = {
             "options": variant.model_dump(mode="json", exclude={"name"}),
             "details": record.details,
-            "seconds": round(record.seconds + (record.train_seconds if kept else 0), 1),
+            "seconds": round(record.seconds + (share * record.train_seconds if kept else 0), 1),
             "measured": measured_beside(profile, record, arrays[seed, variant.name], labels)
             if record.status == "ok"
             else {},

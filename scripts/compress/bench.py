@@ -221,20 +221,29 @@ def read_run(path: Path) -> Run:
 
 
 def summarize(runs: Sequence[Run]) -> dict:
-    """The columns of serving.csv for runs of one server, layout and rate: all of their requests taken together."""
+    """The columns of serving.csv for runs of one server, layout and rate: all of their requests taken together.
+
+    The rates at saturation alone are the runs' medians: they are what the open loop's shares are of.
+    """
     latency = np.concatenate([run.outcome.latency for run in runs])
     status = np.concatenate([run.outcome.status for run in runs])
     lag = np.concatenate([run.outcome.lag for run in runs])
-    seconds = sum(run.outcome.seconds for run in runs)
     answered = status == 200
     refused = status == 429
-    good = answered & (latency <= runs[0].about["deadline"])
+    outcomes, deadline = [run.outcome for run in runs], runs[0].about["deadline"]
+    seconds = np.array([of.seconds for of in outcomes])
+    answers = np.array([np.sum(of.status == 200) for of in outcomes])
+    in_time = np.array([np.sum((of.status == 200) & (of.latency <= deadline)) for of in outcomes])
+    at_saturation = runs[0].layout == "saturation"
+    achieved, goodput = (
+        np.median(counts / seconds) if at_saturation else counts.sum() / seconds.sum() for counts in (answers, in_time)
+    )
     p50, p95, p99 = 1000 * np.quantile(latency[answered], [0.5, 0.95, 0.99]) if answered.any() else [None] * 3
     total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}
     return {
         "offered_rps": float(np.mean([run.rate for run in runs])) if runs[0].rate else None,
-        "achieved_rps": answered.sum() / seconds,
-        "goodput_rps": good.sum() / seconds,
+        "achieved_rps": achieved,
+        "goodput_rps": goodput,
         "latency_ms_p50": p50,
         "latency_ms_p95": p95,
         "latency_ms_p99": p99,

@@ -299,7 +299,8 @@ class Stage:
         context = replace(self.context(variant), threads=threads)
         torch.set_num_threads(context.threads)
         try:
-            return processes.together(lambda: self.makers[variant.method](variant, context))
+            made = processes.together(lambda: self.makers[variant.method](variant, context))
+            return replace(made, details=made.details | {"training_threads": threads})
         finally:
             torch.set_num_threads(self.threads)
 
