@@ -8,7 +8,7 @@ import pytest
 import torch
 from compress import distill
 from compress.profile import Distill, Student, Training, UserError, load_profile
-from compress.training import UNLABELLED, distillation_loss, tokenized, train
+from compress.training import UNLABELLED, distillation_loss, set_dropout, tokenized, train
 from compress.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
@@ -271,7 +271,7 @@ def learn(teacher, folder, tmp_path):
     rows = rows.add_column("teacher_logits", answers)
     options = Training(epochs=2.0, batch_size=4, learning_rate=1e-2)
 
-    def run(name, callbacks=()):
+    def run(name, callbacks=(), **more):
         context = SimpleNamespace(work=tmp_path / name, seed=0, train_device="cpu")
         shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
         student = distill.make_student(teacher, shape, "parent", 0)
@@ -279,7 +279,8 @@ def learn(teacher, folder, tmp_path):
         with distill.inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
             projection = student.hidden_projection.weight
             start = projection.detach().clone()
-            train(student, tokenizer, rows, options, context, extra_loss=extra_loss, callbacks=callbacks)
+            asked = options.model_copy(update=more)
+            train(student, tokenizer, rows, asked, context, extra_loss=extra_loss, callbacks=callbacks)
             assert not torch.equal(projection, start), "the projection must be trained"
         assert not torch.equal(before["classifier.weight"], student.classifier.weight)
         return student.eval()
@@ -309,6 +310,24 @@ def test_a_killed_training_goes_on_to_the_same_student(learn):
         learn("killed", callbacks=[KillAfterCheckpoint()])
     resumed, whole = learn("killed"), learn("whole")
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+def test_frozen_embeddings_stay_as_they_were_cut(learn, teacher):
+    shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
+    start = distill.make_student(teacher, shape, "parent", 0).bert.embeddings.state_dict()
+    for frozen in (True, False):
+        trained = learn(f"{frozen}", freeze_embeddings=frozen).bert.embeddings.state_dict()
+        assert all(torch.equal(value, start[name]) == frozen for name, value in trained.items() if "weight" in name)
+
+
+def test_without_dropout_a_network_in_training_answers_as_it_does_in_use(teacher):
+    student = distill.make_student(teacher, Student(layers=[0, 2]), "parent", 0)
+    config, used = student.config.to_dict(), logits(student, batch())
+    student.train()
+    assert not torch.equal(logits(student, batch()), used), "this model has no dropout to set"
+    set_dropout(student, 0.0)
+    torch.testing.assert_close(logits(student, batch()), used)
+    assert student.config.to_dict() == config, "what is saved must keep its own"
 
 
 # --- the transfer set

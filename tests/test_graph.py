@@ -1,5 +1,6 @@
 """The whole graph on the smoke profile, from a fresh copy, through the commands that a user types."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -15,6 +16,7 @@ import pytest
 import torch
 from compress import forked, load, measure
 from compress.bench import ABLATIONS, is_void, read_run
+from compress.cli import cores
 from compress.data import TOKENIZER_FILES
 from compress.files import digest, sha256_file
 from compress.profile import UserError, load_profile
@@ -206,6 +208,54 @@ def test_training_killed_between_checkpoints_goes_on_and_ends_in_the_same_logits
     assert done.returncode == 0, done.stderr[-2000:]
     np.testing.assert_array_equal(logits(copy, "finetuned"), expected)
     assert not list(checkpoints.iterdir())
+
+
+def test_trainings_side_by_side_end_with_their_stage_and_go_on_to_the_same_logits(copy):
+    names = ("distill-1x32", "distill-tiny", "distill-labels")
+    stage = (PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", *names)
+    expected = {name: logits(copy, name) for name in names}
+    for name in names:
+        shutil.rmtree(copy / "build/smoke/models" / name)
+        (copy / "build/smoke/records" / f"{name}.json").unlink()
+    process = subprocess.Popen(stage, cwd=copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = copy / "build/smoke/checkpoints"
+    deadline = time.time() + 120
+    while len(list(checkpoints.iterdir())) < min(2, cores()):
+        assert time.time() < deadline
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()  # it alone: whatever trains for it must see that
+    process.wait()
+    while left := [pid for pid in os.listdir("/proc") if pid.isdigit() and works_in(pid, copy)]:
+        assert time.time() < deadline, f"processes {left} train on"
+        time.sleep(0.1)
+    assert not any((copy / "build/smoke/models" / name).exists() for name in names)
+    done = run(copy, *stage)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert cores() == 1 or "3 trainings" in done.stdout
+    for name in names:
+        np.testing.assert_array_equal(logits(copy, name), expected[name])
+    assert not list(checkpoints.iterdir())
+
+
+def works_in(pid, folder) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/cwd") == str(folder)
+    return False
+
+
+def test_what_fails_beside_others_is_told_and_keeps_none_of_them(copy):
+    names = ("distill-1x32", "distill-labels")
+    for name in names:
+        shutil.rmtree(copy / "build/smoke/models" / name)
+    profile = copy / "scripts/profiles/smoke.toml"
+    profile.write_text(profile.read_text().replace("student = { layers = [0] }", "student = { layers = [9] }", 1))
+    done = run(copy, PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", *names)
+    assert done.returncode == 1
+    assert "distill-1x32: FAILED: student: layers: 9 asked for" in done.stderr
+    assert "distill-labels: done" in done.stdout
+    if cores() > 1:
+        assert "distill-1x32: not trained: student: layers: 9 asked for" in done.stderr + done.stdout
 
 
 def damage(record, how):
