@@ -183,7 +183,7 @@ class Stage:
         """Hashes of what a champion is chosen from: every rival's answers; for a further seed, the chosen model."""
         if self.seed == 0:
             rivals = measured_records(self.profile, champion.name, self.device)
-            return [record.measured.predictions_sha256 for record in rivals]
+            return [record.measured.predictions_sha256 for of_seeds in rivals.values() for record in of_seeds]
         chosen = first_choice(self.profile, champion.name, self.device)
         return [read_artifact(self.folder(chosen), verify=False).key]
 
