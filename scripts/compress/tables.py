@@ -70,9 +70,10 @@ def quality_table(rows) -> str:
 def training_table(rows, methods) -> str:
     """What the trainings of some rows differ in; empty if none was trained.
 
-    alpha is the teacher's share of the loss, T the temperature; a student of alpha 0 learns from labels alone.
+    alpha is the teacher's share of the loss, T the temperature; a student of alpha 0 learns from labels alone. An empty
+    dropout is the model's own.
     """
-    header = ["Variant", "Starts from", "Texts", "Epochs", "Batch", "Learning rate", "alpha", "T"]
+    header = ["Variant", "Starts from", "Texts", "Epochs", "Batch", "Learning rate", "alpha", "T", "Dropout", "Frozen"]
     body = []
     for row in rows:
         options = methods[row["variant"]]["options"]
@@ -83,10 +84,11 @@ def training_table(rows, methods) -> str:
             if name == "training" and options.get("adaptation"):
                 start = "its clustered weights"
             texts = " + ".join(options.get("transfer", ["train"]))
-            numbers = ["epochs", "batch_size", "learning_rate", "soft_weight"]
-            numbers += ["temperature"] if training["soft_weight"] else []
-            cells = [f"{training[name]:g}" for name in numbers]
-            body.append([row["variant"], start, texts, *cells, *[""] * (5 - len(cells))])
+            cells = [f"{training[name]:g}" for name in ("epochs", "batch_size", "learning_rate", "soft_weight")]
+            cells.append(f"{training['temperature']:g}" if training["soft_weight"] else "")
+            cells.append("" if training["dropout"] is None else f"{training['dropout']:g}")
+            cells.append("embeddings" if training["freeze_embeddings"] else "")
+            body.append([row["variant"], start, texts, *cells])
     return table(header, body) if body else ""
 
 
