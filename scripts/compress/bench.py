@@ -231,12 +231,11 @@ def summarize(runs: Sequence[Run]) -> dict:
     answered = status == 200
     refused = status == 429
     outcomes, deadline = [run.outcome for run in runs], runs[0].about["deadline"]
-    seconds = np.array([of.seconds for of in outcomes])
-    answers = np.array([np.sum(of.status == 200) for of in outcomes])
-    in_time = np.array([np.sum((of.status == 200) & (of.latency <= deadline)) for of in outcomes])
-    at_saturation = runs[0].layout == "saturation"
+    seconds = [of.seconds for of in outcomes]
+    in_time = [((of.status == 200) & (of.latency <= deadline)).sum() / of.seconds for of in outcomes]
     achieved, goodput = (
-        np.median(counts / seconds) if at_saturation else counts.sum() / seconds.sum() for counts in (answers, in_time)
+        np.median(rates) if runs[0].layout == "saturation" else np.average(rates, weights=seconds)
+        for rates in ([of.answered_rps for of in outcomes], in_time)
     )
     p50, p95, p99 = 1000 * np.quantile(latency[answered], [0.5, 0.95, 0.99]) if answered.any() else [None] * 3
     total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}

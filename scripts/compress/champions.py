@@ -33,7 +33,7 @@ def measured_records(profile: Profile, before: str, device: str) -> dict[str, li
     earlier = [v for v in profile.variants[: names.index(before)] if v.method != "champion"]
     earlier.sort(key=lambda variant: variant.name != profile.baseline)
     baselines = map(read_record, profile.record("").parent.glob(f"{profile.baseline}-seed*.json"))
-    further = sorted(record.seed for record in baselines if record.device == device)
+    further = sorted(record.seed for record in baselines if record.device == device and record.status == "ok")
     found = {}
     for variant in earlier:
         paths = [profile.record(run_name(variant.name, 0, device))]
@@ -60,17 +60,16 @@ def first_choice(profile: Profile, champion: str, device: str) -> str:
 
 def candidates(profile: Profile, records: dict[str, list[Record]]) -> list[Candidate]:
     """The records, the baseline's first, with their logits and speed; UserError if the arrays are not the recorded."""
-    base = next(iter(records.values()))
-    seeds = {record.seed for record in base}
+    base = next(iter(records.values()))[0]
     found = []
     for name, of_seeds in records.items():
-        arrays = {record.seed: read_arrays(profile, record) for record in of_seeds if record.seed in seeds}
+        arrays = {record.seed: read_arrays(profile, record) for record in of_seeds}
         times = arrays[0].get("latency_seconds")
         found.append(
             Candidate(
                 name,
                 {seed: of_seed["logits/validation"] for seed, of_seed in arrays.items()},
-                base[0].sizes.bytes / of_seeds[0].sizes.bytes,
+                base.sizes.bytes / of_seeds[0].sizes.bytes,
                 0.0 if times is None else speedup(times),
             )
         )

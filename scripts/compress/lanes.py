@@ -12,20 +12,15 @@ from multiprocessing import connection
 from compress.files import locked
 
 
-def has_training(variant) -> bool:
-    """True if the variant itself is trained, not its parents alone."""
-    return getattr(variant, "training", None) is not None
-
-
 def train(stage, variants) -> None:
     """Makes those of the variants that are trained and not there yet, stage.lanes at a time, parents first.
 
-    What fails here is left as it was: the stage makes it again, alone, and tells.
+    What fails here, or is there but damaged, is left as it was: the stage makes it, alone, and tells.
     """
     from tqdm import tqdm
 
-    missing = {v.name for v in variants if not stage.is_made(v)}
-    waiting = [v for v in variants if has_training(v) and v.name in missing]
+    missing = {v.name for v in variants if not stage.is_made(v, verify=False)}
+    waiting = [v for v in variants if v.has_training and v.name in missing]
     if len(waiting) < 2:
         return
     waiting.sort(key=lambda variant: -variant.training.epochs)  # the longest last would run alone

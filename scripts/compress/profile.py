@@ -129,6 +129,11 @@ class BaseVariant(Strict):
     timed: bool = True  # false: its arithmetic at run time is that of another row, which says its speed
     cpu_only: ClassVar[str | None] = None  # why it does not run on a GPU, if it does not
 
+    @property
+    def has_training(self) -> bool:
+        """True if the variant itself is trained, not its parents alone."""
+        return getattr(self, "training", None) is not None
+
 
 class Untrained(BaseVariant):
     """The pretrained encoder under a random classification head."""
@@ -569,7 +574,7 @@ class Profile(Strict):
         """True if the variant or one of its ancestors was trained on the task."""
         ancestors = self.ancestors(variant.parent) if variant.parent else set()
         family = [variant, *(v for v in self.variants if v.name in ancestors)]
-        return any(getattr(v, "training", None) is not None for v in family)
+        return any(v.has_training for v in family)
 
     @property
     def build(self) -> Path:

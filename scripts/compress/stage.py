@@ -96,7 +96,7 @@ class Stage:
         """
         if self.train_device != "cpu" or processes.number() > 1:
             return 1
-        trained = sum(lanes.has_training(variant) for variant in self.profile.variants if variant.method in self.makers)
+        trained = sum(variant.has_training for variant in self.profile.variants if variant.method in self.makers)
         return max(1, min(MOST_LANES, self.threads, trained))
 
     def run(self, only: list[str] | None = None) -> int:
@@ -210,9 +210,9 @@ class Stage:
     def folder(self, variant: str) -> Path:
         return self.profile.model(self.name(variant))
 
-    def is_made(self, variant: Variant) -> bool:
+    def is_made(self, variant: Variant, verify: bool = True) -> bool:
         try:
-            artifact = read_artifact(self.folder(variant.name))
+            artifact = read_artifact(self.folder(variant.name), verify)
             return artifact.key == self.key(variant) and artifact.labels == self.card["labels"]
         except UserError:
             return False
@@ -248,7 +248,7 @@ class Stage:
         if variant.parent:
             for folder in {context.parent, context.teacher}:
                 read_artifact(folder)  # damaged or swapped weights would be learned from
-        if not lanes.has_training(variant):
+        if not variant.has_training:
             made = self.makers[variant.method](variant, context)
         else:
             processes.from_main(variant.name)
