@@ -360,7 +360,7 @@ def test_champions_are_chosen_by_the_seeds_that_are_there(smoke, tmp_path):
         variants=profile.variants, baseline=profile.baseline, record=lambda run: folder / f"{run}.json"
     )
     assert {len(of) for of in champions.measured_records(there, "champion-tiny", "cpu").values()} == {1}
-    for name in ("finetuned", "distill-tiny", "finetuned-torch-bf16"):
+    for name in ("finetuned", "distill-tiny", "compiled-fp32"):
         record = read_record(folder / f"{name}.json")
         write_record(folder / f"{name}-seed3.json", record.model_copy(update={"seed": 3, "run": f"{name}-seed3"}))
     found = champions.measured_records(there, "champion-tiny", "cpu")
