@@ -253,7 +253,7 @@ def test_what_fails_beside_others_is_told_and_keeps_none_of_them(copy):
     done = run(copy, PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", *names)
     assert done.returncode == 1
     assert "distill-1x32: FAILED: student: layers: 9 asked for" in done.stderr
-    assert "distill-labels: done" in done.stdout
+    assert (copy / "build/smoke/models/distill-labels/artifact.json").exists()
     if cores() > 1:
         assert "distill-1x32: not trained: student: layers: 9 asked for" in done.stderr + done.stdout
 
