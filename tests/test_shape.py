@@ -18,6 +18,7 @@ from compress.profile import PROFILES, Profile, Student, UserError, load_profile
 from compress.record import Provenance, Record, Sizes
 from compress.results import read_results
 from compress.stage import Skip, Stage
+from compress.tables import made_otherwise
 from conftest import run
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -210,6 +211,11 @@ def test_results_of_a_gpu_lie_beside_the_cpus_or_stand_alone(monkeypatch, tmp_pa
     assert {row["device"] for row in both.rows} == {"cpu"}
     assert {row["device"] for row in both.gpu.rows} == {"cuda"}
     assert both.gpu.environment["machine"][0]["gpu"]
+    assert not made_otherwise(both.gpu, both.gpu.methods)
+    without = {name: method for name, method in both.gpu.methods.items() if name != "distill-tiny"}
+    otherwise = {row["variant"] for row in made_otherwise(both.gpu, without)}
+    assert {"distill-tiny", "distill-tiny-torch-bf16"} <= otherwise, "the model, and what is made from it"
+    assert not {"finetuned", "distill-3x384"} & otherwise
     for path in (tmp_path / "results/minilm").glob("*.*"):
         path.unlink()
     alone = read_results(profile)

@@ -1,5 +1,7 @@
 """The report's tables as Markdown, from the rows of results/<profile>/."""
 
+from itertools import chain
+
 from compress.results import by_variant
 
 TIMES = ("ms p50", "ms p95", "faster", "per s", "faster")  # columns of the cost tables
@@ -497,6 +499,23 @@ def plan_bound(gpu) -> list[dict]:
     return [row for row in gpu.rows if row["throughput_speedup"] is not None and row["throughput_speedup"] < 0.5]
 
 
+def made_otherwise(gpu, methods) -> list[dict]:
+    """A GPU's measured rows whose model, or one that it was made from, has other settings on the CPU, or is gone."""
+
+    def settings(options: dict) -> dict:  # those that are set, wherever: an older record lacks what came since
+        groups = [value for value in options.values() if isinstance(value, dict)]
+        flat = dict(chain(options.items(), *(group.items() for group in groups)))
+        return {name: value for name, value in flat.items() if value and value not in groups and name != "timed"}
+
+    def is_same(name: str | None) -> bool:
+        if name is None:
+            return True
+        here, there = (of.get(name, {}).get("options", {}) for of in (methods, gpu.methods))
+        return settings(here) == settings(there) and is_same(there.get("parent"))
+
+    return [row for row in gpu.rows if row["status"] == "ok" and not is_same(row["variant"])]
+
+
 def gpu_table(gpu, by_name) -> str:
     """The GPU's measured rows, without the throughput of plan_bound(), and the same training's seconds on the CPU."""
     header = ["Variant", "Runs in", "F1", "MB", *TIMES, "Train s", "on the CPU"]
@@ -510,7 +529,7 @@ def gpu_table(gpu, by_name) -> str:
             number(row["size_mb"], 2),
             *time_cells(row),
             number(row["train_seconds"], 0),
-            number(row["train_seconds"] and by_name[row["variant"]]["train_seconds"], 0),
+            number(row["train_seconds"] and by_name.get(row["variant"], {}).get("train_seconds"), 0),
         ]
         for row in rows
         if row["status"] == "ok"
