@@ -489,7 +489,8 @@ def test_controls_differ_from_their_student_in_what_they_control_alone(profile):
         assert control.student == student.student
         assert not control.timed
         if name.endswith("-scratch"):
-            changed = {"name": name, "initialization": "random", "timed": False}
+            learning = student.training.model_copy(update={"freeze_embeddings": False})  # random ones must learn
+            changed = {"name": name, "initialization": "random", "timed": False, "training": learning}
             assert control == student.model_copy(update=changed)
         else:
             assert control.training.soft_weight == control.hidden_weight == control.relation_weight == 0
