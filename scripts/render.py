@@ -69,10 +69,13 @@ PREAMBLE = r"""\newcounter{none}  % pandoc's tables count in it
 
 
 def time_spent(rows, methods) -> str:
-    """What a chapter took to make, in a sentence."""
+    """What a chapter took to make, in a sentence: a training beside others counts by its share of the threads."""
     seconds = {row["variant"]: methods[row["variant"]]["seconds"] for row in rows}
     longest = max(seconds, key=seconds.get)
-    training = sum(row["train_seconds"] or 0 for row in rows)
+    training = 0.0
+    for row in rows:
+        share = methods[row["variant"]]["details"].get("training_threads", row["threads"]) / row["threads"]
+        training += share * (row["train_seconds"] or 0)
     return (
         f"{sum(seconds.values()) / 60:.1f} minutes to make and measure {len(rows)} variants, {training / 60:.1f} of "
         f"them training; the longest was `{longest}` with {seconds[longest] / 60:.1f}."
