@@ -115,6 +115,14 @@ def test_a_closed_loop_has_as_many_requests_under_way_as_clients():
     assert (found.status == 200).all()
 
 
+@pytest.mark.parametrize("status", [429, None])
+def test_who_is_turned_away_does_not_ask_again_at_once(status):
+    with server(lambda _: (0.0, status)) as (port, bodies):
+        found = load.closed_loop(HOST, port, requests(10), 5, 0.5)
+    assert 25 <= len(bodies) == len(found.status) <= 5 * 0.5 / load.BACKOFF
+    assert (found.status == (status or load.LOST)).all()
+
+
 def test_a_generator_that_is_late_spoils_its_run():
     moments = np.linspace(0.001, 0.1, 100)
     outcome = load.Outcome(moments, np.full(100, 200), np.full(100, 0.006), 0.1)

@@ -4,7 +4,8 @@ Open loop: moments of a Poisson process are drawn before the run, and a latency 
 the generator got round to sending: a server that stalls is charged for everyone who came meanwhile (else it would be
 Tene's "coordinated omission"). The generator's own lateness, up to a millisecond by its timer, is in the latency, and
 is kept beside it, so that a run it spoiled is thrown away.
-Closed loop: each of N connections sends its next request when its last is answered; this finds the saturation.
+Closed loop: each of N connections sends its next request when its last is answered; this finds the saturation. One that
+was turned away waits a little first: to ask again at once would keep the server busy with refusing.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import orjson
 
 TICK = 0.001  # seconds, the resolution of uvloop's timers: to wait for less is to spin, on a core that the server needs
 PATIENCE = 10.0  # seconds after the last request; what is unanswered then is lost
+BACKOFF = 0.05  # seconds that a patient client waits when it got no answer
 STALE = 1.0  # seconds of rest after which a server may have closed a connection without being at fault
 LOST = 0  # status of a request that got no response
 HEAD = "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
@@ -59,7 +61,10 @@ def open_loop(host: str, port: int, requests: Sequence[bytes], moments: np.ndarr
 
 
 def closed_loop(host: str, port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Outcome:
-    """`clients` connections that each send the next of the requests when their last is answered, for so long."""
+    """`clients` connections that each send the next of the requests when their last is answered, for so long.
+
+    One without an answer (status other than 200) waits for BACKOFF seconds first.
+    """
     return _run(_Generator(host, port, requests).closed_loop(clients, seconds))
 
 
@@ -127,7 +132,7 @@ class _Generator:
         self.finished: dict[int, tuple[float, int]] = {}
         self.opening: set[asyncio.Task] = set()
         self.more = True
-        self.on_answer = self.idle.append
+        self.on_answer = self.rest
 
     def request(self, number: int) -> bytes:
         return self.requests[number % len(self.requests)]
@@ -152,10 +157,11 @@ class _Generator:
 
     def answered(self, number: int, status: int, connection: _Connection | None) -> None:
         self.finished[number] = (time.perf_counter(), status)
-        self.on_answer(connection) if connection else self.on_close()
+        self.on_answer(connection, status)
 
-    def on_close(self) -> None:
-        pass
+    def rest(self, connection: _Connection | None, status: int) -> None:
+        if connection:
+            self.idle.append(connection)
 
     async def open_loop(self) -> Outcome:
         start = time.perf_counter() + 0.05
@@ -177,9 +183,16 @@ class _Generator:
                 return
             number = len(self.sent)
             self.sent.append(time.perf_counter())
-            connection.send(number) if connection else self.dispatch(number)
+            is_open = connection and not connection.transport.is_closing()
+            connection.send(number) if is_open else self.dispatch(number)
 
-        self.on_answer, self.on_close = next_on, lambda: next_on(None)
+        def answered(connection: _Connection | None, status: int) -> None:
+            if status == 200:
+                next_on(connection)
+            else:
+                asyncio.get_running_loop().call_later(BACKOFF, next_on, connection)
+
+        self.on_answer = answered
         for _ in range(clients):
             next_on(None)
         await asyncio.sleep(seconds)
