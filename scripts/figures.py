@@ -203,7 +203,11 @@ def sparsity_curve(by_method, base, seeds, removed: dict[str, float]):
             "heads and neurons removed",
             "s",
             "#0072B2",
-            [(100 * removed[row["variant"]], row) for row, _ in by_method.get("structured", ())],
+            [
+                (100 * removed[row["variant"]], row)
+                for row, options in by_method.get("structured", ())
+                if options["parent"] == base["variant"]  # not what was taken out of a student
+            ],
         ),
     ]
     for name, marker, colour, points in places:
