@@ -333,10 +333,8 @@ def test_answers_that_are_no_numbers_are_a_failure(copy):
 
 
 def test_what_was_timed_on_a_busy_machine_is_measured_again(copy):
-    build, command = (
-        copy / "build/smoke",
-        (PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", "distill-1x32"),
-    )
+    build = copy / "build/smoke"
+    command = (PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", "distill-1x32")
     predictions, path = build / "predictions/distill-1x32.npz", build / "records/distill-1x32.json"
     with np.load(predictions) as file:
         arrays = dict(file)
