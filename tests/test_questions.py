@@ -87,7 +87,7 @@ def row_of(variant: str, **cells) -> dict:
         ("finetuned-ort-fp32", set()),
         ("prune-fisher-90", {"pruning"}),
         ("distill-3x384-v12000-ort-int8", {"smaller student", "int8"}),
-        ("tiny-deep-compression", {"smaller student", "clustering"}),
+        ("tiny-deep-compression", {"smaller student", "pruning", "clustering"}),
         ("deep-compression", {"pruning", "clustering"}),
     ],
 )
