@@ -4,6 +4,7 @@
 batch 1 (or in batches, once it is shown that this variant's logits don't depend on them) and the other sets in batches,
 reads its peak memory, and only then loads the baseline beside it for the paired timings.
 It writes raw logits and raw times (seconds) to an .npz; every metric is computed from them later.
+Times are taken while the threads' cores are near each other (Cores).
 A call ends when its logits are in the host's memory: on a GPU the clock waits for the device, and counts both copies.
 Python's garbage collector is off.
 """
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,10 @@ INVARIANCE_SENTENCES = 200  # that are asked alone and in a batch before batches
 INVARIANCE_TOLERANCE = 1e-4  # logits
 ROUNDS = 4
 COLD_LENGTHS = 12
+APART = 2.0  # times its least that a handover takes: then the cores are not near each other
+HANDOVERS = 300
+PAUSE = 0.1  # seconds: idle, a virtual machine's cores come back together
+PATIENCE = 20.0  # seconds of such pauses, and of times that are taken again, for a variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Job:
     throughput_sentences: int
     batch_sizes: list[int]
     baseline_batch_size: int | None = None  # the best of them for the baseline, if that is known
+    handover: float | None = None  # seconds between near cores, if the baseline has found out; see Cores
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
 
 
@@ -71,6 +78,25 @@ def measure(job: Job, output: Path) -> None:
 
 def run(job: Job) -> dict[str, np.ndarray]:
     """The whole protocol in this process; arrays by name, as the .npz stores them."""
+    out, about, variant, ids = answered(job)
+    cores = Cores(variant.threads if job.device == "cpu" and job.timed else 1, job.handover)
+    if job.timed:
+        arrays, timed_about = time_beside_baseline(job, variant, ids, cores)
+        out |= arrays
+        about |= timed_about
+    if job.shapes:
+        out["shape_seconds"] = time_shapes(Path(job.variant), job.device, ids, job.shapes, cores)
+    if cores.handovers:
+        out |= {"handover_seconds": np.array(cores.handovers), "least_handover_seconds": np.array(cores.least)}
+    out["about"] = np.array(json.dumps(about))
+    return out
+
+
+def answered(job: Job) -> tuple[dict[str, np.ndarray], dict, object, list]:
+    """What does not hang on the baseline or on a quiet machine: arrays, facts, the loaded variant, the test set's ids.
+
+    All that is measured of a variant that is not timed: its record stays good while no more than the timing changes.
+    """
     from compress.artifact import read_artifact
     from compress.predict import load, load_tokenizer
 
@@ -99,14 +125,7 @@ def run(job: Job) -> dict[str, np.ndarray]:
         "precision": variant.precision,
         "batch_invariant": invariant,
     }
-    if job.timed:
-        arrays, timed_about = time_beside_baseline(job, variant, ids["test"])
-        out |= arrays | {"tokenize_seconds": np.array(tokenize_seconds["test"])}
-        about |= timed_about
-    if job.shapes:
-        out["shape_seconds"] = time_shapes(folder, job.device, ids["test"], job.shapes)
-    out["about"] = np.array(json.dumps(about))
-    return out
+    return out | {"tokenize_seconds": np.array(tokenize_seconds["test"])}, about, variant, ids["test"]
 
 
 def ask(variant, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
@@ -126,7 +145,63 @@ def ask(variant, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
     return out, invariant
 
 
-def time_beside_baseline(job: Job, variant, ids) -> tuple[dict[str, np.ndarray], dict]:
+class Cores:
+    """The cores that this process's threads run on: whether they are near each other, and how to bring them there.
+
+    The host of a virtual machine moves its cores about. On one die a cache line takes some 25 ns from one core to the
+    other, between two sockets ten times that; a network of a millisecond on two threads then takes half as long again,
+    the baseline a quarter, for half a minute at a time, and one thread alone is as fast as ever. Hosts put busy cores
+    far from each other, and idle ones together again when they wake: so a pause helps where waiting at work would not.
+    """
+
+    def __init__(self, threads: int, handover: float | None = None):
+        """`handover`: the seconds that it takes where cores are near; else they are looked for, in two seconds."""
+        self.threads = threads
+        self.handovers: list[float] = []  # seconds, after all that was kept
+        self.patience = PATIENCE
+        self.least = handover or np.inf
+        if threads > 1 and handover is None:
+            for _ in range(20):
+                time.sleep(PAUSE)
+                self.least = min(self.least, self.handover())
+
+    def together(self) -> Iterator[None]:
+        """For a loop whose body times something: again, until the cores were near each other before and after it.
+
+        Or until patience has run out; once for a thread alone.
+        """
+        if self.threads == 1:
+            yield
+            return
+        while True:
+            while self.handover() > APART * self.least and self.patience > 0:
+                time.sleep(PAUSE)
+                self.patience -= PAUSE
+            began = time.perf_counter()
+            yield
+            seconds = self.handover()
+            if seconds <= APART * self.least or self.patience <= 0:
+                self.handovers.append(seconds)
+                return
+            self.patience -= time.perf_counter() - began
+
+    def handover(self) -> float:
+        """Seconds that PyTorch takes to give each thread a row and to wait for all, less those of a row itself."""
+        import torch
+
+        def seconds(rows: int) -> float:
+            table, times = torch.zeros(rows, 64), np.empty(HANDOVERS)
+            for i in range(HANDOVERS):
+                began = time.perf_counter()
+                torch.softmax(table, -1)  # as many threads as rows, whatever their length
+                times[i] = time.perf_counter() - began
+            return float(np.median(times))
+
+        with torch.inference_mode():
+            return seconds(self.threads) - seconds(1)
+
+
+def time_beside_baseline(job: Job, variant, ids, cores: Cores) -> tuple[dict[str, np.ndarray], dict]:
     """Latency and throughput of the variant and of the baseline, alternating in this process."""
     from compress.artifact import read_artifact
     from compress.predict import load, load_tokenizer
@@ -138,11 +213,11 @@ def time_beside_baseline(job: Job, variant, ids) -> tuple[dict[str, np.ndarray],
     base_tokenizer = load_tokenizer(Path(job.baseline), base_artifact.max_length)
     sample = np.random.default_rng(job.seed).permutation(len(ids))
     pairs = [(ids[i], base_tokenizer.encode(job.texts["test"][i]).ids) for i in sample]
-    latency = time_latency(models, pairs, job.warmup, job.latency_calls)
+    latency = time_latency(models, pairs, job.warmup, job.latency_calls, cores)
     subset = pairs[: job.throughput_sentences]
     sizes = (job.batch_sizes, [job.baseline_batch_size] if job.baseline_batch_size else job.batch_sizes)
-    best = [best_batch(models[i], [pair[i] for pair in subset[:128]], sizes[i]) for i in (0, 1)]
-    return {"latency_seconds": latency, "throughput_seconds": time_throughput(models, subset, best)}, {
+    best = [best_batch(models[i], [pair[i] for pair in subset[:128]], sizes[i], cores) for i in (0, 1)]
+    return {"latency_seconds": latency, "throughput_seconds": time_throughput(models, subset, best, cores)}, {
         "baseline_threads": baseline.threads,
         "batch_size": best[0],
         "baseline_batch_size": best[1],
@@ -166,7 +241,7 @@ def time_cold_calls(model, ids) -> np.ndarray:
     return times
 
 
-def time_shapes(folder: Path, device: str, ids, shapes: dict) -> np.ndarray:
+def time_shapes(folder: Path, device: str, ids, shapes: dict, cores: Cores) -> np.ndarray:
     """Seconds [threads, batches, lengths, calls] for inputs of given shapes; real tokens, each run once unmeasured."""
     from compress.predict import load
 
@@ -179,11 +254,12 @@ def time_shapes(folder: Path, device: str, ids, shapes: dict) -> np.ndarray:
             for n, length in enumerate(axes[2]):
                 input_ids = np.resize(tokens, (batch, length))
                 mask = np.ones_like(input_ids)
-                model(input_ids, mask)
-                for call in range(shapes["calls"]):
-                    began = time.perf_counter()
+                for _ in cores.together():
                     model(input_ids, mask)
-                    times[t, b, n, call] = time.perf_counter() - began
+                    for call in range(shapes["calls"]):
+                        began = time.perf_counter()
+                        model(input_ids, mask)
+                        times[t, b, n, call] = time.perf_counter() - began
     return times
 
 
@@ -193,7 +269,7 @@ def peak_rss_bytes() -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
 
 
-def time_latency(models, pairs, warmup: int, calls: int) -> np.ndarray:
+def time_latency(models, pairs, warmup: int, calls: int, cores: Cores) -> np.ndarray:
     """Seconds [calls, 2] of single sentences at batch 1, variant and baseline in alternating blocks."""
     inputs = [[_single(row) for row in pair] for pair in pairs]
     for i in range(warmup):
@@ -202,7 +278,8 @@ def time_latency(models, pairs, warmup: int, calls: int) -> np.ndarray:
     times = np.empty((calls, 2))
     for start in range(0, calls, BLOCK):
         block = range(start, min(start + BLOCK, calls))
-        for m in (0, 1) if start // BLOCK % 2 else (1, 0):
+        order = (0, 1) if start // BLOCK % 2 else (1, 0)
+        for m in (m for _ in cores.together() for m in order):
             settle(models[m], [inputs[call % len(inputs)][m] for call in block])
             for call in block:
                 began = time.perf_counter()
@@ -220,24 +297,26 @@ def settle(model, inputs) -> None:
             return
 
 
-def best_batch(model, ids, sizes: list[int]) -> int:
+def best_batch(model, ids, sizes: list[int], cores: Cores) -> int:
     """The batch size that answers these sentences fastest."""
     if len(sizes) == 1:
         return sizes[0]
     spent = {}
     for size in sizes:
-        _throughput_pass(model, ids[:size], size)
-        began = time.perf_counter()
-        _throughput_pass(model, ids, size)
-        spent[size] = time.perf_counter() - began
+        for _ in cores.together():
+            _throughput_pass(model, ids[:size], size)
+            began = time.perf_counter()
+            _throughput_pass(model, ids, size)
+            spent[size] = time.perf_counter() - began
     return min(spent, key=spent.get)
 
 
-def time_throughput(models, pairs, batch_sizes) -> np.ndarray:
+def time_throughput(models, pairs, batch_sizes, cores: Cores) -> np.ndarray:
     """Seconds [rounds, 2] to answer every ROUNDS-th sentence, sorted by length, each model at its best batch."""
     times = np.empty((ROUNDS, 2))
     for r in range(-1, ROUNDS):  # the first once more before all, unmeasured
-        for m in (0, 1) if r % 2 else (1, 0):
+        order = (0, 1) if r % 2 else (1, 0)
+        for m in (m for _ in cores.together() for m in order):
             ids = [pair[m] for pair in pairs[max(r, 0) :: ROUNDS]]
             began = time.perf_counter()
             _throughput_pass(models[m], ids, batch_sizes[m])

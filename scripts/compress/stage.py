@@ -81,7 +81,9 @@ class Stage:
         # A maker's own code, not the whole script's: mending one method must not retrain the others.
         self.sources = {m: source_hash(self.script, f.__name__, without=HARNESS) for m, f in makers.items()}
         # Not the profile's schema: what it says of a variant is in the key already.
-        self.measure_source = source_hash(Path(measuring.__file__), without=("compress/profile.py",))
+        protocol = Path(measuring.__file__)
+        self.measure_source = source_hash(protocol, without=("compress/profile.py",))
+        self.answer_source = source_hash(protocol, measuring.answered.__name__, without=("compress/profile.py",))
 
     @cached_property
     def splits(self):
@@ -195,10 +197,13 @@ class Stage:
             return None
 
     def measure_key(self, variant: Variant, key: str) -> str:
+        """Identity of a measurement; where only answers count, neither the baseline nor the threads change them."""
+        if not self.is_timed(variant):
+            return digest([key, self.answer_source])
         baseline = read_artifact(self.folder(self.profile.baseline), verify=False).key
         budgets = self.profile.measure.model_dump(mode="json", exclude={"shapes"})
         shapes = self.profile.measure.shapes.model_dump(mode="json") if self.is_shaped(variant) else None
-        return digest([key, baseline, budgets, shapes, self.is_timed(variant), self.threads, self.measure_source])
+        return digest([key, baseline, budgets, shapes, self.threads, self.measure_source])
 
     def is_timed(self, variant: Variant) -> bool:
         """Times come from the first seed: another seed's model has the same shape and arithmetic."""
@@ -319,6 +324,7 @@ class Stage:
             timed=self.is_timed(variant),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
             baseline_batch_size=self.baseline_batch_size(variant),
+            handover=self.usual_handover(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
@@ -350,6 +356,13 @@ class Stage:
         if variant.name == self.profile.baseline or not self.is_timed(variant):
             return None
         return read_record(self.profile.record(self.name(self.profile.baseline))).measured.batch_size
+
+    def usual_handover(self, variant: Variant) -> float | None:
+        """Seconds of a handover between near cores, as the baseline's measurement has found them."""
+        if variant.name == self.profile.baseline or not self.is_timed(variant):
+            return None
+        with np.load(self.profile.predictions(self.name(self.profile.baseline)), allow_pickle=False) as arrays:
+            return float(arrays["least_handover_seconds"]) if "least_handover_seconds" in arrays else None
 
     def slower_than_usual(self, variant: Variant, output: Path) -> float:
         """How many times its own record's seconds the baseline took beside this variant, in the worse of both timings.
