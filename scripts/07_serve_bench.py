@@ -69,7 +69,6 @@ def make_services(profile, args) -> int:
 
 def own_servers(profile, args) -> list:
     """A server per variant, those of the ablation, and the service with all five classifiers."""
-    from compress.artifact import read_artifact
     from compress.bench import ABLATIONS, python_server
     from compress.files import source_hash
     from compress.profile import SCRIPTS
@@ -82,8 +81,7 @@ def own_servers(profile, args) -> list:
 
     def server(name, variants, *options):
         folders = [profile.model(variant) for variant in variants]
-        keys = [read_artifact(folder, verify=False).key for folder in folders]
-        return python_server(name, folders, [keys, source], *common, *options)
+        return python_server(name, folders, source, *common, *options)
 
     servers = [server(name, [name], *lanes) for name in serving.variants]
     ablated = serving.ablated
@@ -102,7 +100,6 @@ def peer_servers(profile, args, texts, origin) -> list:
     The five-model service has one peer, the course's design.
     """
     from compress import load
-    from compress.artifact import read_artifact
     from compress.bench import HOST, PATH, one_run, peer_server, running, serving_folder
     from compress.files import sha256_file
     from compress.profile import SCRIPTS
@@ -118,8 +115,7 @@ def peer_servers(profile, args, texts, origin) -> list:
         its = PEERS[peer].name
         files = [f"{its}_server.py", "common.py", f"requirements-{its}.txt"]
         code = [sha256_file(SCRIPTS / "peers" / file) for file in files]
-        keys = [read_artifact(model, verify=False).key for model in models]
-        return peer_server(name, peer, models, [keys, code], setting)
+        return peer_server(name, peer, models, code, setting)
 
     def answered(server, setting) -> float:
         layout = "sweep-" + "x".join(map(str, setting))

@@ -214,6 +214,7 @@ def methods(profile, records, arrays, seed, labels) -> dict:
 def measured_beside(profile, record, arrays, labels) -> dict:
     """Validation F1, what a cold start and a new length cost (ms), and latency (ms) over shapes where it was taken."""
     import numpy as np
+    from compress.measure import APART
     from compress.metrics import quality
 
     cold = 1e3 * arrays["cold_seconds"]
@@ -227,6 +228,8 @@ def measured_beside(profile, record, arrays, labels) -> dict:
         "batch_size": record.measured.batch_size,
     }
     found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
+    if "handover_seconds" in arrays:  # the share of what was timed while the cores were far from each other
+        found["apart"] = float(np.mean(arrays["handover_seconds"] > APART * arrays["least_handover_seconds"]))
     if "shape_seconds" in arrays:
         shapes = profile.measure.shapes
         axes = {"threads": shapes.threads, "batches": shapes.batches, "lengths": shapes.lengths}

@@ -434,6 +434,7 @@ def test_a_fork_answers_as_a_fresh_process_does(smoke, tmp_path, variant):
     folder = smoke[0] / "build/smoke/models" / variant
     texts = {"test": ["a fine film", "", "of all the bores of this year the longest"] * 20, "validation": ["so so"]}
     about = {"timed": False, "warmup": 1, "latency_calls": 1, "throughput_sentences": 1, "batch_sizes": [1]}
+    about["patience"] = 0.0
     job = measure.Job(str(folder), baseline="", device="cpu", threads=2, seed=1, texts=texts, **about)
     arrays = {}
     for name, module in (("fresh", measure), ("fork", forked)):

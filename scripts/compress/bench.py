@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import peers
 from compress import load
+from compress.artifact import read_artifact
 from compress.files import atomic_path, digest, source_hash
 from compress.profile import SCRIPTS, Profile, UserError
 
@@ -258,22 +259,31 @@ def summarize(runs: Sequence[Run]) -> dict:
     }
 
 
-def python_server(name: str, folders: Sequence[Path], key, *options: str) -> Server:
-    """scripts/serve.py over these model folders."""
+def contents(folders: Sequence[Path]) -> list[dict]:
+    """What is served: a champion that is chosen anew and is the same files as before is not measured again."""
+    about = {"backend", "labels", "max_length", "runtime", "files"}
+    return [read_artifact(folder, verify=False).model_dump(mode="json", include=about) for folder in folders]
+
+
+def python_server(name: str, folders: Sequence[Path], code, *options: str) -> Server:
+    """scripts/serve.py over these model folders; `code` stands for its source."""
     models = [part for folder in folders for part in ("--model", str(folder))]
     port = free_port()
     command = [sys.executable, str(SCRIPTS / "serve.py"), *models, *options, "--port", str(port)]
-    return Server(name, command, port, digest([key, options]))
+    return Server(name, command, port, digest([contents(folders), code, options]))
 
 
-def peer_server(name: str, peer: str, folders: Sequence[Path], key, setting: Sequence[int]) -> Server:
-    """A peer of scripts/peers/ over these model folders, with (workers, threads, batch); raises UserError."""
+def peer_server(name: str, peer: str, folders: Sequence[Path], code, setting: Sequence[int]) -> Server:
+    """A peer of scripts/peers/ over these model folders, with (workers, threads, batch); raises UserError.
+
+    `code` stands for its source.
+    """
     port = free_port()
     try:
         command = peers.command(peer, list(folders), port, *setting)
     except peers.PeerError as error:
         raise UserError(str(error)) from None
-    return Server(name, command, port, digest([key, setting]), ours=False)
+    return Server(name, command, port, digest([contents(folders), code, setting]), ours=False)
 
 
 def own_names(profile: Profile) -> list[str]:

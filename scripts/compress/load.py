@@ -131,7 +131,6 @@ class _Generator:
         self.sent: list[float] = []
         self.finished: dict[int, tuple[float, int]] = {}
         self.opening: set[asyncio.Task] = set()
-        self.more = True
         self.on_answer = self.rest
 
     def request(self, number: int) -> bytes:

@@ -37,7 +37,6 @@ COLD_LENGTHS = 12
 APART = 2.0  # times its least that a handover takes: then the cores are not near each other
 HANDOVERS = 300
 PAUSE = 0.1  # seconds: idle, a virtual machine's cores come back together
-PATIENCE = 20.0  # seconds of such pauses, and of times that are taken again, for a variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Job:
     latency_calls: int
     throughput_sentences: int
     batch_sizes: list[int]
+    patience: float  # seconds, see Cores
     baseline_batch_size: int | None = None  # the best of them for the baseline, if that is known
     handover: float | None = None  # seconds between near cores, if the baseline has found out; see Cores
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
@@ -79,7 +79,7 @@ def measure(job: Job, output: Path) -> None:
 def run(job: Job) -> dict[str, np.ndarray]:
     """The whole protocol in this process; arrays by name, as the .npz stores them."""
     out, about, variant, ids = answered(job)
-    cores = Cores(variant.threads if job.device == "cpu" and job.timed else 1, job.handover)
+    cores = Cores(variant.threads if job.device == "cpu" and job.timed else 1, job.patience, job.handover)
     if job.timed:
         arrays, timed_about = time_beside_baseline(job, variant, ids, cores)
         out |= arrays
@@ -154,11 +154,14 @@ class Cores:
     far from each other, and idle ones together again when they wake: so a pause helps where waiting at work would not.
     """
 
-    def __init__(self, threads: int, handover: float | None = None):
-        """`handover`: the seconds that it takes where cores are near; else they are looked for, in two seconds."""
+    def __init__(self, threads: int, patience: float, handover: float | None = None):
+        """`patience`: seconds that pauses, and times that are taken again, may last in all.
+
+        `handover`: the seconds that it takes where cores are near; else they are looked for, in two seconds.
+        """
         self.threads = threads
         self.handovers: list[float] = []  # seconds, after all that was kept
-        self.patience = PATIENCE
+        self.patience = patience
         self.least = handover or np.inf
         if threads > 1 and handover is None:
             for _ in range(20):

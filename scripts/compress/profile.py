@@ -102,6 +102,7 @@ class Measure(Strict):
     throughput_sentences: Positive = 512
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [16, 32]
     cuda_batch_sizes: list[Positive] = [64, 128]  # that a GPU tries besides
+    patience: Annotated[float, Field(ge=0)] = 20.0  # seconds per variant to wait for cores near each other
     shapes: Shapes = Shapes(variants=[])
 
 

@@ -1,0 +1,73 @@
+"""Times are taken while the cores are near each other, and what hangs on times is all that a new protocol measures."""
+
+import shutil
+
+import pytest
+from compress import files, measure
+
+NEAR, FAR = 1.0, 2.5
+PATIENCE = 5.0
+
+
+class Scripted(measure.Cores):
+    """Handovers take what is written; the last of them from then on."""
+
+    def __init__(self, *seconds, threads=2):
+        super().__init__(threads, PATIENCE, handover=NEAR)
+        self.script = list(seconds)
+
+    def handover(self):
+        return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    found = []
+    monkeypatch.setattr(measure.time, "sleep", found.append)
+    return found
+
+
+def test_times_are_taken_again_until_the_cores_were_near_each_other_before_and_after(pauses):
+    cores = Scripted(FAR, FAR, NEAR, FAR, NEAR, NEAR)
+    assert len(list(cores.together())) == 2  # two pauses, then it counts from near to near only
+    assert pauses == [measure.PAUSE] * 2
+    assert cores.handovers == [NEAR]
+    assert 0 < cores.patience < PATIENCE
+
+
+def test_patience_ends_and_what_was_timed_apart_is_told(pauses):
+    cores = Scripted(FAR)
+    for _ in range(3):
+        assert len(list(cores.together())) == 1
+    assert sum(pauses) == pytest.approx(PATIENCE, abs=measure.PAUSE)  # once, not for each
+    assert cores.handovers == [FAR] * 3
+
+
+def test_a_thread_alone_waits_for_no_other(pauses):
+    cores = measure.Cores(1, PATIENCE)
+    assert len(list(cores.together())) == 1
+    assert (pauses, cores.handovers) == ([], [])
+
+
+def test_a_handover_takes_time_and_is_found_where_no_baseline_tells_it(pauses):
+    cores = measure.Cores(2, PATIENCE)
+    assert len(pauses) == 20
+    assert 0 < cores.least < 1e-3
+
+
+def test_a_change_of_the_timing_leaves_answers_as_they_are(tmp_path, monkeypatch):
+    scripts = shutil.copytree(files.SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(files, "SCRIPTS", scripts)
+    path = scripts / "compress/measure.py"
+    source = path.read_text()
+
+    def changed(old, new):
+        assert source.count(old) == 1
+        path.write_text(source.replace(old, new))
+        hashes = files.source_hash(path), files.source_hash(path, measure.answered.__name__)
+        path.write_text(source)
+        return [now != before for now, before in zip(hashes, unchanged, strict=True)]
+
+    unchanged = files.source_hash(path), files.source_hash(path, measure.answered.__name__)
+    assert changed("BLOCK = 20", "BLOCK = 21") == [True, False]
+    assert changed("INVARIANCE_BATCH = 16", "INVARIANCE_BATCH = 8") == [True, True]
