@@ -147,6 +147,12 @@ def remeasured(by_name, methods) -> float | None:
     return max((max(ratio, 1 / ratio) for ratio in ratios), default=None)
 
 
+def unmeasured_twice(rows) -> list[str]:
+    """The backends of timed rows that no champion, the second measurement of a file, runs in."""
+    timed = [row for row in rows if row["latency_speedup"]]
+    return sorted({row["backend"] for row in timed} - {row["backend"] for row in timed if row["method"] == "champion"})
+
+
 def serving_facts(rows, p99_ms: float) -> dict[str, dict]:
     """Per server: its rate at saturation (the best of a peer's sweep, too), and the rate that it sustains."""
     return {
@@ -356,6 +362,7 @@ def context(profile, results) -> dict:
         "services_minutes": sum(row["train_seconds"] or 0 for row in results.services) / 60,
         "champions": champion_table(first, methods),
         "remeasured": noise,
+        "unsure": unmeasured_twice(first),
         "questions": lambda: questions.answers(results, first),
         "time_spent": lambda name: time_spent(by_chapter[name], methods),
         "comparisons": lambda *asked: comparisons(by_name, rows, asked),
