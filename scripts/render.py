@@ -279,7 +279,7 @@ def context(profile, results) -> dict:
         course = list(csv.DictReader(file))
     seeds = sorted({int(row["seed"]) for row in rows})
     over_seeds = {row["variant"]: row for row in results.seeds}
-    noise = remeasured(by_name, methods)
+    noise, unsure = remeasured(by_name, methods), unmeasured_twice(first)
     figures = os.path.relpath(profile.figures, profile.report)
     told = captions(profile, results, first)
     opened = [row for row in results.serving if row["layout"] == "open-loop"]
@@ -344,7 +344,7 @@ def context(profile, results) -> dict:
         "apart": [row for row in first if methods[row["variant"]].get("measured", {}).get("apart")],
         "compiled": [row for row in by_chapter["HW6"] if methods[row["variant"]]["options"].get("compile")],
         "twins": twin_table(by_name, methods),
-        "twin_facts": twin_facts(by_name, methods, noise),
+        "twin_facts": twin_facts(by_name, methods, noise, unsure),
         "serving": results.serving,
         "own": [row for row in results.serving if not is_beside(row["variant"])],
         "beside": [row for row in results.serving if is_beside(row["variant"])],
@@ -362,7 +362,7 @@ def context(profile, results) -> dict:
         "services_minutes": sum(row["train_seconds"] or 0 for row in results.services) / 60,
         "champions": champion_table(first, methods),
         "remeasured": noise,
-        "unsure": unmeasured_twice(first),
+        "unsure": unsure,
         "questions": lambda: questions.answers(results, first),
         "time_spent": lambda name: time_spent(by_chapter[name], methods),
         "comparisons": lambda *asked: comparisons(by_name, rows, asked),

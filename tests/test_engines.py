@@ -140,7 +140,7 @@ def test_cold_calls_and_shapes_are_timed(files, tmp_path, ids, monkeypatch):
     assert measure.time_cold_calls(predictor(files / "plain.onnx"), ids).shape == (3, 2)
     monkeypatch.setattr(predict, "load", lambda folder, device, threads: predictor(files / "plain.onnx"))
     axes = {"threads": [1, 2], "batches": [1, 3], "lengths": [4, 8, 16], "calls": 2}
-    times = measure.time_shapes(tmp_path, "cpu", ids, axes)
+    times = measure.time_shapes(tmp_path, "cpu", ids, axes, measure.Cores(1, 0.0))
     assert times.shape == (2, 2, 3, 2)
     assert (times > 0).all()
 

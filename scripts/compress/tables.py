@@ -243,8 +243,11 @@ def twin_table(by_name, methods) -> str:
     return table(header, body)
 
 
-def twin_facts(by_name, methods, noise: float | None) -> str:
-    """What the pairs of twin_table() differ in: products, speed beyond the ratio that is noise, memory."""
+def twin_facts(by_name, methods, noise: float | None, unsure: list[str]) -> str:
+    """What the pairs of twin_table() differ in: products, speed beyond the ratio that is noise, memory.
+
+    Of `unsure` backends no noise is known.
+    """
     unlike, apart, memory = [], [], []
     for name, method in methods.items():
         twin = method["options"].get("twin")
@@ -259,7 +262,7 @@ def twin_facts(by_name, methods, noise: float | None) -> str:
                 f"`{name}` multiplies {here['integer_products']} products as integers and {here['float_products']} as "
                 f"floats, `{twin}` {there['integer_products']} and {there['float_products']}{gained}"
             )
-        if noise and row["latency_speedup"] and other["latency_speedup"]:
+        if noise and row["backend"] not in unsure and row["latency_speedup"] and other["latency_speedup"]:
             ratio = row["latency_speedup"] / other["latency_speedup"]
             if max(ratio, 1 / ratio) > noise:
                 apart.append(f"`{name}` {ratio:.2f}")
@@ -274,6 +277,7 @@ def twin_facts(by_name, methods, noise: float | None) -> str:
         told.append(
             f"Two measurements of one file lie up to {noise:.2f} times apart. Optimum's speed at batch 1 over its "
             f"twin's where they are further apart: {', '.join(apart) or 'none'}."
+            + (f" (No file was measured twice in: {', '.join(unsure)}.)" if unsure else "")
         )
     if memory:
         told.append(
