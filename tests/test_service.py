@@ -376,14 +376,14 @@ def test_nobody_holds_a_connection_by_saying_little_or_reading_nothing(served):
         client.sendall(b"a")  # ends uvicorn's own wait
     ended = select.poll()
     ended.register(clients[2], 0)  # tells of the connection's end, and reads nothing: reading would let it go on
-    assert ended.poll(20_000)
+    assert ended.poll(40_000)  # some seconds after the server's end: with its next probe of the closed window
     for client in clients:
         client.settimeout(20)
         with suppress(ConnectionError):
             while client.recv(1 << 20):
                 pass
         client.close()
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 45
     assert post(port, TEXT)[0] == 200
 
 

@@ -5,6 +5,8 @@ DRAIN_SECONDS, and the process exits with status 0. A second signal ends it at o
 """
 
 import asyncio
+import socket
+import struct
 import sys
 import threading
 import time
@@ -75,7 +77,7 @@ class Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.stall_timer = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self.stall_timer = self.loop.call_later(STALL_SECONDS, self._cut)
 
     def resume_writing(self) -> None:
         self._end_stall()
@@ -83,7 +85,7 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         if self.flow.write_paused:
-            self.transport.abort()
+            self._cut()
         super().shutdown()
 
     def on_message_begin(self) -> None:
@@ -114,7 +116,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle.keep_alive &= not self.parser.should_upgrade()
             return
         if self.flow.write_paused:  # a client that asks and asks and reads nothing
-            self.transport.abort()
+            self._cut()
             return
         self.cycle, self.turned_away = Answered, True
         last = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
@@ -170,6 +172,11 @@ class Protocol(HttpToolsProtocol):
         if not self.turned_away and (self.in_head or not self.in_message):
             self._write(JSON({"error": error, "error_type": error_type}, status), last=True)
         self.transport.close()
+
+    def _cut(self) -> None:
+        """Ends the connection by a reset: else the kernel would keep megabytes that the client never reads."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
