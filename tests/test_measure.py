@@ -12,8 +12,8 @@ PATIENCE = 5.0
 class Scripted(measure.Cores):
     """Handovers take what is written; the last of them from then on."""
 
-    def __init__(self, *seconds, threads=2):
-        super().__init__(threads, PATIENCE, handover=NEAR)
+    def __init__(self, *seconds):
+        super().__init__(2, PATIENCE, handover=NEAR)
         self.script = list(seconds)
 
     def handover(self):

@@ -323,8 +323,7 @@ class Stage:
             texts={name: splits[name]["text"][:] for name in asked},
             timed=self.is_timed(variant),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
-            baseline_batch_size=self.baseline_batch_size(variant),
-            handover=self.usual_handover(variant),
+            **self.told_by_baseline(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
@@ -351,18 +350,14 @@ class Stage:
             measured=Measured(predictions_sha256=sha256_file(output), **about),
         )
 
-    def baseline_batch_size(self, variant: Variant) -> int | None:
-        """The baseline's best, which its own record tells: None while that is what is to be found."""
+    def told_by_baseline(self, variant: Variant) -> dict:
+        """What the baseline's own measurement has found for those of the others; {} while that is to be found."""
         if variant.name == self.profile.baseline or not self.is_timed(variant):
-            return None
-        return read_record(self.profile.record(self.name(self.profile.baseline))).measured.batch_size
-
-    def usual_handover(self, variant: Variant) -> float | None:
-        """Seconds of a handover between near cores, as the baseline's measurement has found them."""
-        if variant.name == self.profile.baseline or not self.is_timed(variant):
-            return None
-        with np.load(self.profile.predictions(self.name(self.profile.baseline)), allow_pickle=False) as arrays:
-            return float(arrays["least_handover_seconds"]) if "least_handover_seconds" in arrays else None
+            return {}
+        run = self.name(self.profile.baseline)
+        with np.load(self.profile.predictions(run), allow_pickle=False) as arrays:
+            least = float(arrays["least_handover_seconds"]) if "least_handover_seconds" in arrays else None
+        return {"baseline_batch_size": read_record(self.profile.record(run)).measured.batch_size, "handover": least}
 
     def slower_than_usual(self, variant: Variant, output: Path) -> float:
         """How many times its own record's seconds the baseline took beside this variant, in the worse of both timings.
