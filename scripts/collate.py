@@ -196,14 +196,14 @@ def methods(profile, records, arrays, seed, labels) -> dict:
         if (seed, variant.name) not in records:
             continue
         record = records[seed, variant.name]
-        # Fewer seconds in all than in training: the model was trained before, side by side with others or by a run that
-        # was ended. Of the machine it had the share of its threads.
-        kept = record.train_seconds is not None and record.seconds < record.train_seconds
+        # A training side by side with others had the share of its threads.
         share = record.details.get("training_threads", record.provenance.threads) / record.provenance.threads
+        training = share * (record.train_seconds or 0)
         found[variant.name] = {
             "options": variant.model_dump(mode="json", exclude={"name"}),
             "details": record.details,
-            "seconds": round(record.seconds + (share * record.train_seconds if kept else 0), 1),
+            "seconds": round(record.seconds + training, 1),
+            "training_seconds": round(training, 1),
             "measured": measured_beside(profile, record, arrays[seed, variant.name], labels)
             if record.status == "ok"
             else {},
@@ -214,22 +214,23 @@ def methods(profile, records, arrays, seed, labels) -> dict:
 def measured_beside(profile, record, arrays, labels) -> dict:
     """Validation F1, what a cold start and a new length cost (ms), and latency (ms) over shapes where it was taken."""
     import numpy as np
-    from compress.measure import APART
+    from compress.measure import apart
     from compress.metrics import quality
 
-    cold = 1e3 * arrays["cold_seconds"]
     f1 = None if profile.no_quality else quality(arrays["logits/validation"], labels["validation"])["f1"]
-    found = {
-        "validation_f1": f1,
-        "load_ms": 1e3 * record.measured.load_seconds,
-        "first_ms": cold[0, 0],
-        "new_length_ms": float(np.median(cold[1:, 0])),
-        "same_length_ms": float(np.median(cold[1:, 1])),
-        "batch_size": record.measured.batch_size,
-    }
+    found = {"validation_f1": f1, "batch_size": record.measured.batch_size}
+    if "cold_seconds" in arrays:
+        cold = 1e3 * arrays["cold_seconds"]
+        found |= {
+            "load_ms": 1e3 * record.measured.load_seconds,
+            "first_ms": cold[0, 0],
+            "new_length_ms": float(np.median(cold[1:, 0])),
+            "same_length_ms": float(np.median(cold[1:, 1])),
+            "first_ever_ms": 1e3 * float(arrays["first_seconds"]),  # with no kernel compiled before
+        }
     found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
     if "handover_seconds" in arrays:  # the share of what was timed while the cores were far from each other
-        found["apart"] = float(np.mean(arrays["handover_seconds"] > APART * arrays["least_handover_seconds"]))
+        found["apart"] = float(np.mean(apart(arrays["handover_seconds"], arrays["least_handover_seconds"])))
     if "shape_seconds" in arrays:
         shapes = profile.measure.shapes
         axes = {"threads": shapes.threads, "batches": shapes.batches, "lengths": shapes.lengths}

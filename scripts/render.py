@@ -69,13 +69,10 @@ PREAMBLE = r"""\newcounter{none}  % pandoc's tables count in it
 
 
 def time_spent(rows, methods) -> str:
-    """What a chapter took to make, in a sentence: a training beside others counts by its share of the threads."""
+    """What a chapter took to make, in a sentence: what went side by side counts by its share of the threads."""
     seconds = {row["variant"]: methods[row["variant"]]["seconds"] for row in rows}
     longest = max(seconds, key=seconds.get)
-    training = 0.0
-    for row in rows:
-        share = methods[row["variant"]]["details"].get("training_threads", row["threads"]) / row["threads"]
-        training += share * (row["train_seconds"] or 0)
+    training = sum(methods[row["variant"]]["training_seconds"] for row in rows)
     return (
         f"{sum(seconds.values()) / 60:.1f} minutes to make and measure {len(rows)} variants, {training / 60:.1f} of "
         f"them training; the longest was `{longest}` with {seconds[longest] / 60:.1f}."

@@ -232,7 +232,7 @@ def test_trainings_side_by_side_end_with_their_stage_and_go_on_to_the_same_logit
     assert not any((copy / "build/smoke/models" / name).exists() for name in names)
     done = run(copy, *stage)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert cores() == 1 or "3 trainings" in done.stdout
+    assert cores() == 1 or "3 variants" in done.stdout
     for name in names:
         np.testing.assert_array_equal(logits(copy, name), expected[name])
     assert not list(checkpoints.iterdir())
@@ -433,20 +433,16 @@ def test_the_report_without_results_says_what_to_run(copy):
 def test_a_fork_answers_as_a_fresh_process_does(smoke, tmp_path, variant):
     folder = smoke[0] / "build/smoke/models" / variant
     texts = {"test": ["a fine film", "", "of all the bores of this year the longest"] * 20, "validation": ["so so"]}
-    about = {"timed": False, "warmup": 1, "latency_calls": 1, "throughput_sentences": 1, "batch_sizes": [1]}
-    about["patience"] = 0.0
-    job = measure.Job(str(folder), baseline="", device="cpu", threads=2, seed=1, texts=texts, **about)
-    arrays = {}
-    for name, module in (("fresh", measure), ("fork", forked)):
-        module.measure(job, tmp_path / f"{name}.npz")
-        with np.load(tmp_path / f"{name}.npz") as file:
-            arrays[name] = {key: file[key] for key in file.files if key.startswith("logits")}
-    assert len(arrays["fork"]) == 3
-    for key, expected in arrays["fresh"].items():
-        np.testing.assert_array_equal(arrays["fork"][key], expected)
+    job = measure.Questions(str(folder), "cpu", 2, texts, str(tmp_path / "compiled"))
+    fresh, fork = measure.measure(job), forked.measure(job)
+    logits = [name for name in fresh if name.startswith("logits")]
+    assert len(logits) == 3
+    for name in logits:
+        np.testing.assert_array_equal(fork[name], fresh[name])
     missing = dataclasses.replace(job, variant=str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match=r"measuring .*nothing failed: .*artifact\.json"):
-        forked.measure(missing, tmp_path / "nothing.npz")
+    for module in (measure, forked):
+        with pytest.raises(UserError, match=r"measuring .*nothing failed: .*artifact\.json"):
+            module.measure(missing)
 
 
 def test_the_baseline_against_itself_takes_the_same_time(smoke):

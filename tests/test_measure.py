@@ -64,10 +64,15 @@ def test_a_change_of_the_timing_leaves_answers_as_they_are(tmp_path, monkeypatch
     def changed(old, new):
         assert source.count(old) == 1
         path.write_text(source.replace(old, new))
-        hashes = files.source_hash(path), files.source_hash(path, measure.answered.__name__)
+        now = hashes()
         path.write_text(source)
-        return [now != before for now, before in zip(hashes, unchanged, strict=True)]
+        return [a != b for a, b in zip(now, unchanged, strict=True)]
 
-    unchanged = files.source_hash(path), files.source_hash(path, measure.answered.__name__)
+    def hashes():
+        return [files.source_hash(path, function.__name__) for function in (measure.times, measure.answers)]
+
+    unchanged = hashes()
     assert changed("BLOCK = 20", "BLOCK = 21") == [True, False]
-    assert changed("INVARIANCE_BATCH = 16", "INVARIANCE_BATCH = 8") == [True, True]
+    assert changed("    latency_calls: int\n", "    latency_calls: float\n") == [True, False]
+    assert changed("INVARIANCE_BATCH = 16", "INVARIANCE_BATCH = 8") == [False, True]
+    assert changed("    variant = load(", "    variant = 2 * load(") == [True, True]

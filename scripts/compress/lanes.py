@@ -1,4 +1,4 @@
-"""Trainings side by side, each in a process of its own with its share of the machine's threads."""
+"""Variants made and asked side by side, each in a process of its own with its share of the machine's threads."""
 
 import multiprocessing
 import os
@@ -12,40 +12,42 @@ from multiprocessing import connection
 from compress.files import locked
 
 
-def train(stage, variants) -> None:
-    """Makes those of the variants that are trained and not there yet, stage.lanes at a time, parents first.
+def prepare(stage, variants) -> None:
+    """Makes and asks those of the variants where that is left to do, stage.lanes at a time, parents first.
 
-    What fails here, or is there but damaged, is left as it was: the stage makes it, alone, and tells.
+    Champions are chosen when all others have their times: not here. What fails here, or is there but damaged, is left
+    as it was: the stage does it, alone, and tells.
     """
     from tqdm import tqdm
 
     missing = {v.name for v in variants if not stage.is_made(v, verify=False)}
-    waiting = [v for v in variants if v.has_training and v.name in missing]
+    waiting = [v for v in variants if v.method != "champion" and (v.name in missing or stage.asked(v) is None)]
     if len(waiting) < 2:
         return
-    waiting.sort(key=lambda variant: -variant.training.epochs)  # the longest last would run alone
-    print(f"{len(waiting)} trainings, {stage.lanes} at a time", flush=True)
+    # Of what takes minutes, the longest last would run alone.
+    waiting.sort(key=lambda variant: -variant.training.epochs if variant.has_training else 0)
+    print(f"{len(waiting)} variants to make and ask, {stage.lanes} at a time", flush=True)
     context = multiprocessing.get_context("spawn")
     running = {}
     with (
         ProcessPoolExecutor(stage.lanes, mp_context=context, initializer=_start) as pool,
-        tqdm(total=len(waiting), unit="training", smoothing=0) as bar,
+        tqdm(total=len(waiting), unit="variant", smoothing=0) as bar,
     ):
         try:
             while True:
                 ready = [v for v in waiting if not missing & stage.profile.ancestors(v.parent)]
                 for variant in ready[: stage.lanes - len(running)]:
                     waiting.remove(variant)
-                    running[pool.submit(_make, stage, variant)] = variant
+                    running[pool.submit(_prepare, stage, variant)] = variant
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     variant = running.pop(future)
                     if (error := future.exception()) is None:
-                        missing.remove(variant.name)
-                        told = f"trained in {future.result():.0f} s"
+                        missing.discard(variant.name)
+                        told = f"made and asked in {future.result():.0f} s"
                     else:
-                        told = f"not trained: {error}"
+                        told = f"left for later: {error}"
                     bar.write(f"{stage.name(variant.name)}: {told}")
                     bar.update()
         except BrokenProcessPool:
@@ -71,9 +73,12 @@ def _start() -> None:
     logging.set_verbosity_error()  # no bar of its own either
 
 
-def _make(stage, variant) -> float:
-    """Seconds of making it."""
+def _prepare(stage, variant) -> float:
+    """Seconds that it took."""
+    import torch
+
     began = time.perf_counter()
+    torch.set_num_threads(stage.share)
     with locked(stage.profile.build / "locks" / stage.name(variant.name)):
-        stage.make(variant)
+        stage.prepare(variant, beside=stage.lanes - 1)
     return time.perf_counter() - began

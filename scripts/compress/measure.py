@@ -1,10 +1,11 @@
-"""The measurement protocol, run in a fresh process that knows nothing but folders on disk.
+"""The measurement protocol, run in fresh processes that know nothing but folders on disk.
 
-`measure` starts `python -m compress.measure JOB OUTPUT`; that process loads the variant alone, predicts the test set at
-batch 1 (or in batches, once it is shown that this variant's logits don't depend on them) and the other sets in batches,
-reads its peak memory, and only then loads the baseline beside it for the paired timings.
-It writes raw logits and raw times (seconds) to an .npz; every metric is computed from them later.
-Times are taken while the threads' cores are near each other (Cores).
+`measure` starts `python -m compress.measure JOB OUTPUT`, at most twice for a variant:
+- Questions: the process loads the variant alone, predicts the test set at batch 1 (or in batches, once it is shown that
+  this variant's logits don't depend on them) and the other sets in batches, and reads its peak memory.
+- Timing: the process loads the variant, times its first calls, and only then loads the baseline beside it. Their paired
+  times are taken while the threads' cores are near each other (Cores). It needs a quiet machine.
+What comes back are raw logits and raw times (seconds); every metric is computed from them later.
 A call ends when its logits are in the host's memory: on a GPU the clock waits for the device, and counts both copies.
 Python's garbage collector is off.
 """
@@ -24,7 +25,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from compress.files import atomic_path
 from compress.profile import SCRIPTS, UserError
 
 BLOCK = 20  # calls in a row per model: a small model keeps its caches warm, as it does in service
@@ -40,14 +40,23 @@ PAUSE = 0.1  # seconds: idle, a virtual machine's cores come back together
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Questions:
+    variant: str  # folder
+    device: str
+    threads: int
+    texts: dict[str, list[str]]  # validation and test sets by name
+    compiler_cache: str  # folder of torch.compile's
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
     variant: str  # folders
     baseline: str
     device: str
     threads: int
     seed: int
-    texts: dict[str, list[str]]  # validation and test sets by name; 'test' is the one that is timed
-    timed: bool
+    texts: list[str]  # the test set
+    compiler_cache: str
     warmup: int
     latency_calls: int
     throughput_sentences: int
@@ -58,74 +67,82 @@ class Job:
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
 
 
-def measure(job: Job, output: Path) -> None:
-    """Runs the protocol in a new process and writes `output` (.npz); raises UserError with the process's last words."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=output.parent, encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(job), file)
-        file.flush()
+def measure(job: Questions | Timing) -> dict[str, np.ndarray]:
+    """What a new process finds by the protocol; raises UserError with the process's last words."""
+    with tempfile.TemporaryDirectory(prefix="measure-") as folder:
+        asked, output = Path(folder) / "job.json", Path(folder) / "found.npz"
+        asked.write_text(json.dumps([type(job).__name__, dataclasses.asdict(job)]), "utf-8")
         threads = str(job.threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
         environment.pop("OMP_WAIT_POLICY", None)  # set for training; a measured model may spin
-        command = [sys.executable, "-m", "compress.measure", file.name, str(output)]
+        command = [sys.executable, "-m", "compress.measure", str(asked), str(output)]
         done = subprocess.run(command, cwd=SCRIPTS, env=environment, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        killed = f"killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else None
-        said = done.stderr.strip().splitlines()
-        reason = killed or (said[-1] if said else f"exit status {done.returncode}")
-        raise UserError(f"measuring {job.variant} failed: {reason}")
+        if done.returncode:
+            killed = f"killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else None
+            said = done.stderr.strip().splitlines()
+            reason = killed or (said[-1] if said else f"exit status {done.returncode}")
+            raise UserError(f"measuring {job.variant} failed: {reason}")
+        with np.load(output, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
 
 
-def run(job: Job) -> dict[str, np.ndarray]:
-    """The whole protocol in this process; arrays by name, as the .npz stores them."""
-    out, about, variant, ids = answered(job)
-    cores = Cores(variant.threads if job.device == "cpu" and job.timed else 1, job.patience, job.handover)
-    if job.timed:
-        arrays, timed_about = time_beside_baseline(job, variant, ids, cores)
-        out |= arrays
-        about |= timed_about
-    if job.shapes:
-        out["shape_seconds"] = time_shapes(Path(job.variant), job.device, ids, job.shapes, cores)
-    if cores.handovers:
-        out |= {"handover_seconds": np.array(cores.handovers), "least_handover_seconds": np.array(cores.least)}
-    out["about"] = np.array(json.dumps(about))
-    return out
+def run(job: Questions | Timing) -> dict[str, np.ndarray]:
+    """The same in this process."""
+    gc.disable()  # as timeit does; besides, collecting while torch is imported takes a third of that time
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.compiler_cache  # else it keeps gigabytes of old kernels, and finds them
+    return answers(job) if isinstance(job, Questions) else times(job)
 
 
-def answered(job: Job) -> tuple[dict[str, np.ndarray], dict, object, list]:
-    """What does not hang on the baseline or on a quiet machine: arrays, facts, the loaded variant, the test set's ids.
+def answers(job: Questions) -> dict[str, np.ndarray]:
+    """Logits of every set, and what hangs neither on the baseline nor on a quiet machine.
 
-    All that is measured of a variant that is not timed: its record stays good while no more than the timing changes.
+    All that counts of a variant that is not timed; a change of the timing leaves it as it is.
     """
-    from compress.artifact import read_artifact
-    from compress.predict import load, load_tokenizer
-
-    started = time.perf_counter()
-    folder = Path(job.variant)
-    variant = load(folder, job.device, job.threads)
-    load_seconds = time.perf_counter() - started
-    tokenizer = load_tokenizer(folder, read_artifact(folder, verify=False).max_length)
-
-    tokenize_seconds, ids = {}, {}
-    for name, texts in job.texts.items():
-        ids[name], tokenize_seconds[name] = [], []
-        for text in texts:
-            began = time.perf_counter()
-            ids[name].append(tokenizer.encode(text).ids)
-            tokenize_seconds[name].append(time.perf_counter() - began)
-    out = {"cold_seconds": time_cold_calls(variant, ids["test"])}
-    answers, invariant = ask(variant, ids)
-    out |= answers
-    peak_rss = peak_rss_bytes()
+    variant, load_seconds, tokenizer = loaded(job.variant, job.device, job.threads)
+    ids = {name: [tokenizer.encode(text).ids for text in texts] for name, texts in job.texts.items()}
+    first = time_cold_calls(variant, ids["test"])[0, 0]
+    out, invariant = ask(variant, ids)
     about = {
-        "peak_rss_bytes": peak_rss,
+        "peak_rss_bytes": peak_rss_bytes(),
         "load_seconds": load_seconds,
         "threads": variant.threads,
         "baseline_threads": variant.threads,
         "precision": variant.precision,
         "batch_invariant": invariant,
     }
-    return out | {"tokenize_seconds": np.array(tokenize_seconds["test"])}, about, variant, ids["test"]
+    return out | {"first_seconds": first, "about": np.array(json.dumps(about))}
+
+
+def times(job: Timing) -> dict[str, np.ndarray]:
+    """What a start, a new length and a sentence cost, the last beside the baseline in the same process."""
+    variant, load_seconds, tokenizer = loaded(job.variant, job.device, job.threads)
+    ids, tokenize_seconds = [], np.empty(len(job.texts))
+    for i, text in enumerate(job.texts):
+        began = time.perf_counter()
+        ids.append(tokenizer.encode(text).ids)
+        tokenize_seconds[i] = time.perf_counter() - began
+    out = {"tokenize_seconds": tokenize_seconds, "cold_seconds": time_cold_calls(variant, ids)}
+    cores = Cores(variant.threads if job.device == "cpu" else 1, job.patience, job.handover)
+    arrays, about = time_beside_baseline(job, variant, ids, cores)
+    out |= arrays
+    if job.shapes:
+        out["shape_seconds"] = time_shapes(Path(job.variant), job.device, ids, job.shapes, cores)
+    if cores.handovers:
+        out |= {"handover_seconds": np.array(cores.handovers), "least_handover_seconds": np.array(cores.least)}
+    about |= {"load_seconds": load_seconds, "threads": variant.threads}
+    return out | {"timed_about": np.array(json.dumps(about))}
+
+
+def loaded(folder: str, device: str, threads: int):
+    """(the variant, seconds that loading it and its library took, its tokenizer)."""
+    from compress.artifact import read_artifact
+    from compress.predict import load, load_tokenizer
+
+    began = time.perf_counter()
+    variant = load(Path(folder), device, threads)
+    load_seconds = time.perf_counter() - began
+    max_length = read_artifact(Path(folder), verify=False).max_length
+    return variant, load_seconds, load_tokenizer(Path(folder), max_length)
 
 
 def ask(variant, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
@@ -177,13 +194,13 @@ class Cores:
             yield
             return
         while True:
-            while self.handover() > APART * self.least and self.patience > 0:
+            while apart(self.handover(), self.least) and self.patience > 0:
                 time.sleep(PAUSE)
                 self.patience -= PAUSE
             began = time.perf_counter()
             yield
             seconds = self.handover()
-            if seconds <= APART * self.least or self.patience <= 0:
+            if self.patience <= 0 or not apart(seconds, self.least):
                 self.handovers.append(seconds)
                 return
             self.patience -= time.perf_counter() - began
@@ -204,7 +221,12 @@ class Cores:
             return seconds(self.threads) - seconds(1)
 
 
-def time_beside_baseline(job: Job, variant, ids, cores: Cores) -> tuple[dict[str, np.ndarray], dict]:
+def apart(handover, least):
+    """Whether handovers of so many seconds are between cores that are far from each other; arrays give arrays."""
+    return handover > APART * least
+
+
+def time_beside_baseline(job: Timing, variant, ids, cores: Cores) -> tuple[dict[str, np.ndarray], dict]:
     """Latency and throughput of the variant and of the baseline, alternating in this process."""
     from compress.artifact import read_artifact
     from compress.predict import load, load_tokenizer
@@ -215,7 +237,7 @@ def time_beside_baseline(job: Job, variant, ids, cores: Cores) -> tuple[dict[str
     base_artifact = read_artifact(Path(job.baseline), verify=False)
     base_tokenizer = load_tokenizer(Path(job.baseline), base_artifact.max_length)
     sample = np.random.default_rng(job.seed).permutation(len(ids))
-    pairs = [(ids[i], base_tokenizer.encode(job.texts["test"][i]).ids) for i in sample]
+    pairs = [(ids[i], base_tokenizer.encode(job.texts[i]).ids) for i in sample]
     latency = time_latency(models, pairs, job.warmup, job.latency_calls, cores)
     subset = pairs[: job.throughput_sentences]
     sizes = (job.batch_sizes, [job.baseline_batch_size] if job.baseline_batch_size else job.batch_sizes)
@@ -339,13 +361,11 @@ def _single(ids) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(job_path: str, output: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever started this may ignore it, and may have been ended by it
     for library in ("sklearn", "scipy"):  # transformers would import them for other tasks: a second and more
         sys.modules[library] = None
-    gc.disable()  # as timeit does; besides, collecting while torch is imported takes a third of that time
-    job = Job(**json.loads(Path(job_path).read_text("utf-8")))
-    arrays = run(job)
-    with atomic_path(Path(output)) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+    name, fields = json.loads(Path(job_path).read_text("utf-8"))
+    np.savez(output, **run({"Questions": Questions, "Timing": Timing}[name](**fields)))
 
 
 if __name__ == "__main__":

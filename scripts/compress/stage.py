@@ -1,10 +1,14 @@
-"""One stage: make each of its variants that is not there yet, measure it from disk, write its record last."""
+"""One stage: make each of its variants that is not there yet, ask it, time it, write its record last.
+
+Making and asking want processors, and go side by side (compress.lanes); timing wants a quiet machine, and comes after.
+"""
 
 import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +20,18 @@ from compress.artifact import read_artifact, save_artifact
 from compress.champions import first_choice, measured_records
 from compress.cli import disk_is_full
 from compress.data import load_card, load_splits
-from compress.files import digest, locked, remove, sha256_file, source_hash
+from compress.files import atomic_path, digest, locked, remove, sha256_file, source_hash
 from compress.metrics import quality
 from compress.profile import Profile, Skip, UserError, Variant, load_profile, run_name
 from compress.provenance import provenance
-from compress.record import Measured, Record, Sizes, read_record, write_record
+from compress.record import Measured, Record, Sizes, read_arrays, read_record, write_record
 from compress.results import DISTURBED
 
 # Code around the makers: it decides what runs and what is written down, not what a model becomes.
 MOST_LANES = 4  # each holds a model, its gradients and its optimizer's moments
 TRIES = 3  # to time a variant while nothing else has the machine
 KEY_DIGITS = 12  # of a variant's key, in the name of its working folder
+ANSWERS = ("about", "first_seconds", "answer_key", "answer_seconds")  # arrays beside logits that no timing changes
 HARNESS = tuple(f"compress/{name}.py" for name in ("stage", "cli", "profile", "predict", "processes", "lanes"))
 
 
@@ -50,6 +55,11 @@ def made(model, write: Callable[[Path], None], **about) -> Made:
     if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise UserError(f"not finite: {', '.join(broken[:3])} ({len(broken)} of {len(weights)} tensors)")
     return Made(write, sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights), **about)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,10 @@ class Stage:
         # A maker's own code, not the whole script's: mending one method must not retrain the others.
         self.sources = {m: source_hash(self.script, f.__name__, without=HARNESS) for m, f in makers.items()}
         # Not the profile's schema: what it says of a variant is in the key already.
-        protocol = Path(measuring.__file__)
-        self.measure_source = source_hash(protocol, without=("compress/profile.py",))
-        self.answer_source = source_hash(protocol, measuring.answered.__name__, without=("compress/profile.py",))
+        self.answer_source, self.timing_source = (
+            source_hash(Path(measuring.__file__), function.__name__, without=("compress/profile.py",))
+            for function in (measuring.answers, measuring.times)
+        )
 
     @cached_property
     def splits(self):
@@ -91,15 +102,21 @@ class Stage:
 
     @cached_property
     def lanes(self) -> int:
-        """How many trainings run side by side, each with its share of the threads.
+        """How many variants are made and asked side by side, each with its share of the threads.
 
-        Two of a thread each get half as much again done as one of two threads. It depends on the whole stage, not on
-        what of it is left: another number of threads is another rounding.
+        Two of a thread each get half as much again done as one of two threads; but a lone training gets all of them. It
+        depends on the whole stage, not on what of it is left: another number of threads is another rounding.
         """
-        if self.train_device != "cpu" or processes.number() > 1:
+        if {self.device, self.train_device} != {"cpu"} or processes.number() > 1:
             return 1
-        trained = sum(variant.has_training for variant in self.profile.variants if variant.method in self.makers)
-        return max(1, min(MOST_LANES, self.threads, trained))
+        variants = [variant for variant in self.profile.variants if variant.method in self.makers]
+        trained = sum(variant.has_training for variant in variants)
+        return max(1, min(MOST_LANES, self.threads, trained or len(variants)))
+
+    @property
+    def share(self) -> int:
+        """Threads of whatever is made or asked."""
+        return max(1, self.threads // self.lanes)
 
     def run(self, only: list[str] | None = None) -> int:
         """Makes and measures; returns the number of failed variants, so that the exit status tells."""
@@ -116,7 +133,7 @@ class Stage:
     def run_all(self, variants) -> int:
         """The same for these variants in this order."""
         if self.lanes > 1:
-            lanes.train(self, variants)
+            lanes.prepare(self, variants)
         failed = 0
         for variant in variants:
             # Another stage process beside this one makes it, or finds it up to date; never both make it.
@@ -132,18 +149,19 @@ class Stage:
             return True
         started = time.perf_counter()
         try:
-            self.make(variant)
-            record = self.measure(variant, started)
+            self.prepare(variant)
+            record = self.measure(variant)
             print(f"{run}: done in {record.seconds:.0f} s, {self.summary(record)}", flush=True)
         except Skip as skip:
-            self.write(variant, started, status="skipped", reason=str(skip))
+            self.write(variant, time.perf_counter() - started, status="skipped", reason=str(skip))
             print(f"{run}: skipped: {skip}", flush=True)
         except Exception as error:
             if disk_is_full(error):
                 raise  # no fault of the variant, and the next would fail, too
             if not isinstance(error, UserError):
                 traceback.print_exc()
-            self.write(variant, started, status="failed", reason=f"{type(error).__name__}: {error}")
+            seconds = time.perf_counter() - started
+            self.write(variant, seconds, status="failed", reason=f"{type(error).__name__}: {error}")
             print(f"{run}: FAILED: {error}", file=sys.stderr, flush=True)
             if isinstance(error, processes.Apart):
                 raise
@@ -196,14 +214,18 @@ class Stage:
         except UserError:
             return None
 
+    def answer_key(self, key: str) -> str:
+        """Identity of an artifact's answers, which neither the baseline nor the threads change."""
+        return digest([key, self.answer_source])
+
     def measure_key(self, variant: Variant, key: str) -> str:
-        """Identity of a measurement; where only answers count, neither the baseline nor the threads change them."""
+        """Identity of a measurement: of its answers, and of its times if it has any."""
         if not self.is_timed(variant):
-            return digest([key, self.answer_source])
+            return self.answer_key(key)
         baseline = read_artifact(self.folder(self.profile.baseline), verify=False).key
         budgets = self.profile.measure.model_dump(mode="json", exclude={"shapes"})
         shapes = self.profile.measure.shapes.model_dump(mode="json") if self.is_shaped(variant) else None
-        return digest([key, baseline, budgets, shapes, self.threads, self.measure_source])
+        return digest([self.answer_key(key), baseline, budgets, shapes, self.threads, self.timing_source])
 
     def is_timed(self, variant: Variant) -> bool:
         """Times come from the first seed: another seed's model has the same shape and arithmetic."""
@@ -239,11 +261,20 @@ class Stage:
             same_arrays = predictions.exists() and sha256_file(predictions) == record.measured.predictions_sha256
             if not same_arrays or record.measure_key != self.measure_key(variant, key):
                 return False
-            return not self.is_timed(variant) or self.slower_than_usual(variant, predictions) < DISTURBED
+            if not self.is_timed(variant):
+                return True
+            with np.load(predictions, allow_pickle=False) as arrays:
+                return self.slower_than_usual(variant, arrays) < DISTURBED
         except UserError:
             return False
 
-    def make(self, variant: Variant) -> None:
+    def prepare(self, variant: Variant, beside: int = 0) -> None:
+        """Makes and asks the variant, unless that is done; `beside` others at the same time."""
+        self.make(variant, beside)
+        if self.asked(variant) is None:
+            self.ask(variant, beside)
+
+    def make(self, variant: Variant, beside: int = 0) -> None:
         if self.device != "cpu" and variant.cpu_only:
             raise Skip(f"not on {self.device}: {variant.cpu_only}")
         if self.is_made(variant):
@@ -253,11 +284,14 @@ class Stage:
         if variant.parent:
             for folder in {context.parent, context.teacher}:
                 read_artifact(folder)  # damaged or swapped weights would be learned from
+        began = time.perf_counter()
         if not variant.has_training:
             made = self.makers[variant.method](variant, context)
         else:
             processes.from_main(variant.name)
             made = self.train_together(variant)
+        # Training tells its own, those of a run that was killed among them.
+        seconds = max(0.0, time.perf_counter() - began - (made.train_seconds or 0.0))
         save_artifact(
             self.folder(variant.name),
             made.write,
@@ -273,7 +307,7 @@ class Stage:
             options=variant.model_dump(mode="json"),
             key=self.key(variant),
             train_seconds=made.train_seconds,
-            details=made.details,
+            details=made.details | {"making_seconds": seconds / (1 + beside)},
             runtime=made.runtime,
         )
         # Of this run alone: other variants' and seeds' names begin alike, and they may be in training beside this one.
@@ -307,48 +341,103 @@ class Stage:
             made = processes.together(lambda: self.makers[variant.method](variant, context))
             return replace(made, details=made.details | {"training_threads": threads})
         finally:
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(self.share)
 
-    def measure(self, variant: Variant, started: float) -> Record:
-        profile, budgets = self.profile, self.profile.measure
-        splits = self.splits
-        run, folder = self.name(variant.name), self.folder(variant.name)
-        asked = [name for name in splits if name not in ("train", "unlabelled")]
-        job = measuring.Job(
+    def pending(self, variant: Variant) -> Path:
+        """Where answers wait for their record."""
+        return self.profile.build / "answers" / f"{self.name(variant.name)}.npz"
+
+    def compiler_cache(self, variant: Variant) -> Path:
+        """What torch.compile leaves from the asking for the timing."""
+        return self.profile.build / "answers" / f"{self.name(variant.name)}-compiled"
+
+    def asked(self, variant: Variant) -> dict[str, np.ndarray] | None:
+        """What exactly this artifact has answered: just now, or for a record whose times are of no use any more."""
+        key = self.answer_key(read_artifact(self.folder(variant.name), verify=False).key)
+        for read in (self.read_pending, self.read_recorded):
+            arrays = read(variant)
+            if str(arrays.get("answer_key")) == key:
+                return {name: array for name, array in arrays.items() if name.startswith("logits") or name in ANSWERS}
+        return None
+
+    def read_pending(self, variant: Variant) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self.pending(variant), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+            return {}
+
+    def read_recorded(self, variant: Variant) -> dict[str, np.ndarray]:
+        try:
+            record = read_record(self.profile.record(self.name(variant.name)))
+            return read_arrays(self.profile, record) if record.status == "ok" else {}
+        except UserError:
+            return {}
+
+    def ask(self, variant: Variant, beside: int) -> None:
+        """Has the variant answer all that it is asked, and keeps that until its record is written."""
+        began = time.perf_counter()
+        splits, folder = self.splits, self.folder(variant.name)
+        names = [name for name in splits if name not in ("train", "unlabelled")]
+        remove(self.compiler_cache(variant))
+        job = measuring.Questions(
             variant=str(folder),
+            device=self.device,
+            threads=self.share,
+            texts={name: splits[name]["text"][:] for name in names},
+            compiler_cache=str(self.compiler_cache(variant)),
+        )
+        artifact = read_artifact(folder)
+        # Memory is told of the first seed alone; and an engine starts sooner by itself than PyTorch's fork would.
+        arrays = (forked if self.seed != 0 and artifact.backend == "torch" else measuring).measure(job)
+        if broken := [name for name in arrays if name.startswith("logits") and not np.isfinite(arrays[name]).all()]:
+            raise UserError(f"its answers are not numbers: {', '.join(broken)}")
+        arrays["answer_key"] = np.array(self.answer_key(artifact.key))
+        arrays["answer_seconds"] = np.array((time.perf_counter() - began) / (1 + beside))
+        write_arrays(self.pending(variant), arrays)
+
+    def measure(self, variant: Variant) -> Record:
+        """Times the variant, if it is to be, and writes down all that was found."""
+        artifact, arrays = read_artifact(self.folder(variant.name)), self.asked(variant)
+        began = time.perf_counter()
+        if self.is_timed(variant):
+            arrays |= self.timed(variant, artifact.backend)
+        output = self.profile.predictions(self.name(variant.name))
+        write_arrays(output, arrays)
+        about = json.loads(str(arrays["about"])) | json.loads(str(arrays.get("timed_about", "{}")))
+        spent = artifact.details.get("making_seconds", 0.0), float(arrays["answer_seconds"]), time.perf_counter() - began
+        measured = Measured(predictions_sha256=sha256_file(output), **about)
+        record = self.write(variant, sum(spent), status="ok", artifact=artifact, measured=measured)
+        for path in (self.pending(variant), self.compiler_cache(variant)):
+            remove(path)
+        return record
+
+    def timed(self, variant: Variant, backend: str) -> dict[str, np.ndarray]:
+        """The variant's times; taken again if something else had the machine meanwhile."""
+        profile, budgets = self.profile, self.profile.measure
+        job = measuring.Timing(
+            variant=str(self.folder(variant.name)),
             baseline=str(self.folder(profile.baseline)),
             device=self.device,
             threads=self.threads,
             seed=self.seed,
-            texts={name: splits[name]["text"][:] for name in asked},
-            timed=self.is_timed(variant),
+            texts=self.splits["test"]["text"][:],
+            compiler_cache=str(self.compiler_cache(variant)),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
             **self.told_by_baseline(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
-        output = profile.predictions(run)
-        artifact = read_artifact(folder)
-        # An engine starts sooner by itself than PyTorch's fork would.
-        only_answers = self.seed != 0 and artifact.backend == "torch"
         for left in reversed(range(TRIES)):
-            (forked if only_answers else measuring).measure(job, output)
-            slower = self.slower_than_usual(variant, output) if job.timed else 1.0
+            # A fork has imported what the baseline needs. What a variant's own library costs to load is told of it.
+            arrays = (measuring if backend.startswith("torch") else forked).measure(job)
+            slower = self.slower_than_usual(variant, arrays)
             if slower < DISTURBED:
                 break
             again = f"measured again, {left} tries left" if left else "its times are left out of the report"
-            print(f"{run}: the baseline beside it took {slower:.1f} times its usual time: {again}", flush=True)
-        with np.load(output, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            if broken := [name for name in arrays if name.startswith("logits") and not np.isfinite(arrays[name]).all()]:
-                raise UserError(f"its answers are not numbers: {', '.join(broken)}")
-        return self.write(
-            variant,
-            started,
-            status="ok",
-            artifact=artifact,
-            measured=Measured(predictions_sha256=sha256_file(output), **about),
-        )
+            told = f"the baseline beside it took {slower:.1f} times its usual time: {again}"
+            print(f"{self.name(variant.name)}: {told}", flush=True)
+        return arrays
 
     def told_by_baseline(self, variant: Variant) -> dict:
         """What the baseline's own measurement has found for those of the others; {} while that is to be found."""
@@ -359,7 +448,7 @@ class Stage:
             least = float(arrays["least_handover_seconds"]) if "least_handover_seconds" in arrays else None
         return {"baseline_batch_size": read_record(self.profile.record(run)).measured.batch_size, "handover": least}
 
-    def slower_than_usual(self, variant: Variant, output: Path) -> float:
+    def slower_than_usual(self, variant: Variant, now: Mapping[str, np.ndarray]) -> float:
         """How many times its own record's seconds the baseline took beside this variant, in the worse of both timings.
 
         More than a little means that something else had the machine, and that neither of the two was timed.
@@ -367,7 +456,7 @@ class Stage:
         if variant.name == self.profile.baseline:
             return 1.0
         usual = self.profile.predictions(self.name(self.profile.baseline))
-        with np.load(output, allow_pickle=False) as now, np.load(usual, allow_pickle=False) as before:
+        with np.load(usual, allow_pickle=False) as before:
             # Latency is told as a median, throughput as all rounds together.
             timings = {"latency_seconds": np.median, "throughput_seconds": np.sum}
             return max(float(total(now[name][:, 1]) / total(before[name][:, 1])) for name, total in timings.items())
@@ -383,7 +472,7 @@ class Stage:
         return f"{size}, validation F1 {f1:.4f}"
 
     def write(
-        self, variant: Variant, started: float, status: str, reason: str = "", artifact=None, measured=None
+        self, variant: Variant, seconds: float, status: str, reason: str = "", artifact=None, measured=None
     ) -> Record:
         key = artifact.key if artifact else self.skip_key(variant) if status == "skipped" else None
         record = Record(
@@ -402,7 +491,7 @@ class Stage:
             measure_key=self.measure_key(variant, key) if artifact else None,
             data_fingerprint=self.card["fingerprint"],
             train_seconds=artifact.train_seconds if artifact else None,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
             details=artifact.details if artifact else {},
             sizes=artifact
             and Sizes(
@@ -430,9 +519,9 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
     for device in {args.device, train_device}:
         check_device(device)
     processes.start(train_device)
-    torch.set_num_threads(args.threads)
     with processes.main_first():  # what is wrong with the profile is told once
         stage = Stage(script, makers, load_profile(args.profile), args)
+    torch.set_num_threads(stage.share)
     failed = 0
     if processes.is_main():
         failed = stage.run(args.only)

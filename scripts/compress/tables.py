@@ -214,8 +214,8 @@ def cold_table(rows, methods) -> str:
         body.append(
             [
                 row["variant"],
-                number(measured["load_ms"], 0),
-                *(number(measured[name], 2) for name in ("first_ms", "new_length_ms", "same_length_ms")),
+                number(measured.get("load_ms"), 0),
+                *(number(measured.get(name), 2) for name in ("first_ms", "new_length_ms", "same_length_ms")),
                 ", ".join(properties[name].lower() for name in PROPERTIES if name in properties),
             ]
         )
