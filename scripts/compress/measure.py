@@ -1,10 +1,11 @@
 """The measurement protocol, run in fresh processes that know nothing but folders on disk.
 
 `measure` starts `python -m compress.measure JOB OUTPUT`, at most twice for a variant:
-- Questions: the process loads the variant alone, predicts the test set at batch 1 (or in batches, once it is shown that
-  this variant's logits don't depend on them) and the other sets in batches, and reads its peak memory.
-- Timing: the process loads the variant, times its first calls, and only then loads the baseline beside it. Their paired
-  times are taken while the threads' cores are near each other (Cores). It needs a quiet machine.
+- Questions: the process loads the variant, predicts the test set at batch 1 (or in batches, once it is shown that this
+  variant's logits don't depend on them) and the other sets in batches.
+- Timing: the process loads the variant and only then the baseline beside it. Their paired times are taken while the
+  threads' cores are near each other (Cores). It needs a quiet machine.
+Both begin with the variant alone: the seconds of its first calls, and its peak memory when it has met every length.
 What comes back are raw logits and raw times (seconds); every metric is computed from them later.
 A call ends when its logits are in the host's memory: on a GPU the clock waits for the device, and counts both copies.
 Python's garbage collector is off.
@@ -100,17 +101,17 @@ def answers(job: Questions) -> dict[str, np.ndarray]:
     """
     variant, load_seconds, tokenizer = loaded(job.variant, job.device, job.threads)
     ids = {name: [tokenizer.encode(text).ids for text in texts] for name, texts in job.texts.items()}
-    first = time_cold_calls(variant, ids["test"])[0, 0]
+    cold, peak_rss = begin(variant, ids["test"])
     out, invariant = ask(variant, ids)
     about = {
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss,
         "load_seconds": load_seconds,
         "threads": variant.threads,
         "baseline_threads": variant.threads,
         "precision": variant.precision,
         "batch_invariant": invariant,
     }
-    return out | {"first_seconds": first, "about": np.array(json.dumps(about))}
+    return out | {"first_seconds": cold[0, 0], "about": np.array(json.dumps(about))}
 
 
 def times(job: Timing) -> dict[str, np.ndarray]:
@@ -121,7 +122,8 @@ def times(job: Timing) -> dict[str, np.ndarray]:
         began = time.perf_counter()
         ids.append(tokenizer.encode(text).ids)
         tokenize_seconds[i] = time.perf_counter() - began
-    out = {"tokenize_seconds": tokenize_seconds, "cold_seconds": time_cold_calls(variant, ids)}
+    cold, peak_rss = begin(variant, ids)
+    out = {"tokenize_seconds": tokenize_seconds, "cold_seconds": cold}
     cores = Cores(variant.threads if job.device == "cpu" else 1, job.patience, job.handover)
     arrays, about = time_beside_baseline(job, variant, ids, cores)
     out |= arrays
@@ -129,7 +131,7 @@ def times(job: Timing) -> dict[str, np.ndarray]:
         out["shape_seconds"] = time_shapes(Path(job.variant), job.device, ids, job.shapes, cores)
     if cores.handovers:
         out |= {"handover_seconds": np.array(cores.handovers), "least_handover_seconds": np.array(cores.least)}
-    about |= {"load_seconds": load_seconds, "threads": variant.threads}
+    about |= {"peak_rss_bytes": peak_rss, "load_seconds": load_seconds, "threads": variant.threads}
     return out | {"timed_about": np.array(json.dumps(about))}
 
 
@@ -143,6 +145,19 @@ def loaded(folder: str, device: str, threads: int):
     load_seconds = time.perf_counter() - began
     max_length = read_artifact(Path(folder), verify=False).max_length
     return variant, load_seconds, load_tokenizer(Path(folder), max_length)
+
+
+def begin(variant, ids: list) -> tuple[np.ndarray, int]:
+    """(seconds of the variant's first calls, peak bytes of its process after a sentence of every length and a batch).
+
+    The batch is of the longest sentences.
+    """
+    from compress.predict import predict
+
+    cold = time_cold_calls(variant, ids)
+    predict(variant, list({len(row): row for row in ids}.values()))
+    predict(variant, sorted(ids, key=len)[-INVARIANCE_BATCH:], INVARIANCE_BATCH)
+    return cold, peak_rss_bytes()
 
 
 def ask(variant, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
@@ -339,6 +354,8 @@ def best_batch(model, ids, sizes: list[int], cores: Cores) -> int:
 def time_throughput(models, pairs, batch_sizes, cores: Cores) -> np.ndarray:
     """Seconds [rounds, 2] to answer every ROUNDS-th sentence, sorted by length, each model at its best batch."""
     times = np.empty((ROUNDS, 2))
+    for r in range(ROUNDS):  # an engine that prepares for a shape has met all of them then, as in service
+        _throughput_pass(models[0], [pair[0] for pair in pairs[r::ROUNDS]], batch_sizes[0])
     for r in range(-1, ROUNDS):  # the first once more before all, unmeasured
         order = (0, 1) if r % 2 else (1, 0)
         for m in (m for _ in cores.together() for m in order):

@@ -22,6 +22,7 @@ from compress.cli import disk_is_full
 from compress.data import load_card, load_splits
 from compress.files import atomic_path, digest, locked, remove, sha256_file, source_hash
 from compress.metrics import quality
+from compress.predict import BACKENDS
 from compress.profile import Profile, Skip, UserError, Variant, load_profile, run_name
 from compress.provenance import provenance
 from compress.record import Measured, Record, Sizes, read_arrays, read_record, write_record
@@ -55,6 +56,10 @@ def made(model, write: Callable[[Path], None], **about) -> Made:
     if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise UserError(f"not finite: {', '.join(broken[:3])} ({len(broken)} of {len(weights)} tensors)")
     return Made(write, sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights), **about)
+
+
+def in_torch(backend: str) -> bool:
+    return BACKENDS[backend][0] == "torch"
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -388,8 +393,10 @@ class Stage:
             compiler_cache=str(self.compiler_cache(variant)),
         )
         artifact = read_artifact(folder)
-        # Memory is told of the first seed alone; and an engine starts sooner by itself than PyTorch's fork would.
-        arrays = (forked if self.seed != 0 and artifact.backend == "torch" else measuring).measure(job)
+        # An engine starts sooner by itself than a fork with PyTorch would, and a fork hides what memory PyTorch takes:
+        # of a timed variant the other process tells that, and of another seed nobody wants to know.
+        fork = in_torch(artifact.backend) and (self.is_timed(variant) or self.seed != 0)
+        arrays = (forked if fork else measuring).measure(job)
         if broken := [name for name in arrays if name.startswith("logits") and not np.isfinite(arrays[name]).all()]:
             raise UserError(f"its answers are not numbers: {', '.join(broken)}")
         arrays["answer_key"] = np.array(self.answer_key(artifact.key))
@@ -404,10 +411,13 @@ class Stage:
             arrays |= self.timed(variant, artifact.backend)
         output = self.profile.predictions(self.name(variant.name))
         write_arrays(output, arrays)
-        about = json.loads(str(arrays["about"])) | json.loads(str(arrays.get("timed_about", "{}")))
-        spent = artifact.details.get("making_seconds", 0.0), float(arrays["answer_seconds"]), time.perf_counter() - began
-        measured = Measured(predictions_sha256=sha256_file(output), **about)
-        record = self.write(variant, sum(spent), status="ok", artifact=artifact, measured=measured)
+        about, timed_about = (json.loads(str(arrays.get(name, "{}"))) for name in ("about", "timed_about"))
+        if not in_torch(artifact.backend):
+            timed_about.pop("peak_rss_bytes", None)  # of a fork; the process that answered had the engine alone
+        measured = Measured(predictions_sha256=sha256_file(output), **about | timed_about)
+        before = artifact.details.get("making_seconds", 0.0) + float(arrays["answer_seconds"])
+        seconds = before + time.perf_counter() - began
+        record = self.write(variant, seconds, status="ok", artifact=artifact, measured=measured)
         for path in (self.pending(variant), self.compiler_cache(variant)):
             remove(path)
         return record
@@ -429,8 +439,8 @@ class Stage:
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
         for left in reversed(range(TRIES)):
-            # A fork has imported what the baseline needs. What a variant's own library costs to load is told of it.
-            arrays = (measuring if backend.startswith("torch") else forked).measure(job)
+            # A fork has imported what the baseline needs; but what a variant's own library costs to load is counted.
+            arrays = (measuring if in_torch(backend) else forked).measure(job)
             slower = self.slower_than_usual(variant, arrays)
             if slower < DISTURBED:
                 break
