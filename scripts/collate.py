@@ -226,11 +226,11 @@ def measured_beside(profile, record, arrays, labels) -> dict:
             "first_ms": cold[0, 0],
             "new_length_ms": float(np.median(cold[1:, 0])),
             "same_length_ms": float(np.median(cold[1:, 1])),
-            "first_ever_ms": 1e3 * float(arrays["first_seconds"]),  # with no kernel compiled before
+            "first_ever_seconds": float(arrays["first_seconds"]),  # with no kernel compiled before
         }
     found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
     if "handover_seconds" in arrays:  # the share of what was timed while the cores were far from each other
-        found["apart"] = float(np.mean(apart(arrays["handover_seconds"], arrays["least_handover_seconds"])))
+        found["apart"] = float(np.mean(apart(arrays["handover_seconds"], arrays["near_handover_seconds"])))
     if "shape_seconds" in arrays:
         shapes = profile.measure.shapes
         axes = {"threads": shapes.threads, "batches": shapes.batches, "lengths": shapes.lengths}

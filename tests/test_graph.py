@@ -345,6 +345,26 @@ def test_what_was_timed_on_a_busy_machine_is_measured_again(copy):
     assert "distill-1x32: done" in run(copy, *command).stdout
     with np.load(predictions) as file:
         assert file["throughput_seconds"].sum() < 50 * arrays["throughput_seconds"].sum()
+        assert file["answer_seconds"] == arrays["answer_seconds"]  # its answers were good, and were not asked again
+
+
+@pytest.mark.parametrize("pending", ["whole", "damaged"])
+def test_answers_that_wait_for_their_record_are_used_if_they_are_whole(copy, pending):
+    build = copy / "build/smoke"
+    recorded, waiting = build / "predictions/cut-1x32.npz", build / "answers/cut-1x32.npz"
+    with np.load(recorded) as file:
+        arrays = dict(file)
+    waiting.parent.mkdir(exist_ok=True)
+    shutil.move(recorded, waiting)  # as if the run had been killed before the record was written
+    (build / "records/cut-1x32.json").unlink()
+    if pending == "damaged":
+        waiting.write_bytes(waiting.read_bytes()[:-100])
+    done = run(copy, PYTHON, "scripts/04_distill.py", "--profile", "smoke", "--only", "cut-1x32")
+    assert "cut-1x32: done" in done.stdout
+    assert not list((build / "answers").iterdir())
+    with np.load(recorded) as file:
+        np.testing.assert_array_equal(file["logits/test"], arrays["logits/test"])
+        assert (file["answer_seconds"] == arrays["answer_seconds"]) == (pending == "whole")
 
 
 def test_times_beside_a_slow_baseline_are_not_used():

@@ -51,8 +51,14 @@ def test_a_thread_alone_waits_for_no_other(pauses):
 
 def test_a_handover_takes_time_and_is_found_where_no_baseline_tells_it(pauses):
     cores = measure.Cores(2, PATIENCE)
-    assert len(pauses) == 20
-    assert 0 < cores.least < 1e-3
+    assert len(pauses) == measure.PROBES
+    assert 0 < cores.near < 1e-3
+
+
+def test_what_near_cores_take_hangs_on_no_outlier(pauses, monkeypatch):
+    found = iter([NEAR / 4, *[FAR] * 30, *[NEAR] * 9])
+    monkeypatch.setattr(measure.Cores, "handover", lambda _: next(found))
+    assert measure.Cores(2, PATIENCE).near == NEAR
 
 
 def test_a_change_of_the_timing_leaves_answers_as_they_are(tmp_path, monkeypatch):
@@ -69,7 +75,7 @@ def test_a_change_of_the_timing_leaves_answers_as_they_are(tmp_path, monkeypatch
         return [a != b for a, b in zip(now, unchanged, strict=True)]
 
     def hashes():
-        return [files.source_hash(path, function.__name__) for function in (measure.times, measure.answers)]
+        return [files.source_hash(path, function.__name__) for function in (measure.timings, measure.answers)]
 
     unchanged = hashes()
     assert changed("BLOCK = 20", "BLOCK = 21") == [True, False]

@@ -35,8 +35,9 @@ INVARIANCE_SENTENCES = 200  # that are asked alone and in a batch before batches
 INVARIANCE_TOLERANCE = 1e-4  # logits
 ROUNDS = 4
 COLD_LENGTHS = 12
-APART = 2.0  # times its least that a handover takes: then the cores are not near each other
+APART = 2.0  # times what it takes between near cores that a handover takes: then they are far from each other
 HANDOVERS = 300
+PROBES = 40
 PAUSE = 0.1  # seconds: idle, a virtual machine's cores come back together
 
 
@@ -64,7 +65,7 @@ class Timing:
     batch_sizes: list[int]
     patience: float  # seconds, see Cores
     baseline_batch_size: int | None = None  # the best of them for the baseline, if that is known
-    handover: float | None = None  # seconds between near cores, if the baseline has found out; see Cores
+    handover: float | None = None  # seconds between near cores, if the baseline has found that out; see Cores
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
 
 
@@ -91,7 +92,7 @@ def run(job: Questions | Timing) -> dict[str, np.ndarray]:
     """The same in this process."""
     gc.disable()  # as timeit does; besides, collecting while torch is imported takes a third of that time
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.compiler_cache  # else it keeps gigabytes of old kernels, and finds them
-    return answers(job) if isinstance(job, Questions) else times(job)
+    return answers(job) if isinstance(job, Questions) else timings(job)
 
 
 def answers(job: Questions) -> dict[str, np.ndarray]:
@@ -114,7 +115,7 @@ def answers(job: Questions) -> dict[str, np.ndarray]:
     return out | {"first_seconds": cold[0, 0], "about": np.array(json.dumps(about))}
 
 
-def times(job: Timing) -> dict[str, np.ndarray]:
+def timings(job: Timing) -> dict[str, np.ndarray]:
     """What a start, a new length and a sentence cost, the last beside the baseline in the same process."""
     variant, load_seconds, tokenizer = loaded(job.variant, job.device, job.threads)
     ids, tokenize_seconds = [], np.empty(len(job.texts))
@@ -130,7 +131,7 @@ def times(job: Timing) -> dict[str, np.ndarray]:
     if job.shapes:
         out["shape_seconds"] = time_shapes(Path(job.variant), job.device, ids, job.shapes, cores)
     if cores.handovers:
-        out |= {"handover_seconds": np.array(cores.handovers), "least_handover_seconds": np.array(cores.least)}
+        out |= {"handover_seconds": np.array(cores.handovers), "near_handover_seconds": np.array(cores.near)}
     about |= {"peak_rss_bytes": peak_rss, "load_seconds": load_seconds, "threads": variant.threads}
     return out | {"timed_about": np.array(json.dumps(about))}
 
@@ -189,16 +190,18 @@ class Cores:
     def __init__(self, threads: int, patience: float, handover: float | None = None):
         """`patience`: seconds that pauses, and times that are taken again, may last in all.
 
-        `handover`: the seconds that it takes where cores are near; else they are looked for, in two seconds.
+        `handover`: the seconds that it takes where cores are near; else they are looked for, in four seconds.
         """
         self.threads = threads
         self.handovers: list[float] = []  # seconds, after all that was kept
         self.patience = patience
-        self.least = handover or np.inf
+        self.near = handover
         if threads > 1 and handover is None:
-            for _ in range(20):
+            found = []
+            for _ in range(PROBES):
                 time.sleep(PAUSE)
-                self.least = min(self.least, self.handover())
+                found.append(self.handover())
+            self.near = sorted(found)[2]  # the very least may be an outlier
 
     def together(self) -> Iterator[None]:
         """For a loop whose body times something: again, until the cores were near each other before and after it.
@@ -209,13 +212,13 @@ class Cores:
             yield
             return
         while True:
-            while apart(self.handover(), self.least) and self.patience > 0:
+            while apart(self.handover(), self.near) and self.patience > 0:
                 time.sleep(PAUSE)
                 self.patience -= PAUSE
             began = time.perf_counter()
             yield
             seconds = self.handover()
-            if self.patience <= 0 or not apart(seconds, self.least):
+            if self.patience <= 0 or not apart(seconds, self.near):
                 self.handovers.append(seconds)
                 return
             self.patience -= time.perf_counter() - began
@@ -224,21 +227,20 @@ class Cores:
         """Seconds that PyTorch takes to give each thread a row and to wait for all, less those of a row itself."""
         import torch
 
-        def seconds(rows: int) -> float:
-            table, times = torch.zeros(rows, 64), np.empty(HANDOVERS)
-            for i in range(HANDOVERS):
-                began = time.perf_counter()
-                torch.softmax(table, -1)  # as many threads as rows, whatever their length
-                times[i] = time.perf_counter() - began
-            return float(np.median(times))
-
+        tables = [torch.zeros(rows, 64) for rows in (1, self.threads)]
+        times = np.empty((HANDOVERS, 2))
         with torch.inference_mode():
-            return seconds(self.threads) - seconds(1)
+            for i in range(HANDOVERS):
+                for n, table in enumerate(tables):
+                    began = time.perf_counter()
+                    torch.softmax(table, -1)  # as many threads as rows, whatever their length
+                    times[i, n] = time.perf_counter() - began
+        return float(np.median(times[:, 1] - times[:, 0]))
 
 
-def apart(handover, least):
+def apart(handover, near):
     """Whether handovers of so many seconds are between cores that are far from each other; arrays give arrays."""
-    return handover > APART * least
+    return handover > APART * near
 
 
 def time_beside_baseline(job: Timing, variant, ids, cores: Cores) -> tuple[dict[str, np.ndarray], dict]:

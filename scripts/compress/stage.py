@@ -98,7 +98,7 @@ class Stage:
         # Not the profile's schema: what it says of a variant is in the key already.
         self.answer_source, self.timing_source = (
             source_hash(Path(measuring.__file__), function.__name__, without=("compress/profile.py",))
-            for function in (measuring.answers, measuring.times)
+            for function in (measuring.answers, measuring.timings)
         )
 
     @cached_property
@@ -455,8 +455,8 @@ class Stage:
             return {}
         run = self.name(self.profile.baseline)
         with np.load(self.profile.predictions(run), allow_pickle=False) as arrays:
-            least = float(arrays["least_handover_seconds"]) if "least_handover_seconds" in arrays else None
-        return {"baseline_batch_size": read_record(self.profile.record(run)).measured.batch_size, "handover": least}
+            near = float(arrays["near_handover_seconds"]) if "near_handover_seconds" in arrays else None
+        return {"baseline_batch_size": read_record(self.profile.record(run)).measured.batch_size, "handover": near}
 
     def slower_than_usual(self, variant: Variant, now: Mapping[str, np.ndarray]) -> float:
         """How many times its own record's seconds the baseline took beside this variant, in the worse of both timings.
