@@ -47,7 +47,7 @@ class Questions:
     device: str
     threads: int
     texts: dict[str, list[str]]  # validation and test sets by name
-    compiler_cache: str  # folder of torch.compile's
+    compiler_cache: str  # folder of torch.compile's; empty if nothing is to be compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,8 @@ def measure(job: Questions | Timing) -> dict[str, np.ndarray]:
 def run(job: Questions | Timing) -> dict[str, np.ndarray]:
     """The same in this process."""
     gc.disable()  # as timeit does; besides, collecting while torch is imported takes a third of that time
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.compiler_cache  # else it keeps gigabytes of old kernels, and finds them
+    if job.compiler_cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.compiler_cache  # else kernels of earlier runs are found in /tmp
     return answers(job) if isinstance(job, Questions) else timings(job)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from compress import forked, lanes, processes
 from compress import measure as measuring
-from compress.artifact import read_artifact, save_artifact
+from compress.artifact import Artifact, read_artifact, save_artifact
 from compress.champions import first_choice, measured_records
 from compress.cli import disk_is_full
 from compress.data import load_card, load_splits
@@ -352,10 +352,6 @@ class Stage:
         """Where answers wait for their record."""
         return self.profile.build / "answers" / f"{self.name(variant.name)}.npz"
 
-    def compiler_cache(self, variant: Variant) -> Path:
-        """What torch.compile leaves from the asking for the timing."""
-        return self.profile.build / "answers" / f"{self.name(variant.name)}-compiled"
-
     def asked(self, variant: Variant) -> dict[str, np.ndarray] | None:
         """What exactly this artifact has answered: just now, or for a record whose times are of no use any more."""
         key = self.answer_key(read_artifact(self.folder(variant.name), verify=False).key)
@@ -382,17 +378,17 @@ class Stage:
     def ask(self, variant: Variant, beside: int) -> None:
         """Has the variant answer all that it is asked, and keeps that until its record is written."""
         began = time.perf_counter()
-        splits, folder = self.splits, self.folder(variant.name)
+        splits, artifact = self.splits, read_artifact(self.folder(variant.name))
         names = [name for name in splits if name not in ("train", "unlabelled")]
-        remove(self.compiler_cache(variant))
+        if cache := self.compiler_cache(variant, artifact):
+            remove(Path(cache))
         job = measuring.Questions(
-            variant=str(folder),
+            variant=str(self.folder(variant.name)),
             device=self.device,
             threads=self.share,
             texts={name: splits[name]["text"][:] for name in names},
-            compiler_cache=str(self.compiler_cache(variant)),
+            compiler_cache=cache,
         )
-        artifact = read_artifact(folder)
         # An engine starts sooner by itself than a fork with PyTorch would, and a fork hides what memory PyTorch takes:
         # of a timed variant the other process tells that, and of another seed nobody wants to know.
         fork = in_torch(artifact.backend) and (self.is_timed(variant) or self.seed != 0)
@@ -403,12 +399,17 @@ class Stage:
         arrays["answer_seconds"] = np.array((time.perf_counter() - began) / (1 + beside))
         write_arrays(self.pending(variant), arrays)
 
+    def compiler_cache(self, variant: Variant, artifact: Artifact) -> str:
+        """Where torch.compile leaves for the timing what it has compiled for the answers."""
+        compiled = artifact.runtime.get("compile")
+        return str(self.profile.build / "cache" / f"compiled-{self.name(variant.name)}") if compiled else ""
+
     def measure(self, variant: Variant) -> Record:
         """Times the variant, if it is to be, and writes down all that was found."""
         artifact, arrays = read_artifact(self.folder(variant.name)), self.asked(variant)
         began = time.perf_counter()
         if self.is_timed(variant):
-            arrays |= self.timed(variant, artifact.backend)
+            arrays |= self.timed(variant, artifact)
         output = self.profile.predictions(self.name(variant.name))
         write_arrays(output, arrays)
         about, timed_about = (json.loads(str(arrays.get(name, "{}"))) for name in ("about", "timed_about"))
@@ -418,11 +419,10 @@ class Stage:
         before = artifact.details.get("making_seconds", 0.0) + float(arrays["answer_seconds"])
         seconds = before + time.perf_counter() - began
         record = self.write(variant, seconds, status="ok", artifact=artifact, measured=measured)
-        for path in (self.pending(variant), self.compiler_cache(variant)):
-            remove(path)
+        remove(self.pending(variant))
         return record
 
-    def timed(self, variant: Variant, backend: str) -> dict[str, np.ndarray]:
+    def timed(self, variant: Variant, artifact: Artifact) -> dict[str, np.ndarray]:
         """The variant's times; taken again if something else had the machine meanwhile."""
         profile, budgets = self.profile, self.profile.measure
         job = measuring.Timing(
@@ -432,7 +432,7 @@ class Stage:
             threads=self.threads,
             seed=self.seed,
             texts=self.splits["test"]["text"][:],
-            compiler_cache=str(self.compiler_cache(variant)),
+            compiler_cache=self.compiler_cache(variant, artifact),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
             **self.told_by_baseline(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
@@ -440,7 +440,7 @@ class Stage:
         )
         for left in reversed(range(TRIES)):
             # A fork has imported what the baseline needs; but what a variant's own library costs to load is counted.
-            arrays = (measuring if in_torch(backend) else forked).measure(job)
+            arrays = (measuring if in_torch(artifact.backend) else forked).measure(job)
             slower = self.slower_than_usual(variant, arrays)
             if slower < DISTURBED:
                 break
@@ -451,7 +451,7 @@ class Stage:
 
     def told_by_baseline(self, variant: Variant) -> dict:
         """What the baseline's own measurement has found for those of the others; {} while that is to be found."""
-        if variant.name == self.profile.baseline or not self.is_timed(variant):
+        if variant.name == self.profile.baseline:
             return {}
         run = self.name(self.profile.baseline)
         with np.load(self.profile.predictions(run), allow_pickle=False) as arrays:
