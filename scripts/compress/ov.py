@@ -84,9 +84,7 @@ def compile_model(path: Path, threads: int, properties: dict[str, str]):
     import openvino
 
     core = openvino.Core()
-    # Processes that pin their threads all pin them to the first cores, and wait for each other there.
-    asked = {"INFERENCE_NUM_THREADS": threads, "CPU_RUNTIME_CACHE_CAPACITY": 5000, "ENABLE_CPU_PINNING": False}
-    asked |= properties
+    asked = {"INFERENCE_NUM_THREADS": threads, "CPU_RUNTIME_CACHE_CAPACITY": 5000} | properties
     try:
         compiled = core.compile_model(str(path), "CPU", asked)
     except RuntimeError as error:
