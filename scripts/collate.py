@@ -198,12 +198,10 @@ def methods(profile, records, arrays, seed, labels) -> dict:
         record = records[seed, variant.name]
         # A training side by side with others had the share of its threads.
         share = record.details.get("training_threads", record.provenance.threads) / record.provenance.threads
-        training = share * (record.train_seconds or 0)
         found[variant.name] = {
             "options": variant.model_dump(mode="json", exclude={"name"}),
             "details": record.details,
-            "seconds": round(record.seconds + training, 1),
-            "training_seconds": round(training, 1),
+            "seconds": round(record.seconds + share * (record.train_seconds or 0), 1),
             "measured": measured_beside(profile, record, arrays[seed, variant.name], labels)
             if record.status == "ok"
             else {},

@@ -72,7 +72,11 @@ def time_spent(rows, methods) -> str:
     """What a chapter took to make, in a sentence: what went side by side counts by its share of the threads."""
     seconds = {row["variant"]: methods[row["variant"]]["seconds"] for row in rows}
     longest = max(seconds, key=seconds.get)
-    training = sum(methods[row["variant"]]["training_seconds"] for row in rows)
+    threads = max(row["threads"] for row in rows)
+    training = sum(
+        methods[row["variant"]]["details"].get("training_threads", threads) / threads * (row["train_seconds"] or 0)
+        for row in rows
+    )
     return (
         f"{sum(seconds.values()) / 60:.1f} minutes to make and measure {len(rows)} variants, {training / 60:.1f} of "
         f"them training; the longest was `{longest}` with {seconds[longest] / 60:.1f}."
@@ -341,7 +345,7 @@ def context(profile, results) -> dict:
         "noisy": [row for row in first if is_noisy(row)],
         "apart": [row for row in first if methods[row["variant"]].get("measured", {}).get("apart")],
         "compiled": compiled,
-        "compiled_first": [methods[row["variant"]]["measured"]["first_ever_seconds"] for row in compiled],
+        "compiled_first": [methods[row["variant"]]["measured"].get("first_ever_seconds") for row in compiled],
         "twins": twin_table(by_name, methods),
         "twin_facts": twin_facts(by_name, methods, noise, unsure),
         "serving": results.serving,
