@@ -224,7 +224,6 @@ def measured_beside(profile, record, arrays, labels) -> dict:
             "first_ms": cold[0, 0],
             "new_length_ms": float(np.median(cold[1:, 0])),
             "same_length_ms": float(np.median(cold[1:, 1])),
-            "first_ever_seconds": float(arrays["first_seconds"]),  # with no kernel compiled before
         }
     found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
     if "handover_seconds" in arrays:  # the share of what was timed while the cores were far from each other

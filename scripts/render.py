@@ -276,7 +276,6 @@ def context(profile, results) -> dict:
     ok = [row for row in first if row["status"] == "ok"]
     by_name = {row["variant"]: row for row in first}
     by_chapter = {name: [row for row in ok if row["chapter"] == name] for name in ("baseline", *CHAPTERS)}
-    compiled = [row for row in by_chapter["HW6"] if methods[row["variant"]]["options"].get("compile")]
     with open(ROOT / "report" / "course.csv", encoding="utf-8", newline="") as file:
         course = list(csv.DictReader(file))
     seeds = sorted({int(row["seed"]) for row in rows})
@@ -344,8 +343,7 @@ def context(profile, results) -> dict:
         "patience": profile.measure.patience,
         "noisy": [row for row in first if is_noisy(row)],
         "apart": [row for row in first if methods[row["variant"]].get("measured", {}).get("apart")],
-        "compiled": compiled,
-        "compiled_first": [methods[row["variant"]]["measured"].get("first_ever_seconds") for row in compiled],
+        "compiled": [row for row in by_chapter["HW6"] if methods[row["variant"]]["options"].get("compile")],
         "twins": twin_table(by_name, methods),
         "twin_facts": twin_facts(by_name, methods, noise, unsure),
         "serving": results.serving,

@@ -47,7 +47,7 @@ class Questions:
     device: str
     threads: int
     texts: dict[str, list[str]]  # validation and test sets by name
-    compiler_cache: str  # folder of torch.compile's; empty if nothing is to be compiled
+    compiler_cache: str  # empty folder for torch.compile; "" if nothing is to be compiled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -380,15 +380,14 @@ class Stage:
         began = time.perf_counter()
         splits, artifact = self.splits, read_artifact(self.folder(variant.name))
         names = [name for name in splits if name not in ("train", "unlabelled")]
-        if cache := self.compiler_cache(variant, artifact):
-            remove(Path(cache))
         job = measuring.Questions(
             variant=str(self.folder(variant.name)),
             device=self.device,
             threads=self.share,
             texts={name: splits[name]["text"][:] for name in names},
-            compiler_cache=cache,
+            compiler_cache=str(self.compiled(variant)) if artifact.runtime.get("compile") else "",
         )
+        remove(self.compiled(variant))
         # An engine starts sooner by itself than a fork with PyTorch would, and a fork hides what memory PyTorch takes:
         # of a timed variant the other process tells that, and of another seed nobody wants to know.
         fork = in_torch(artifact.backend) and (self.is_timed(variant) or self.seed != 0)
@@ -399,10 +398,9 @@ class Stage:
         arrays["answer_seconds"] = np.array((time.perf_counter() - began) / (1 + beside))
         write_arrays(self.pending(variant), arrays)
 
-    def compiler_cache(self, variant: Variant, artifact: Artifact) -> str:
-        """Where torch.compile leaves for the timing what it has compiled for the answers."""
-        compiled = artifact.runtime.get("compile")
-        return str(self.profile.build / "cache" / f"compiled-{self.name(variant.name)}") if compiled else ""
+    def compiled(self, variant: Variant) -> Path:
+        """For torch.compile, empty at first: what it found of earlier runs would hide what a first call costs."""
+        return self.profile.build / "cache" / f"compiled-{self.name(variant.name)}"
 
     def measure(self, variant: Variant) -> Record:
         """Times the variant, if it is to be, and writes down all that was found."""
@@ -419,7 +417,8 @@ class Stage:
         before = artifact.details.get("making_seconds", 0.0) + float(arrays["answer_seconds"])
         seconds = before + time.perf_counter() - began
         record = self.write(variant, seconds, status="ok", artifact=artifact, measured=measured)
-        remove(self.pending(variant))
+        for path in (self.pending(variant), self.compiled(variant)):
+            remove(path)
         return record
 
     def timed(self, variant: Variant, artifact: Artifact) -> dict[str, np.ndarray]:
@@ -432,13 +431,14 @@ class Stage:
             threads=self.threads,
             seed=self.seed,
             texts=self.splits["test"]["text"][:],
-            compiler_cache=self.compiler_cache(variant, artifact),
+            compiler_cache=str(self.compiled(variant)) if artifact.runtime.get("compile") else "",
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
             **self.told_by_baseline(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
         for left in reversed(range(TRIES)):
+            remove(self.compiled(variant))
             # A fork has imported what the baseline needs; but what a variant's own library costs to load is counted.
             arrays = (measuring if in_torch(artifact.backend) else forked).measure(job)
             slower = self.slower_than_usual(variant, arrays)
