@@ -28,11 +28,11 @@ from compress.provenance import provenance
 from compress.record import Measured, Record, Sizes, read_arrays, read_record, write_record
 from compress.results import DISTURBED
 
-# Code around the makers: it decides what runs and what is written down, not what a model becomes.
 MOST_LANES = 4  # each holds a model, its gradients and its optimizer's moments
 TRIES = 3  # to time a variant while nothing else has the machine
 KEY_DIGITS = 12  # of a variant's key, in the name of its working folder
 ANSWERS = ("about", "first_seconds", "answer_key", "answer_seconds")  # arrays beside logits that no timing changes
+# Code around the makers: it decides what runs and what is written down, not what a model becomes.
 HARNESS = tuple(f"compress/{name}.py" for name in ("stage", "cli", "profile", "predict", "processes", "lanes"))
 
 
@@ -339,7 +339,7 @@ class Stage:
         """Runs the maker on every process, each with its share of the threads."""
         import torch
 
-        threads = max(1, self.threads // (self.lanes * processes.number_here()))
+        threads = max(1, self.share // processes.number_here())
         context = replace(self.context(variant), threads=threads)
         torch.set_num_threads(context.threads)
         try:
@@ -385,7 +385,7 @@ class Stage:
             device=self.device,
             threads=self.share,
             texts={name: splits[name]["text"][:] for name in names},
-            compiler_cache=str(self.compiled(variant)) if artifact.runtime.get("compile") else "",
+            compiler_cache=self.compiler_cache(variant, artifact),
         )
         remove(self.compiled(variant))
         # An engine starts sooner by itself than a fork with PyTorch would, and a fork hides what memory PyTorch takes:
@@ -401,6 +401,9 @@ class Stage:
     def compiled(self, variant: Variant) -> Path:
         """For torch.compile, empty at first: what it found of earlier runs would hide what a first call costs."""
         return self.profile.build / "cache" / f"compiled-{self.name(variant.name)}"
+
+    def compiler_cache(self, variant: Variant, artifact: Artifact) -> str:
+        return str(self.compiled(variant)) if artifact.runtime.get("compile") else ""
 
     def measure(self, variant: Variant) -> Record:
         """Times the variant, if it is to be, and writes down all that was found."""
@@ -431,7 +434,7 @@ class Stage:
             threads=self.threads,
             seed=self.seed,
             texts=self.splits["test"]["text"][:],
-            compiler_cache=str(self.compiled(variant)) if artifact.runtime.get("compile") else "",
+            compiler_cache=self.compiler_cache(variant, artifact),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
             **self.told_by_baseline(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
