@@ -235,10 +235,10 @@ def test_a_full_disk_is_told_as_such_and_is_no_fault_of_the_variant(error, free,
     written = []
     stage = SimpleNamespace(name=str, is_done=lambda variant: False, write=lambda *_, **about: written.append(about))
 
-    def make(variant):
+    def prepare(variant):
         raise error
 
-    stage.make = make
+    stage.prepare = prepare
     variant = SimpleNamespace(name="x")
     if says is None:
         assert Stage.run_one(stage, variant) is False
