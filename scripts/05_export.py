@@ -73,8 +73,7 @@ def openvino(variant, context):
         converted = ov.post_training(converted, calibration, smooth=kind == "int8-smooth")
     target = context.work / ov.FILE
     openvino.save_model(converted, target, compress_to_fp16=kind == "fp16")
-    # Processes that pin their threads all pin them to the first cores, and wait for each other there.
-    runtime = {"PERFORMANCE_HINT": variant.hint, "ENABLE_CPU_PINNING": False}
+    runtime = {"PERFORMANCE_HINT": variant.hint}
     if variant.execution == "f32":
         runtime["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = ov.compile_model(target, context.threads, runtime)

@@ -85,7 +85,7 @@ def optimum_intel(variant, context):
     config = OVConfig(quantization_config=configs[variant.quantization]())
     OVQuantizer.from_pretrained(exported).quantize(calibration_dataset=rows, save_directory=folder, ov_config=config)
     (file,) = folder.glob("*.xml")
-    runtime = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
+    runtime = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = ov.compile_model(file, context.threads, runtime)
     facts = ov.inspect(file, compiled)
     facts |= compared(context, load_model(context.parent, dense=True), OpenVINOPredictor(compiled))

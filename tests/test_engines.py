@@ -194,7 +194,15 @@ def test_predict_names_a_tokenizer_that_is_missing(folder):
 ODD = ["", "a" * 10_000, "Ein schöner Film", "映画はとても良かった", "фильм", "🎬🍿 wow!", '"quoted", with comma']
 
 
-@pytest.mark.parametrize("variant", ["finetuned", "finetuned-ort-int8", "finetuned-ov-fp32", "compiled-fp32"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "finetuned",
+        "finetuned-ort-int8",
+        "finetuned-ov-fp32",
+        pytest.param("compiled-fp32", marks=pytest.mark.slow),
+    ],
+)
 def test_any_text_gets_an_answer_from_any_backend(smoke, variant):
     folder, _ = smoke
     command = (PYTHON, "scripts/predict.py", "--model", f"build/smoke/models/{variant}")

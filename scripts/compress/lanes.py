@@ -24,8 +24,8 @@ def prepare(stage, variants) -> None:
     waiting = [v for v in variants if v.method != "champion" and (v.name in missing or stage.asked(v) is None)]
     if len(waiting) < 2:
         return
-    # Of what takes minutes, the longest last would run alone.
-    waiting.sort(key=lambda variant: -variant.training.epochs if variant.has_training else 0)
+    # The longest last would run alone.
+    waiting.sort(key=lambda v: -v.training.epochs if v.has_training else -getattr(v, "compile", False))
     print(f"{len(waiting)} variants to make and ask, {stage.lanes} at a time", flush=True)
     context = multiprocessing.get_context("spawn")
     running = {}

@@ -29,7 +29,7 @@ import numpy as np
 from compress.profile import SCRIPTS, UserError
 
 BLOCK = 20  # calls in a row per model: a small model keeps its caches warm, as it does in service
-SETTLE = 0.05  # seconds of untimed calls before a block: the other model's idle threads still spin and hold a core
+SETTLE = 0.05  # seconds of untimed calls before timed ones: the other model's idle threads still spin and hold a core
 INVARIANCE_BATCH = 16
 INVARIANCE_SENTENCES = 200  # that are asked alone and in a batch before batches are trusted
 INVARIANCE_TOLERANCE = 1e-4  # logits
@@ -47,7 +47,6 @@ class Questions:
     device: str
     threads: int
     texts: dict[str, list[str]]  # validation and test sets by name
-    compiler_cache: str  # empty folder for torch.compile; "" if nothing is to be compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,6 @@ class Timing:
     threads: int
     seed: int
     texts: list[str]  # the test set
-    compiler_cache: str
     warmup: int
     latency_calls: int
     throughput_sentences: int
@@ -91,9 +89,10 @@ def measure(job: Questions | Timing) -> dict[str, np.ndarray]:
 def run(job: Questions | Timing) -> dict[str, np.ndarray]:
     """The same in this process."""
     gc.disable()  # as timeit does; besides, collecting while torch is imported takes a third of that time
-    if job.compiler_cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.compiler_cache  # else kernels of earlier runs are found in /tmp
-    return answers(job) if isinstance(job, Questions) else timings(job)
+    # Empty, for torch.compile: kernels of earlier runs would hide what a first call costs.
+    with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        return answers(job) if isinstance(job, Questions) else timings(job)
 
 
 def answers(job: Questions) -> dict[str, np.ndarray]:
@@ -103,7 +102,7 @@ def answers(job: Questions) -> dict[str, np.ndarray]:
     """
     variant, load_seconds, tokenizer = loaded(job.variant, job.device, job.threads)
     ids = {name: [tokenizer.encode(text).ids for text in texts] for name, texts in job.texts.items()}
-    cold, peak_rss = begin(variant, ids["test"])
+    _, peak_rss = begin(variant, ids["test"])
     out, invariant = ask(variant, ids)
     about = {
         "peak_rss_bytes": peak_rss,
@@ -113,7 +112,7 @@ def answers(job: Questions) -> dict[str, np.ndarray]:
         "precision": variant.precision,
         "batch_invariant": invariant,
     }
-    return out | {"first_seconds": cold[0, 0], "about": np.array(json.dumps(about))}
+    return out | {"about": np.array(json.dumps(about))}
 
 
 def timings(job: Timing) -> dict[str, np.ndarray]:
@@ -356,6 +355,8 @@ def best_batch(model, ids, sizes: list[int], cores: Cores) -> int:
 
 def time_throughput(models, pairs, batch_sizes, cores: Cores) -> np.ndarray:
     """Seconds [rounds, 2] to answer every ROUNDS-th sentence, sorted by length, each model at its best batch."""
+    from compress.predict import batches
+
     times = np.empty((ROUNDS, 2))
     for r in range(ROUNDS):  # an engine that prepares for a shape has met all of them then, as in service
         _throughput_pass(models[0], [pair[0] for pair in pairs[r::ROUNDS]], batch_sizes[0])
@@ -363,6 +364,8 @@ def time_throughput(models, pairs, batch_sizes, cores: Cores) -> np.ndarray:
         order = (0, 1) if r % 2 else (1, 0)
         for m in (m for _ in cores.together() for m in order):
             ids = [pair[m] for pair in pairs[max(r, 0) :: ROUNDS]]
+            _, *shortest = next(batches(ids, batch_sizes[m], by_length=True))
+            settle(models[m], [shortest])
             began = time.perf_counter()
             _throughput_pass(models[m], ids, batch_sizes[m])
             times[max(r, 0), m] = time.perf_counter() - began

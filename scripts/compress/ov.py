@@ -84,7 +84,9 @@ def compile_model(path: Path, threads: int, properties: dict[str, str]):
     import openvino
 
     core = openvino.Core()
-    asked = {"INFERENCE_NUM_THREADS": threads, "CPU_RUNTIME_CACHE_CAPACITY": 5000} | properties
+    # Processes that pin their threads all pin them to the first cores, and wait for each other there.
+    always = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False, "CPU_RUNTIME_CACHE_CAPACITY": 5000}
+    asked = always | properties
     try:
         compiled = core.compile_model(str(path), "CPU", asked)
     except RuntimeError as error:

@@ -31,7 +31,7 @@ from compress.results import DISTURBED
 MOST_LANES = 4  # each holds a model, its gradients and its optimizer's moments
 TRIES = 3  # to time a variant while nothing else has the machine
 KEY_DIGITS = 12  # of a variant's key, in the name of its working folder
-ANSWERS = ("about", "first_seconds", "answer_key", "answer_seconds")  # arrays beside logits that no timing changes
+ANSWERS = ("about", "answer_key", "answer_seconds")  # arrays beside logits that no timing changes
 # Code around the makers: it decides what runs and what is written down, not what a model becomes.
 HARNESS = tuple(f"compress/{name}.py" for name in ("stage", "cli", "profile", "predict", "processes", "lanes"))
 
@@ -385,9 +385,7 @@ class Stage:
             device=self.device,
             threads=self.share,
             texts={name: splits[name]["text"][:] for name in names},
-            compiler_cache=self.compiler_cache(variant, artifact),
         )
-        remove(self.compiled(variant))
         # An engine starts sooner by itself than a fork with PyTorch would, and a fork hides what memory PyTorch takes:
         # of a timed variant the other process tells that, and of another seed nobody wants to know.
         fork = in_torch(artifact.backend) and (self.is_timed(variant) or self.seed != 0)
@@ -397,13 +395,6 @@ class Stage:
         arrays["answer_key"] = np.array(self.answer_key(artifact.key))
         arrays["answer_seconds"] = np.array((time.perf_counter() - began) / (1 + beside))
         write_arrays(self.pending(variant), arrays)
-
-    def compiled(self, variant: Variant) -> Path:
-        """For torch.compile, empty at first: what it found of earlier runs would hide what a first call costs."""
-        return self.profile.build / "cache" / f"compiled-{self.name(variant.name)}"
-
-    def compiler_cache(self, variant: Variant, artifact: Artifact) -> str:
-        return str(self.compiled(variant)) if artifact.runtime.get("compile") else ""
 
     def measure(self, variant: Variant) -> Record:
         """Times the variant, if it is to be, and writes down all that was found."""
@@ -420,8 +411,7 @@ class Stage:
         before = artifact.details.get("making_seconds", 0.0) + float(arrays["answer_seconds"])
         seconds = before + time.perf_counter() - began
         record = self.write(variant, seconds, status="ok", artifact=artifact, measured=measured)
-        for path in (self.pending(variant), self.compiled(variant)):
-            remove(path)
+        remove(self.pending(variant))
         return record
 
     def timed(self, variant: Variant, artifact: Artifact) -> dict[str, np.ndarray]:
@@ -434,14 +424,12 @@ class Stage:
             threads=self.threads,
             seed=self.seed,
             texts=self.splits["test"]["text"][:],
-            compiler_cache=self.compiler_cache(variant, artifact),
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
             **self.told_by_baseline(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),
         )
         for left in reversed(range(TRIES)):
-            remove(self.compiled(variant))
             # A fork has imported what the baseline needs; but what a variant's own library costs to load is counted.
             arrays = (measuring if in_torch(artifact.backend) else forked).measure(job)
             slower = self.slower_than_usual(variant, arrays)
