@@ -49,7 +49,7 @@ endif
 BUILD := build/$(PROFILE)
 RUN := --profile $(PROFILE) --device $(DEVICE) --train-device $(TRAIN_DEVICE) --threads $(THREADS)
 TAG := $(DEVICE)-$(THREADS)threads$(if $(filter-out $(DEVICE),$(TRAIN_DEVICE)),-trained-on-$(TRAIN_DEVICE))
-CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*) scripts/profiles/$(PROFILE).toml
+CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*.*) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
 # of the CPU, and of a GPU where one was tried
 RESULTS := $(foreach device,. cuda,$(addprefix results/$(PROFILE)/$(device)/,variants.csv environment.json data.json methods.json reliability.csv flips.csv)) \
@@ -73,7 +73,7 @@ help: ## this text
 all: ## environment, data, every stage, results, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
 
-smoke: ## the whole graph in miniature, in about four minutes
+smoke: ## the whole graph in miniature, in five to eight minutes
 	@+$(MAKE) all PROFILE=smoke
 
 test: $(ENV) ## the tests, the smoke run among them

@@ -90,7 +90,7 @@ def run(job: Questions | Timing) -> dict[str, np.ndarray]:
     """The same in this process."""
     gc.disable()  # as timeit does; besides, collecting while torch is imported takes a third of that time
     # Empty, for torch.compile: kernels of earlier runs would hide what a first call costs.
-    with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
+    with tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True) as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         return answers(job) if isinstance(job, Questions) else timings(job)
 
