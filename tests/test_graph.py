@@ -180,7 +180,9 @@ def test_the_stored_logits_are_those_of_the_ordinary_loader(smoke):
 def test_a_second_run_does_nothing_quickly(smoke):
     folder, _ = smoke
     before = (folder / "build/smoke/records/finetuned.json").stat().st_mtime_ns
-    os.utime(folder / "scripts/compress/serving/__pycache__")  # as when `make serve` is the first to import a module
+    compiled = folder / "scripts/compress/serving/__pycache__"
+    compiled.mkdir(exist_ok=True)
+    os.utime(compiled)  # as when `make serve` is the first to import a module
     started = time.perf_counter()
     done = run(folder, "make", "all", "PROFILE=smoke")
     assert done.returncode == 0
