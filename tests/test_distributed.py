@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,4 +170,4 @@ def test_a_batch_that_the_processes_can_not_share_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     options = Training(epochs=1.0, batch_size=16, learning_rate=1e-3)
     with pytest.raises(UserError, match="batch_size: 16 can't be shared by 3 processes"):
-        train(None, None, [], options, None)
+        train(None, None, [], options, SimpleNamespace(train_device="cpu"))
