@@ -387,7 +387,7 @@ def main(args: argparse.Namespace) -> int:
         records = read_records(profile, seeds, args.device)
         arrays = {key: read_arrays(profile, record) for key, record in records.items() if record.status == "ok"}
     except UserError:
-        for stamp in profile.build.glob(".*-seed*"):  # make's: the stages must look at what they have
+        for stamp in profile.build.glob(f".*-seed*-{args.device}-*"):  # make's: its stages must look at what they have
             stamp.unlink()
         raise
     splits, card = load_splits(profile), load_card(profile)

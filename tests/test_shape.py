@@ -201,6 +201,7 @@ def test_a_gpu_needs_a_baseline_of_its_own(smoke):
     assert "finetuned-cuda.json: no such record" in done.stderr
     assert "bert-orig" not in done.stderr, "the other variants may be missing there"
     assert not (smoke[0] / "results/smoke/cuda").exists()
+    assert list((smoke[0] / "build/smoke").glob(".finetune-seed0-cpu-*")), "the CPU's stages need not look again"
 
 
 def test_results_of_a_gpu_lie_beside_the_cpus_or_stand_alone(monkeypatch, tmp_path):
