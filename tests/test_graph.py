@@ -273,11 +273,11 @@ def damage(record, how):
 
 @pytest.mark.parametrize(("how", "says"), [("truncated", "corrupt"), ("edited", "altered"), ("gone", "no such record")])
 def test_a_damaged_record_is_named_and_refused_and_then_made_anew(copy, how, says):
-    record = copy / "build/smoke/records/bert-orig.json"
+    record = copy / "build/smoke/records/finetuned.json"
     damage(record, how)
     done = run(copy, *COLLATE)
     assert done.returncode == 1
-    assert "bert-orig.json" in done.stderr
+    assert "finetuned.json" in done.stderr
     assert says in done.stderr
     if how == "truncated":
         assert run(copy, *FINETUNE).returncode == 0
