@@ -73,7 +73,7 @@ help: ## this text
 all: ## environment, data, every stage, results, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
 
-smoke: ## the whole graph in miniature, in five to eight minutes
+smoke: ## the whole graph in miniature, in four to seven minutes
 	@+$(MAKE) all PROFILE=smoke
 
 test: $(ENV) ## the tests, the smoke run among them

@@ -442,8 +442,8 @@ def test_errors_a_user_meets(smoke):
 
     if not torch.cuda.is_available():
         assert "no CUDA GPU" in run(folder, *FINETUNE, "--device", "cuda").stderr
-    bare = run(folder, PYTHON, "scripts/figures.py", "--profile", "smoke", PYTHONPATH="")
-    assert bare.returncode == 0
+    bare = run(folder, PYTHON, "scripts/recommend.py", "--profile", "smoke", PYTHONPATH="")
+    assert bare.returncode == 0, bare.stderr
 
 
 def test_the_report_without_results_says_what_to_run(copy):

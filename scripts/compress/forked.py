@@ -1,4 +1,4 @@
-"""compress.measure's protocol in forks of a process that has imported libraries and nothing else.
+"""Forks of a process that has imported libraries and nothing else; compress.measure's protocol in such a fork.
 
 Importing PyTorch and transformers takes longer than a small model's answers: here it is done once. The arrays are those
 of a fresh process to the bit. Seconds that include an import, and peak memory, are not: what a fork shares with its
@@ -20,7 +20,7 @@ from compress.profile import SCRIPTS, UserError
 def measure(job: measuring.Questions | measuring.Timing) -> dict[str, np.ndarray]:
     """What a fork finds by the protocol; raises UserError with what went wrong."""
     try:
-        with ProcessPoolExecutor(1, mp_context=_context()) as pool:
+        with ProcessPoolExecutor(1, mp_context=context()) as pool:
             return pool.submit(measuring.run, job).result()
     except BrokenProcessPool:
         raise UserError(f"measuring {job.variant} failed: its process was killed") from None
@@ -30,10 +30,10 @@ def measure(job: measuring.Questions | measuring.Timing) -> dict[str, np.ndarray
 
 
 @cache
-def _context():
-    """Starts the process that is forked; it ends with this one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["compress.warm"])
+def context():
+    """multiprocessing's context that forks it; the first call, before there are threads, starts it. It ends with us."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(["compress.warm"])
     set_here = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPTS), "OMP_WAIT_POLICY": None}  # as compress.measure does
     kept = {name: os.environ.get(name) for name in set_here}
     _set(set_here)
@@ -41,7 +41,7 @@ def _context():
         forkserver.ensure_running()
     finally:
         _set(kept)
-    return context
+    return forking
 
 
 def _set(variables: dict[str, str | None]) -> None:

@@ -1,14 +1,14 @@
-"""Variants made and asked side by side, each in a process of its own with its share of the machine's threads."""
+"""Variants made and asked side by side, each in processes of its own with its share of the machine's threads."""
 
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import connection
 
+from compress import forked
 from compress.files import locked
 
 
@@ -27,10 +27,10 @@ def prepare(stage, variants) -> None:
     # The longest last would run alone.
     waiting.sort(key=lambda v: -v.training.epochs if v.has_training else -getattr(v, "compile", False))
     print(f"{len(waiting)} variants to make and ask, {stage.lanes} at a time", flush=True)
-    context = multiprocessing.get_context("spawn")
     running = {}
     with (
-        ProcessPoolExecutor(stage.lanes, mp_context=context, initializer=_start) as pool,
+        ProcessPoolExecutor(stage.lanes, mp_context=forked.context(), initializer=_start) as makers,
+        ThreadPoolExecutor(stage.lanes) as lanes,
         tqdm(total=len(waiting), unit="variant", smoothing=0) as bar,
     ):
         try:
@@ -38,7 +38,7 @@ def prepare(stage, variants) -> None:
                 ready = [v for v in waiting if not missing & stage.profile.ancestors(v.parent)]
                 for variant in ready[: stage.lanes - len(running)]:
                     waiting.remove(variant)
-                    running[pool.submit(_prepare, stage, variant)] = variant
+                    running[lanes.submit(_prepare, stage, variant, makers)] = variant
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -50,8 +50,6 @@ def prepare(stage, variants) -> None:
                         told = f"left for later: {error}"
                     bar.write(f"{stage.name(variant.name)}: {told}")
                     bar.update()
-        except BrokenProcessPool:
-            return
         except BaseException:  # interrupted: half a training is no use to anyone who has left
             for process in multiprocessing.active_children():
                 process.kill()
@@ -59,7 +57,7 @@ def prepare(stage, variants) -> None:
 
 
 def _start() -> None:
-    """A lane does as the stage does: it ends with it, however that ends."""
+    """A maker does as the stage does: it ends with it, however that ends."""
     from transformers import logging
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage ends it
@@ -73,12 +71,16 @@ def _start() -> None:
     logging.set_verbosity_error()  # no bar of its own either
 
 
-def _prepare(stage, variant) -> float:
+def _prepare(stage, variant, makers) -> float:
     """Seconds that it took."""
+    began = time.perf_counter()
+    with locked(stage.profile.build / "locks" / stage.name(variant.name)):
+        stage.prepare(variant, stage.lanes - 1, make=lambda *about: makers.submit(_make, stage, *about).result())
+    return time.perf_counter() - began
+
+
+def _make(stage, *about) -> None:
     import torch
 
-    began = time.perf_counter()
     torch.set_num_threads(stage.share)
-    with locked(stage.profile.build / "locks" / stage.name(variant.name)):
-        stage.prepare(variant, beside=stage.lanes - 1)
-    return time.perf_counter() - began
+    stage.make(*about)

@@ -273,9 +273,9 @@ class Stage:
         except UserError:
             return False
 
-    def prepare(self, variant: Variant, beside: int = 0) -> None:
-        """Makes and asks the variant, unless that is done; `beside` others at the same time."""
-        self.make(variant, beside)
+    def prepare(self, variant: Variant, beside: int = 0, make: Callable | None = None) -> None:
+        """Makes (or has `make` do it) and asks the variant, unless that is done; `beside` others at the same time."""
+        (make or self.make)(variant, beside)
         if self.asked(variant) is None:
             self.ask(variant, beside)
 
