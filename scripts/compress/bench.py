@@ -88,10 +88,12 @@ def running(servers: Sequence[Server], folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
-            for server in servers:
-                log, url = folder / f"{server.name}.log", f"http://{HOST}:{server.port}{PATH}"
-                start = peers.started(server.name, server.command, url, log, START_SECONDS)
-                server.process = stack.enter_context(start)
+            logs = [folder / f"{server.name}.log" for server in servers]
+            for server, log in zip(servers, logs, strict=True):
+                server.process = stack.enter_context(peers.launched(server.command, log))
+            for server, log in zip(servers, logs, strict=True):
+                url = f"http://{HOST}:{server.port}{PATH}"
+                peers.wait_until_ready(server.name, server.process, url, log, START_SECONDS)
             try:
                 yield
             finally:

@@ -75,12 +75,5 @@ def _prepare(stage, variant, makers) -> float:
     """Seconds that it took."""
     began = time.perf_counter()
     with locked(stage.profile.build / "locks" / stage.name(variant.name)):
-        stage.prepare(variant, stage.lanes - 1, make=lambda *about: makers.submit(_make, stage, *about).result())
+        stage.prepare(variant, stage.lanes - 1, make=lambda *about: makers.submit(stage.make, *about).result())
     return time.perf_counter() - began
-
-
-def _make(stage, *about) -> None:
-    import torch
-
-    torch.set_num_threads(stage.share)
-    stage.make(*about)

@@ -190,10 +190,11 @@ def load(folder: Path, device: str = "cpu", threads: int = 1) -> Predictor:
 
 def check_device(device: str) -> None:
     """Raises UserError if this machine or this build of torch has no such device."""
-    import torch
+    if device == "cuda":
+        import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("DEVICE=cuda, but torch sees no CUDA GPU here; use DEVICE=cpu or a CUDA build of torch")
+        if not torch.cuda.is_available():
+            raise UserError("DEVICE=cuda, but torch sees no CUDA GPU here; use DEVICE=cpu or a CUDA build of torch")
 
 
 def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:

@@ -284,6 +284,9 @@ class Stage:
             raise Skip(f"not on {self.device}: {variant.cpu_only}")
         if self.is_made(variant):
             return
+        import torch
+
+        torch.set_num_threads(self.share)
         profile = self.profile
         context = self.context(variant)
         if variant.parent:
@@ -342,11 +345,8 @@ class Stage:
         threads = max(1, self.share // processes.number_here())
         context = replace(self.context(variant), threads=threads)
         torch.set_num_threads(context.threads)
-        try:
-            made = processes.together(lambda: self.makers[variant.method](variant, context))
-            return replace(made, details=made.details | {"training_threads": threads})
-        finally:
-            torch.set_num_threads(self.share)
+        made = processes.together(lambda: self.makers[variant.method](variant, context))
+        return replace(made, details=made.details | {"training_threads": threads})
 
     def pending(self, variant: Variant) -> Path:
         """Where answers wait for their record."""
@@ -513,7 +513,6 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
 
     Of several processes (compress.processes) the main one does it, and the others help it train.
     """
-    import torch
     from compress.predict import check_device
 
     train_device = args.train_device or args.device
@@ -522,7 +521,6 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
     processes.start(train_device)
     with processes.main_first():  # what is wrong with the profile is told once
         stage = Stage(script, makers, load_profile(args.profile), args)
-    torch.set_num_threads(stage.share)
     failed = 0
     if processes.is_main():
         failed = stage.run(args.only)

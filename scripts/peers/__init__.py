@@ -80,6 +80,16 @@ def started(name: str, arguments: list[str], url: str, log: Path, seconds: float
     """The process of a server that takes texts at `url`, ready to answer; its output goes to `log`.
 
     Ready means that it has answered once: a second worker may still be loading, so warm up before measuring.
+    """
+    with launched(arguments, log) as process:
+        wait_until_ready(name, process, url, log, seconds)
+        yield process
+
+
+@contextlib.contextmanager
+def launched(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
+    """The process, as soon as it is there; its output goes to `log`.
+
     Workers of mosec and LitServe outlive a SIGTERM: the server has a process group of its own, and that is killed.
     """
     with open(log, "w") as output:
@@ -91,7 +101,6 @@ def started(name: str, arguments: list[str], url: str, log: Path, seconds: float
             start_new_session=True,
         )
     try:
-        wait_until_ready(name, process, url, log, seconds)
         yield process
     finally:
         stop(process)
