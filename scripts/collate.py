@@ -191,13 +191,14 @@ def write_csv(path, columns, rows) -> None:
 
 def methods(profile, records, arrays, seed, labels) -> dict:
     """How each variant of one seed was made, in what time, what its maker found out, and what has no column."""
+    from compress.results import training_share
+
     found = {}
     for variant in profile.variants:
         if (seed, variant.name) not in records:
             continue
         record = records[seed, variant.name]
-        # A training side by side with others had the share of its threads.
-        share = record.details.get("training_threads", record.provenance.threads) / record.provenance.threads
+        share = training_share(record.details, record.provenance.threads)
         found[variant.name] = {
             "options": variant.model_dump(mode="json", exclude={"name"}),
             "details": record.details,

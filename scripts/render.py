@@ -16,7 +16,7 @@ from statistics import mean
 from compress.captions import POINTS, captions, findings, near, worse
 from compress.cli import main_guard, profile_parser
 from compress.profile import DEFAULT_PROFILE, ROOT
-from compress.results import BESIDE, CALM, DISTURBED, by_variant, is_noisy
+from compress.results import BESIDE, CALM, DISTURBED, by_variant, is_noisy, training_share
 from compress.tables import (
     by_seed,
     champion_table,
@@ -74,8 +74,7 @@ def time_spent(rows, methods) -> str:
     longest = max(seconds, key=seconds.get)
     threads = max(row["threads"] for row in rows)
     training = sum(
-        methods[row["variant"]]["details"].get("training_threads", threads) / threads * (row["train_seconds"] or 0)
-        for row in rows
+        training_share(methods[row["variant"]]["details"], threads) * (row["train_seconds"] or 0) for row in rows
     )
     return (
         f"{sum(seconds.values()) / 60:.1f} minutes to make and measure {len(rows)} variants, {training / 60:.1f} of "

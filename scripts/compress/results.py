@@ -127,6 +127,11 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
     return Results(without_disturbed_times(rows, others[0]["baseline"]), *others, *further, gpu)
 
 
+def training_share(details: dict, threads: int) -> float:
+    """The part of the machine's threads that a variant was trained with: others may have been in training beside it."""
+    return details.get("training_threads", threads) / threads
+
+
 def is_noisy(row) -> bool:
     """True for a row whose times without_disturbed_times() has taken away."""
     return row["reason"].startswith(NOISY)
