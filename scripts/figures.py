@@ -6,6 +6,8 @@ Example: python scripts/figures.py --profile minilm
 """
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from compress.cli import cores, main_guard, profile_parser
@@ -733,6 +735,7 @@ def profile_servers(profile) -> list[str]:
 
 
 def save(folder: Path, name: str, figure) -> None:
+    """Writes a figure as <name>.png and .pdf, without a date: the same results give the same bytes."""
     from compress.files import atomic_path
 
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
@@ -744,9 +747,6 @@ def main(args: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from concurrent.futures import ProcessPoolExecutor
-    from functools import partial
-
     from compress.profile import load_profile
     from compress.results import read_results
 

@@ -34,7 +34,8 @@ def context():
     """multiprocessing's context that forks it; the first call, before there are threads, starts it. It ends with us."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(["compress.warm"])
-    set_here = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPTS), "OMP_WAIT_POLICY": None}  # as compress.measure does
+    # As compress.measure does. So the threads of a lane that has several spin while its variant is made, too.
+    set_here = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPTS), "OMP_WAIT_POLICY": None}
     kept = {name: os.environ.get(name) for name in set_here}
     _set(set_here)
     try:

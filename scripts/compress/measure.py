@@ -88,7 +88,7 @@ def measure(job: Questions | Timing) -> dict[str, np.ndarray]:
 
 def run(job: Questions | Timing) -> dict[str, np.ndarray]:
     """The same in this process."""
-    gc.disable()  # as timeit does; besides, collecting while torch is imported takes a third of that time
+    gc.disable()  # as timeit does
     # Empty, for torch.compile: kernels of earlier runs would hide what a first call costs.
     with tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True) as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
