@@ -1,7 +1,7 @@
 """Records to results: checks every record of a profile and computes every metric from raw logits and times.
 
 Reads build/<profile>/records/ and predictions/; writes results/<profile>/variants.csv and methods.json,
-environment.json, data.json, of the first seed reliability.csv and flips.csv, of several seeds seeds.csv
+environment.json, data.json, answers.npz, of the first seed reliability.csv and flips.csv, of several seeds seeds.csv
 (results/<profile>/cuda/ for a GPU's records), and into each model's folder a card (README.md) and what a service tells
 of it (measured.json).
 Fails if a variant of the profile has no record for the first seed, and when a record says that a variant failed.
@@ -372,6 +372,33 @@ def write_seeds(path, profile, arrays, labels) -> None:
         remove(path)
 
 
+def write_answers(path, arrays, labels) -> None:
+    """What all variants answered and how long it took, for who works a number out anew: answers.npz, without pickles.
+
+    labels/<set>: int64 [sentences]. <seed>/variants: names [variants]; <seed>/<set>: uint16 [variants, sentences], the
+    class with the largest logit (test: asked alone; batched_test: in batches). <seed>/timed: names [timed];
+    <seed>/latency_seconds [timed, calls, (variant, baseline)] and throughput_seconds [timed, rounds, (...)]: float32.
+    """
+    import numpy as np
+    from compress.files import atomic_path
+
+    found = {f"labels/{name}": truth for name, truth in labels.items() if name not in ("train", "unlabelled")}
+    for seed in {seed: None for seed, _ in arrays}:
+        of_seed = {name: of for (s, name), of in arrays.items() if s == seed}
+        found[f"{seed}/variants"] = np.array(list(of_seed))
+        for key in [key for key in next(iter(of_seed.values())) if key.startswith("logits")]:
+            kind, _, name = key.partition("/")
+            answers = np.array([of[key].argmax(-1) for of in of_seed.values()], np.uint16)
+            found[f"{seed}/{'batched_' if kind == 'logits_batched' else ''}{name}"] = answers
+        timed = {name: of for name, of in of_seed.items() if "latency_seconds" in of}
+        if timed:
+            found[f"{seed}/timed"] = np.array(list(timed))
+            for key in ("latency_seconds", "throughput_seconds"):
+                found[f"{seed}/{key}"] = np.array([of[key] for of in timed.values()], np.float32)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **found)
+
+
 def main(args: argparse.Namespace) -> int:
     import numpy as np
     from compress.data import load_card, load_splits
@@ -402,6 +429,7 @@ def main(args: argparse.Namespace) -> int:
     write_json(results / "methods.json", methods(profile, records, arrays, seeds[0], labels))
     write_json(results / "environment.json", environment(profile, records))
     write_json(results / "data.json", {k: v for k, v in card.items() if k != "key"})
+    write_answers(results / "answers.npz", arrays, labels)
     if not profile.no_quality:
         first, measured = ({name: x for (s, name), x in all_.items() if s == seeds[0]} for all_ in (records, arrays))
         write_csv(results / "reliability.csv", RELIABILITY, reliability_rows(measured, labels))

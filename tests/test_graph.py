@@ -28,6 +28,7 @@ from sklearn.metrics import f1_score
 
 PYTHON = ".venv/bin/python"
 FINETUNE = (PYTHON, "scripts/01_finetune.py", "--profile", "smoke")
+TIMED = {"latency_seconds": "latency_speedup", "throughput_seconds": "throughput_speedup"}
 COLLATE = (PYTHON, "scripts/collate.py", "--profile", "smoke")
 
 
@@ -79,6 +80,39 @@ def test_a_number_of_the_table_can_be_traced_to_the_raw_logits(smoke):
         files = (folder / "build/smoke/models" / name).iterdir()
         bytes_ = sum(file.stat().st_size for file in files if file.name not in no_weights)
         assert float(row["size_mb"]) == pytest.approx(bytes_ / 1e6, rel=1e-5)
+
+
+def test_the_table_can_be_worked_out_from_the_answers_beside_it(smoke):
+    rows = table(smoke[0])
+    with np.load(smoke[0] / "results/smoke/answers.npz", allow_pickle=False) as file:
+        found = {name: file[name] for name in file.files}
+    names = list(found["0/variants"])
+    assert names == [name for name, row in rows.items() if row["status"] == "ok"]
+    baseline = found["0/test"][names.index("finetuned")]
+    for name, *answers in zip(names, *(found[f"0/{kind}"] for kind in ("test", "batched_test", "tweets")), strict=True):
+        alone, batched, tweets = answers
+        f1, base = (f1_score(found["labels/test"], given) for given in (alone, baseline))
+        worked_out = {
+            "f1_test": f1,
+            "f1_tweets": f1_score(found["labels/tweets"], tweets),
+            "f1_drop_points": 100 * (base - f1),
+            "flip_rate": np.mean(alone != baseline),
+            "batch_flip_rate": np.mean(alone != batched),
+        }
+        assert {column: float(rows[name][column]) for column in worked_out} == pytest.approx(worked_out, abs=1e-4)
+    for name, *times in zip(*(found[f"0/{kind}"] for kind in ("timed", *TIMED)), strict=True):
+        for column, seconds in zip(TIMED.values(), times, strict=True):
+            speedup = np.median(seconds[:, 1] / seconds[:, 0])
+            assert float(rows[name][column]) == pytest.approx(speedup, rel=1e-4)
+    assert len(found["0/timed"]) == sum(bool(row["latency_speedup"]) for row in rows.values())
+
+
+def test_what_is_compiled_answers_where_it_is_timed(smoke):
+    with np.load(smoke[0] / "build/smoke/predictions/compiled-fp32.npz") as file:
+        assert {"latency_seconds", "logits/validation", "answer_key"} <= set(file.files)
+        assert file["answer_seconds"] == 0
+        answers = file["logits/test"]
+    np.testing.assert_allclose(answers, logits(smoke[0], "distill-1x32"), atol=1e-4)
 
 
 def test_the_benchmark_can_be_traced_to_the_raw_latencies(smoke):

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 
 from compress import forked
@@ -21,7 +22,7 @@ def prepare(stage, variants) -> None:
     from tqdm import tqdm
 
     missing = {v.name for v in variants if not stage.is_made(v, verify=False)}
-    waiting = [v for v in variants if v.method != "champion" and (v.name in missing or stage.asked(v) is None)]
+    waiting = [v for v in variants if v.method != "champion" and (v.name in missing or not stage.is_prepared(v))]
     if len(waiting) < 2:
         return
     # The longest last would run alone.
@@ -48,6 +49,8 @@ def prepare(stage, variants) -> None:
                         told = f"made and asked in {future.result():.0f} s"
                     else:
                         told = f"left for later: {error}"
+                        if isinstance(error, BrokenProcessPool):  # a maker was killed, and no other can be had
+                            waiting.clear()
                     bar.write(f"{stage.name(variant.name)}: {told}")
                     bar.update()
         except BaseException:  # interrupted: half a training is no use to anyone who has left

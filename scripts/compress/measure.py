@@ -4,7 +4,7 @@
 - Questions: the process loads the variant, predicts the test set at batch 1 (or in batches, once it is shown that this
   variant's logits don't depend on them) and the other sets in batches.
 - Timing: the process loads the variant and only then the baseline beside it. Their paired times are taken while the
-  threads' cores are near each other (Cores). It needs a quiet machine.
+  threads' cores are near each other (Cores). It needs a quiet machine. What takes long to compile answers here, too.
 Both begin with the variant alone: the seconds of its first calls, and its peak memory when it has met every length.
 What comes back are raw logits and raw times (seconds); every metric is computed from them later.
 A call ends when its logits are in the host's memory: on a GPU the clock waits for the device, and counts both copies.
@@ -37,6 +37,7 @@ ROUNDS = 4
 COLD_LENGTHS = 12
 APART = 2.0  # times what it takes between near cores that a handover takes: then they are far from each other
 HANDOVERS = 300
+FOR_OTHER_TASKS = ("sklearn", "scipy")  # transformers would import them, which takes a second and more
 PROBES = 40
 PAUSE = 0.1  # seconds: idle, a virtual machine's cores come back together
 
@@ -65,6 +66,7 @@ class Timing:
     baseline_batch_size: int | None = None  # the best of them for the baseline, if that is known
     handover: float | None = None  # seconds between near cores, if the baseline has found that out; see Cores
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
+    questions: dict[str, list[str]] | None = None  # also answer these validation and test sets
 
 
 def measure(job: Questions | Timing) -> dict[str, np.ndarray]:
@@ -125,6 +127,12 @@ def timings(job: Timing) -> dict[str, np.ndarray]:
         tokenize_seconds[i] = time.perf_counter() - began
     cold, peak_rss = begin(variant, ids)
     out = {"tokenize_seconds": tokenize_seconds, "cold_seconds": cold}
+    if job.questions:
+        from compress.predict import token_ids
+
+        logits, invariant = ask(variant, {name: token_ids(tokenizer, texts) for name, texts in job.questions.items()})
+        answered = {"precision": variant.precision, "batch_invariant": invariant}
+        out |= logits | {"about": np.array(json.dumps(answered))}
     cores = Cores(variant.threads if job.device == "cpu" else 1, job.patience, job.handover)
     arrays, about = time_beside_baseline(job, variant, ids, cores)
     out |= arrays
@@ -385,7 +393,7 @@ def _single(ids) -> tuple[np.ndarray, np.ndarray]:
 
 def main(job_path: str, output: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever started this may ignore it, and may have been ended by it
-    for library in ("sklearn", "scipy"):  # transformers would import them for other tasks: a second and more
+    for library in FOR_OTHER_TASKS:
         sys.modules[library] = None
     name, fields = json.loads(Path(job_path).read_text("utf-8"))
     np.savez(output, **run({"Questions": Questions, "Timing": Timing}[name](**fields)))

@@ -276,8 +276,16 @@ class Stage:
     def prepare(self, variant: Variant, beside: int = 0, make: Callable | None = None) -> None:
         """Makes (or has `make` do it) and asks the variant, unless that is done; `beside` others at the same time."""
         (make or self.make)(variant, beside)
-        if self.asked(variant) is None:
+        if not self.is_prepared(variant):
             self.ask(variant, beside)
+
+    def is_prepared(self, variant: Variant) -> bool:
+        """Whether a variant that is made needs no other process before it is timed.
+
+        One that is compiled whenever it starts answers in the process that times it: each would take half a minute.
+        """
+        compiled = read_artifact(self.folder(variant.name), verify=False).runtime.get("compile")
+        return (compiled and self.is_timed(variant)) or self.asked(variant) is not None
 
     def make(self, variant: Variant, beside: int = 0) -> None:
         if self.device != "cpu" and variant.cpu_only:
@@ -378,29 +386,34 @@ class Stage:
     def ask(self, variant: Variant, beside: int) -> None:
         """Has the variant answer all that it is asked, and keeps that until its record is written."""
         began = time.perf_counter()
-        splits, artifact = self.splits, read_artifact(self.folder(variant.name))
-        names = [name for name in splits if name not in ("train", "unlabelled")]
+        artifact = read_artifact(self.folder(variant.name))
         job = measuring.Questions(
-            variant=str(self.folder(variant.name)),
-            device=self.device,
-            threads=self.share,
-            texts={name: splits[name]["text"][:] for name in names},
+            variant=str(self.folder(variant.name)), device=self.device, threads=self.share, texts=self.questions()
         )
         # An engine starts sooner by itself than a fork with PyTorch would, and a fork hides what memory PyTorch takes:
         # of a timed variant the other process tells that, and of another seed nobody wants to know.
         fork = in_torch(artifact.backend) and (self.is_timed(variant) or self.seed != 0)
-        arrays = (forked if fork else measuring).measure(job)
-        if broken := [name for name in arrays if name.startswith("logits") and not np.isfinite(arrays[name]).all()]:
-            raise UserError(f"its answers are not numbers: {', '.join(broken)}")
-        arrays["answer_key"] = np.array(self.answer_key(artifact.key))
+        arrays = self.answered(artifact, (forked if fork else measuring).measure(job))
         arrays["answer_seconds"] = np.array((time.perf_counter() - began) / (1 + beside))
         write_arrays(self.pending(variant), arrays)
+
+    def questions(self) -> dict[str, list[str]]:
+        return {name: split["text"][:] for name, split in self.splits.items() if name not in ("train", "unlabelled")}
+
+    def answered(self, artifact: Artifact, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays with the key of their answers; raises UserError if an answer is no number."""
+        if broken := [name for name in arrays if name.startswith("logits") and not np.isfinite(arrays[name]).all()]:
+            raise UserError(f"its answers are not numbers: {', '.join(broken)}")
+        return arrays | {"answer_key": np.array(self.answer_key(artifact.key))}
 
     def measure(self, variant: Variant) -> Record:
         """Times the variant, if it is to be, and writes down all that was found."""
         artifact, arrays = read_artifact(self.folder(variant.name)), self.asked(variant)
         began = time.perf_counter()
-        if self.is_timed(variant):
+        if arrays is None:
+            arrays = self.answered(artifact, self.timed(variant, artifact, self.questions()))
+            arrays["answer_seconds"] = np.array(0.0)  # they are among those of its times
+        elif self.is_timed(variant):
             arrays |= self.timed(variant, artifact)
         output = self.profile.predictions(self.name(variant.name))
         write_arrays(output, arrays)
@@ -414,8 +427,8 @@ class Stage:
         remove(self.pending(variant))
         return record
 
-    def timed(self, variant: Variant, artifact: Artifact) -> dict[str, np.ndarray]:
-        """The variant's times; taken again if something else had the machine meanwhile."""
+    def timed(self, variant: Variant, artifact: Artifact, questions: dict | None = None) -> dict[str, np.ndarray]:
+        """The variant's times, and its answers to questions; again if something else had the machine meanwhile."""
         profile, budgets = self.profile, self.profile.measure
         job = measuring.Timing(
             variant=str(self.folder(variant.name)),
@@ -425,6 +438,7 @@ class Stage:
             seed=self.seed,
             texts=self.splits["test"]["text"][:],
             shapes=budgets.shapes.model_dump() if self.is_shaped(variant) else None,
+            questions=questions,
             **self.told_by_baseline(variant),
             batch_sizes=budgets.batch_sizes + (budgets.cuda_batch_sizes if self.device == "cuda" else []),
             **budgets.model_dump(exclude={"shapes", "batch_sizes", "cuda_batch_sizes"}),

@@ -3,14 +3,15 @@
 # ruff: noqa: E402, F401
 import sys
 
-NOT_YET = ("sklearn", "scipy")  # as compress.measure does; whoever trains in a fork needs them
-for library in NOT_YET:
+from compress.measure import FOR_OTHER_TASKS
+
+for library in FOR_OTHER_TASKS:
     sys.modules[library] = None
 
 import torch
-from compress import load, measure, model, predict
+from compress import load, model, predict
 from transformers import AutoModelForSequenceClassification
 from transformers.models.bert import modeling_bert
 
-for library in NOT_YET:
+for library in FOR_OTHER_TASKS:  # whoever trains in a fork needs them
     del sys.modules[library]
