@@ -211,7 +211,7 @@ def methods(profile, records, arrays, seed, labels) -> dict:
 
 
 def measured_beside(profile, record, arrays, labels) -> dict:
-    """Validation F1, what a cold start and a new length cost (ms), and latency (ms) over shapes where it was taken."""
+    """Validation F1; in ms what a cold start, a new length and tokenization cost, and latency over shapes where taken."""
     import numpy as np
     from compress.measure import apart
     from compress.metrics import quality
@@ -225,6 +225,7 @@ def measured_beside(profile, record, arrays, labels) -> dict:
             "first_ms": cold[0, 0],
             "new_length_ms": float(np.median(cold[1:, 0])),
             "same_length_ms": float(np.median(cold[1:, 1])),
+            "tokenize_ms": 1e3 * float(np.median(arrays["tokenize_seconds"])),
         }
     found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
     if "handover_seconds" in arrays:  # the share of what was timed while the cores were far from each other

@@ -340,6 +340,7 @@ def context(profile, results) -> dict:
         "by_seed": lambda of: by_seed(of, rows, over_seeds),
         "disturbed": DISTURBED,
         "patience": profile.measure.patience,
+        "tokenize_ms": methods[profile.baseline].get("measured", {}).get("tokenize_ms"),
         "noisy": [row for row in first if is_noisy(row)],
         "apart": [row for row in first if methods[row["variant"]].get("measured", {}).get("apart")],
         "compiled": [row for row in by_chapter["HW6"] if methods[row["variant"]]["options"].get("compile")],

@@ -261,7 +261,8 @@ def time_beside_baseline(job: Timing, variant, ids, cores: Cores) -> tuple[dict[
     # A variant may have a tokenizer of its own; the baseline gets the baseline's ids for the same sentence.
     base_artifact = read_artifact(Path(job.baseline), verify=False)
     base_tokenizer = load_tokenizer(Path(job.baseline), base_artifact.max_length)
-    sample = np.random.default_rng(job.seed).permutation(len(ids))
+    most = max(job.latency_calls, job.throughput_sentences)
+    sample = np.random.default_rng(job.seed).permutation(len(ids))[:most]
     pairs = [(ids[i], base_tokenizer.encode(job.texts[i]).ids) for i in sample]
     latency = time_latency(models, pairs, job.warmup, job.latency_calls, cores)
     subset = pairs[: job.throughput_sentences]
