@@ -211,7 +211,7 @@ def methods(profile, records, arrays, seed, labels) -> dict:
 
 
 def measured_beside(profile, record, arrays, labels) -> dict:
-    """Validation F1; in ms what a cold start, a new length and tokenization cost, and latency over shapes where taken."""
+    """Validation F1; in ms what a start, a new length and a tokenizer cost, and latency over shapes where taken."""
     import numpy as np
     from compress.measure import apart
     from compress.metrics import quality
