@@ -359,14 +359,20 @@ def energy_counters() -> list[str]:
     return sorted(path.name for path in Path("/sys/class/powercap").glob("intel-rapl:*"))
 
 
+def by_seed(found) -> dict:
+    """What is found by (seed, variant), by seed and then by variant."""
+    seeds = {}
+    for (seed, name), value in found.items():
+        seeds.setdefault(seed, {})[name] = value
+    return seeds
+
+
 def write_seeds(path, profile, arrays, labels) -> None:
     """What several seeds say together; no file where there is one seed."""
     from compress import seeds
     from compress.files import remove
 
-    logits = {}
-    for (seed, name), of in arrays.items():
-        logits.setdefault(seed, {})[name] = of["logits/test"]
+    logits = by_seed({key: of["logits/test"] for key, of in arrays.items()})
     if rows := seeds.over_seeds(profile.baseline, logits, labels):
         write_csv(path, seeds.COLUMNS, rows)
     else:
@@ -383,11 +389,11 @@ def write_answers(path, arrays, labels) -> None:
     import numpy as np
     from compress.files import atomic_path
 
-    found = {f"labels/{name}": truth for name, truth in labels.items() if name not in ("train", "unlabelled")}
-    for seed in {seed: None for seed, _ in arrays}:
-        of_seed = {name: of for (s, name), of in arrays.items() if s == seed}
+    asked = [key for key in next(iter(arrays.values()), ()) if key.startswith("logits")]
+    found = {f"labels/{name}": truth for name, truth in labels.items() if f"logits/{name}" in asked}
+    for seed, of_seed in by_seed(arrays).items():
         found[f"{seed}/variants"] = np.array(list(of_seed))
-        for key in [key for key in next(iter(of_seed.values())) if key.startswith("logits")]:
+        for key in asked:
             kind, _, name = key.partition("/")
             answers = np.array([of[key].argmax(-1) for of in of_seed.values()], np.uint16)
             found[f"{seed}/{'batched_' if kind == 'logits_batched' else ''}{name}"] = answers
@@ -421,10 +427,10 @@ def main(args: argparse.Namespace) -> int:
         raise
     splits, card = load_splits(profile), load_card(profile)
     labels = {name: np.array(split["label"]) for name, split in splits.items()}
+    records_of, arrays_of = by_seed(records), by_seed(arrays)
     rows = []
     for seed in seeds:
-        of_seed, measured = ({name: x for (s, name), x in all_.items() if s == seed} for all_ in (records, arrays))
-        rows += seed_rows(profile, of_seed, measured, labels)
+        rows += seed_rows(profile, records_of.get(seed, {}), arrays_of.get(seed, {}), labels)
     results = profile.results_on(args.device)
     write_csv(results / "variants.csv", COLUMNS, rows)
     write_json(results / "methods.json", methods(profile, records, arrays, seeds[0], labels))
@@ -432,7 +438,7 @@ def main(args: argparse.Namespace) -> int:
     write_json(results / "data.json", {k: v for k, v in card.items() if k != "key"})
     write_answers(results / "answers.npz", arrays, labels)
     if not profile.no_quality:
-        first, measured = ({name: x for (s, name), x in all_.items() if s == seeds[0]} for all_ in (records, arrays))
+        first, measured = records_of[seeds[0]], arrays_of.get(seeds[0], {})
         write_csv(results / "reliability.csv", RELIABILITY, reliability_rows(measured, labels))
         write_csv(results / "flips.csv", FLIPS, flip_rows(profile, first, measured, splits["test"], card["labels"]))
         write_seeds(results / "seeds.csv", profile, arrays, labels["test"])
