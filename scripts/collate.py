@@ -193,6 +193,8 @@ def methods(profile, records, arrays, seed, labels) -> dict:
     """How each variant of one seed was made, in what time, what its maker found out, and what has no column."""
     from compress.results import training_share
 
+    own = (of["near_handover_seconds"] for of in arrays.values() if "near_handover_seconds" in of)
+    near = min(map(float, own), default=None)  # a variant that met far cores alone has found too much
     found = {}
     for variant in profile.variants:
         if (seed, variant.name) not in records:
@@ -203,15 +205,18 @@ def methods(profile, records, arrays, seed, labels) -> dict:
             "options": variant.model_dump(mode="json", exclude={"name"}),
             "details": record.details,
             "seconds": round(record.seconds + share * (record.train_seconds or 0), 1),
-            "measured": measured_beside(profile, record, arrays[seed, variant.name], labels)
+            "measured": measured_beside(profile, record, arrays[seed, variant.name], labels, near)
             if record.status == "ok"
             else {},
         }
     return found
 
 
-def measured_beside(profile, record, arrays, labels) -> dict:
-    """Validation F1; in ms what a start, a new length and a tokenizer cost, and latency over shapes where taken."""
+def measured_beside(profile, record, arrays, labels, near: float | None) -> dict:
+    """Validation F1; in ms what a start, a new length and a tokenizer cost, and latency over shapes where taken.
+
+    `near`: seconds of a handover between near cores.
+    """
     import numpy as np
     from compress.measure import apart
     from compress.metrics import quality
@@ -229,7 +234,7 @@ def measured_beside(profile, record, arrays, labels) -> dict:
         }
     found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
     if "handover_seconds" in arrays:  # the share of what was timed while the cores were far from each other
-        found["apart"] = float(np.mean(apart(arrays["handover_seconds"], arrays["near_handover_seconds"])))
+        found["apart"] = float(np.mean(apart(arrays["handover_seconds"], near)))
     if "shape_seconds" in arrays:
         shapes = profile.measure.shapes
         axes = {"threads": shapes.threads, "batches": shapes.batches, "lengths": shapes.lengths}

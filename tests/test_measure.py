@@ -12,8 +12,8 @@ PATIENCE = 5.0
 class Scripted(measure.Cores):
     """Handovers take what is written; the last of them from then on."""
 
-    def __init__(self, *seconds):
-        super().__init__(2, PATIENCE, handover=NEAR)
+    def __init__(self, *seconds, known=NEAR):
+        super().__init__(2, PATIENCE, handover=known)
         self.script = list(seconds)
 
     def handover(self):
@@ -56,9 +56,17 @@ def test_a_handover_takes_time_and_is_found_where_no_baseline_tells_it(pauses):
 
 
 def test_what_near_cores_take_hangs_on_no_outlier(pauses, monkeypatch):
-    found = iter([NEAR / 4, *[FAR] * 30, *[NEAR] * 9])
+    found = iter([NEAR / 4, *[FAR] * (measure.PROBES - 15), *[NEAR] * 14])
     monkeypatch.setattr(measure.Cores, "handover", lambda _: next(found))
     assert measure.Cores(2, PATIENCE).near == NEAR
+
+
+def test_what_was_looked_for_among_far_cores_is_learned_from_the_first_near_ones(pauses):
+    cores = Scripted(FAR, FAR, NEAR, NEAR, FAR, NEAR, known=FAR)
+    assert len(list(cores.together())) == 1  # nothing tells them from near ones yet
+    assert len(list(cores.together())) == 1
+    assert len(list(cores.together())) == 1  # from a far to a near one, after a pause
+    assert (cores.near, pauses, cores.handovers) == (NEAR, [measure.PAUSE], [FAR, NEAR, NEAR])
 
 
 def test_a_change_of_the_timing_leaves_answers_as_they_are(tmp_path, monkeypatch):

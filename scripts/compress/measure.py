@@ -15,6 +15,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -35,10 +36,10 @@ INVARIANCE_SENTENCES = 200  # that are asked alone and in a batch before batches
 INVARIANCE_TOLERANCE = 1e-4  # logits
 ROUNDS = 4
 COLD_LENGTHS = 12
-APART = 2.0  # times what it takes between near cores that a handover takes: then they are far from each other
+APART = 1.7  # times what it takes between near cores that a handover takes: then they are far from each other
 HANDOVERS = 300
 FOR_OTHER_TASKS = ("sklearn", "scipy")  # transformers would import them, which takes a second and more
-PROBES = 40
+PROBES = 100
 PAUSE = 0.1  # seconds: idle, a virtual machine's cores come back together
 
 
@@ -64,7 +65,7 @@ class Timing:
     batch_sizes: list[int]
     patience: float  # seconds, see Cores
     baseline_batch_size: int | None = None  # the best of them for the baseline, if that is known
-    handover: float | None = None  # seconds between near cores, if the baseline has found that out; see Cores
+    handover: float | None = None  # seconds between near cores, if those timed before have found that out; see Cores
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
     questions: dict[str, list[str]] | None = None  # also answer these validation and test sets
 
@@ -198,18 +199,23 @@ class Cores:
     def __init__(self, threads: int, patience: float, handover: float | None = None):
         """`patience`: seconds that pauses, and times that are taken again, may last in all.
 
-        `handover`: the seconds that it takes where cores are near; else they are looked for, in four seconds.
+        `handover`: the seconds that it takes where cores are near, as far as known; else they are looked for at once,
+        for ten seconds. They may all fall into a time of far cores, so that `near` is also learned from what is seen.
         """
         self.threads = threads
         self.handovers: list[float] = []  # seconds, after all that was kept
         self.patience = patience
-        self.near = handover
+        self.known = math.inf if handover is None else handover
+        self.seen: list[float] = []  # seconds
         if threads > 1 and handover is None:
-            found = []
             for _ in range(PROBES):
                 time.sleep(PAUSE)
-                found.append(self.handover())
-            self.near = sorted(found)[2]  # the very least may be an outlier
+                self.look()
+
+    @property
+    def near(self) -> float:
+        """Seconds between near cores: a tenth of those seen are less (the least may be an outlier), or a known one."""
+        return min(self.known, float(np.quantile(self.seen, 0.1)))
 
     def together(self) -> Iterator[None]:
         """For a loop whose body times something: again, until the cores were near each other before and after it.
@@ -220,16 +226,21 @@ class Cores:
             yield
             return
         while True:
-            while apart(self.handover(), self.near) and self.patience > 0:
+            while apart(self.look(), self.near) and self.patience > 0:
                 time.sleep(PAUSE)
                 self.patience -= PAUSE
             began = time.perf_counter()
             yield
-            seconds = self.handover()
+            seconds = self.look()
             if self.patience <= 0 or not apart(seconds, self.near):
                 self.handovers.append(seconds)
                 return
             self.patience -= time.perf_counter() - began
+
+    def look(self) -> float:
+        """Seconds of a handover now, which are taken to the others."""
+        self.seen.append(self.handover())
+        return self.seen[-1]
 
     def handover(self) -> float:
         """Seconds that PyTorch takes to give each thread a row and to wait for all, less those of a row itself."""
@@ -301,11 +312,12 @@ def time_shapes(folder: Path, device: str, ids, shapes: dict, cores: Cores) -> n
     times = np.empty([*map(len, axes), shapes["calls"]])
     for t, threads in enumerate(axes[0]):
         model = load(folder, device, threads)
+        together = (cores if threads > 1 else Cores(1, 0)).together
         for b, batch in enumerate(axes[1]):
             for n, length in enumerate(axes[2]):
                 input_ids = np.resize(tokens, (batch, length))
                 mask = np.ones_like(input_ids)
-                for _ in cores.together():
+                for _ in together():
                     model(input_ids, mask)
                     for call in range(shapes["calls"]):
                         began = time.perf_counter()

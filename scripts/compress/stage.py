@@ -93,6 +93,7 @@ class Stage:
         self.seed, self.device, self.threads = args.seed, args.device, args.threads
         self.train_device = args.train_device or args.device
         self.card = load_card(profile)
+        self.handover: float | None = None  # seconds, see compress.measure.Cores; the least that a variant has found
         # A maker's own code, not the whole script's: mending one method must not retrain the others.
         self.sources = {m: source_hash(self.script, f.__name__, without=HARNESS) for m, f in makers.items()}
         # Not the profile's schema: what it says of a variant is in the key already.
@@ -446,6 +447,7 @@ class Stage:
         for left in reversed(range(TRIES)):
             # A fork has imported what the baseline needs; but what a variant's own library costs to load is counted.
             arrays = (measuring if in_torch(artifact.backend) else forked).measure(job)
+            self.learn_handover(arrays)
             slower = self.slower_than_usual(variant, arrays)
             if slower < DISTURBED:
                 break
@@ -455,13 +457,18 @@ class Stage:
         return arrays
 
     def told_by_baseline(self, variant: Variant) -> dict:
-        """What the baseline's own measurement has found for those of the others; {} while that is to be found."""
+        """What the measurements of the baseline, and of others, have found for this one; {} for the baseline itself."""
         if variant.name == self.profile.baseline:
             return {}
         run = self.name(self.profile.baseline)
         with np.load(self.profile.predictions(run), allow_pickle=False) as arrays:
-            near = float(arrays["near_handover_seconds"]) if "near_handover_seconds" in arrays else None
-        return {"baseline_batch_size": read_record(self.profile.record(run)).measured.batch_size, "handover": near}
+            self.learn_handover(arrays)
+        size = read_record(self.profile.record(run)).measured.batch_size
+        return {"baseline_batch_size": size, "handover": self.handover}
+
+    def learn_handover(self, arrays: Mapping[str, np.ndarray]) -> None:
+        if "near_handover_seconds" in arrays:  # not of one thread, nor on a GPU
+            self.handover = min(float(arrays["near_handover_seconds"]), self.handover or np.inf)
 
     def slower_than_usual(self, variant: Variant, now: Mapping[str, np.ndarray]) -> float:
         """How many times its own record's seconds the baseline took beside this variant, in the worse of both timings.
