@@ -34,7 +34,7 @@ SETTLE = 0.05  # seconds of untimed calls before timed ones: the other model's i
 INVARIANCE_BATCH = 16
 INVARIANCE_SENTENCES = 200  # that are asked alone and in a batch before batches are trusted
 INVARIANCE_TOLERANCE = 1e-4  # logits
-ROUNDS = 4
+ROUNDS = 8  # at most, of passes through a share of the sentences: many short ones say more than few long ones
 COLD_LENGTHS = 12
 APART = 1.7  # times what it takes between near cores that a handover takes: then they are far from each other
 HANDOVERS = 300
@@ -279,7 +279,8 @@ def time_beside_baseline(job: Timing, variant, ids, cores: Cores) -> tuple[dict[
     subset = pairs[: job.throughput_sentences]
     sizes = (job.batch_sizes, [job.baseline_batch_size] if job.baseline_batch_size else job.batch_sizes)
     best = [best_batch(models[i], [pair[i] for pair in subset[:128]], sizes[i], cores) for i in (0, 1)]
-    return {"latency_seconds": latency, "throughput_seconds": time_throughput(models, subset, best, cores)}, {
+    rounds = max(1, min(ROUNDS, len(subset) // max(job.batch_sizes)))  # each share fills a batch of any size
+    return {"latency_seconds": latency, "throughput_seconds": time_throughput(models, subset, best, rounds, cores)}, {
         "baseline_threads": baseline.threads,
         "batch_size": best[0],
         "baseline_batch_size": best[1],
@@ -374,17 +375,17 @@ def best_batch(model, ids, sizes: list[int], cores: Cores) -> int:
     return min(spent, key=spent.get)
 
 
-def time_throughput(models, pairs, batch_sizes, cores: Cores) -> np.ndarray:
-    """Seconds [rounds, 2] to answer every ROUNDS-th sentence, sorted by length, each model at its best batch."""
+def time_throughput(models, pairs, batch_sizes, rounds: int, cores: Cores) -> np.ndarray:
+    """Seconds [rounds, 2] to answer every rounds-th sentence, sorted by length, each model at its best batch."""
     from compress.predict import batches
 
-    times = np.empty((ROUNDS, 2))
-    for r in range(ROUNDS):  # an engine that prepares for a shape has met all of them then, as in service
-        _throughput_pass(models[0], [pair[0] for pair in pairs[r::ROUNDS]], batch_sizes[0])
-    for r in range(-1, ROUNDS):  # the first once more before all, unmeasured
+    times = np.empty((rounds, 2))
+    for r in range(rounds):  # an engine that prepares for a shape has met all of them then, as in service
+        _throughput_pass(models[0], [pair[0] for pair in pairs[r::rounds]], batch_sizes[0])
+    for r in range(-1, rounds):  # the first once more before all, unmeasured
         order = (0, 1) if r % 2 else (1, 0)
         for m in (m for _ in cores.together() for m in order):
-            ids = [pair[m] for pair in pairs[max(r, 0) :: ROUNDS]]
+            ids = [pair[m] for pair in pairs[max(r, 0) :: rounds]]
             _, *shortest = next(batches(ids, batch_sizes[m], by_length=True))
             settle(models[m], [shortest])
             began = time.perf_counter()
