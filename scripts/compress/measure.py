@@ -39,7 +39,6 @@ COLD_LENGTHS = 12
 APART = 1.7  # times what it takes between near cores that a handover takes: then they are far from each other
 HANDOVERS = 300
 FOR_OTHER_TASKS = ("sklearn", "scipy")  # transformers would import them, which takes a second and more
-PROBES = 100
 PAUSE = 0.1  # seconds: idle, a virtual machine's cores come back together
 
 
@@ -200,7 +199,7 @@ class Cores:
         """`patience`: seconds that pauses, and times that are taken again, may last in all.
 
         `handover`: the seconds that it takes where cores are near, as far as known; else they are looked for at once,
-        for ten seconds. They may all fall into a time of far cores, so that `near` is also learned from what is seen.
+        for half the patience. All may fall into a time of far cores, so that `near` is learned from what is seen, too.
         """
         self.threads = threads
         self.handovers: list[float] = []  # seconds, after all that was kept
@@ -208,7 +207,7 @@ class Cores:
         self.known = math.inf if handover is None else handover
         self.seen: list[float] = []  # seconds
         if threads > 1 and handover is None:
-            for _ in range(PROBES):
+            for _ in range(int(patience / 2 / PAUSE)):
                 time.sleep(PAUSE)
                 self.look()
 
