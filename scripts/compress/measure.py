@@ -64,7 +64,7 @@ class Timing:
     batch_sizes: list[int]
     patience: float  # seconds, see Cores
     baseline_batch_size: int | None = None  # the best of them for the baseline, if that is known
-    handover: float | None = None  # seconds between near cores, if those timed before have found that out; see Cores
+    handover: float = math.inf  # seconds between near cores, if those timed before have found that out; see Cores
     shapes: dict | None = None  # compress.profile.Shapes: also time these batches, lengths and threads
     questions: dict[str, list[str]] | None = None  # also answer these validation and test sets
 
@@ -195,7 +195,7 @@ class Cores:
     far from each other, and idle ones together again when they wake: so a pause helps where waiting at work would not.
     """
 
-    def __init__(self, threads: int, patience: float, handover: float | None = None):
+    def __init__(self, threads: int, patience: float, handover: float = math.inf):
         """`patience`: seconds that pauses, and times that are taken again, may last in all.
 
         `handover`: the seconds that it takes where cores are near, as far as known; else they are looked for at once,
@@ -204,9 +204,9 @@ class Cores:
         self.threads = threads
         self.handovers: list[float] = []  # seconds, after all that was kept
         self.patience = patience
-        self.known = math.inf if handover is None else handover
+        self.known = handover
         self.seen: list[float] = []  # seconds
-        if threads > 1 and handover is None:
+        if threads > 1 and handover == math.inf:
             for _ in range(int(patience / 2 / PAUSE)):
                 time.sleep(PAUSE)
                 self.look()

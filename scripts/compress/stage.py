@@ -93,7 +93,7 @@ class Stage:
         self.seed, self.device, self.threads = args.seed, args.device, args.threads
         self.train_device = args.train_device or args.device
         self.card = load_card(profile)
-        self.handover: float | None = None  # seconds, see compress.measure.Cores; the least that a variant has found
+        self.handover = np.inf  # seconds between near cores, see compress.measure.Cores; the least that a variant found
         # A maker's own code, not the whole script's: mending one method must not retrain the others.
         self.sources = {m: source_hash(self.script, f.__name__, without=HARNESS) for m, f in makers.items()}
         # Not the profile's schema: what it says of a variant is in the key already.
@@ -468,7 +468,7 @@ class Stage:
 
     def learn_handover(self, arrays: Mapping[str, np.ndarray]) -> None:
         if "near_handover_seconds" in arrays:  # not of one thread, nor on a GPU
-            self.handover = min(float(arrays["near_handover_seconds"]), self.handover or np.inf)
+            self.handover = min(self.handover, float(arrays["near_handover_seconds"]))
 
     def slower_than_usual(self, variant: Variant, now: Mapping[str, np.ndarray]) -> float:
         """How many times its own record's seconds the baseline took beside this variant, in the worse of both timings.
