@@ -11,16 +11,16 @@ from compress.cli import main_guard, stage_parser
 
 
 def untrained(variant, context):
+    from compress.methods.training import classifier
     from compress.stage import made
-    from compress.training import classifier
 
     model = classifier(context.profile.backbone_folder, context.labels, context.seed)
     return made(model, model.save_pretrained)
 
 
 def finetuned(variant, context):
+    from compress.methods.training import classifier, fine_tune
     from compress.stage import made
-    from compress.training import classifier, fine_tune
 
     model = classifier(context.profile.backbone_folder, context.labels, context.seed)
     seconds = fine_tune(model, context.profile.backbone_folder, variant.training, context)

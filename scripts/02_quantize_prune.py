@@ -12,8 +12,8 @@ from compress.cli import main_guard, stage_parser
 
 def int8_dynamic(variant, context):
     """Linear weights (and embedding tables) as int8; the loader rebuilds torch's int8 modules from the integers."""
-    from compress.model import load_model
-    from compress.quantize import quantized
+    from compress.engines.pytorch import load_model
+    from compress.methods.quantize import quantized
 
     model = load_model(context.parent)
     return packed_int8(model, quantized(model, variant.per_channel, variant.embeddings))
@@ -21,7 +21,7 @@ def int8_dynamic(variant, context):
 
 def packed_int8(model, encoded, **about):
     """A Made whose `encoded` weights are stored as integers and run on int8."""
-    from compress.model import INT8, write_packed
+    from compress.engines.pytorch import INT8, write_packed
     from compress.stage import made
 
     return made(model, lambda folder: write_packed(model, folder, encoded, execution=INT8), **about)
@@ -30,8 +30,8 @@ def packed_int8(model, encoded, **about):
 def int8_saved(variant, context):
     """torch's own dynamic int8, saved as the course saved it; no coding, so that bytes compare."""
     import torch
-    from compress.model import load_model
-    from compress.predict import SAVED, dynamic_int8
+    from compress.engines.predictor import SAVED, dynamic_int8
+    from compress.engines.pytorch import load_model
     from compress.stage import made
 
     model = load_model(context.parent)
@@ -45,8 +45,8 @@ def int8_saved(variant, context):
 
 def torchao(variant, context):
     import torch
-    from compress.model import TORCHAO_FILE, import_torchao, load_model
-    from compress.profile import Skip
+    from compress.engines.pytorch import TORCHAO_FILE, import_torchao, load_model
+    from compress.errors import Skip
     from compress.stage import made
     from torch import nn
 
@@ -94,7 +94,7 @@ def batch_seconds(model) -> float:
 def cast(variant, context):
     """Weights stored in 16 bits; the config asks for float32 arithmetic, since few CPUs multiply 16-bit floats."""
     import torch
-    from compress.model import load_model
+    from compress.engines.pytorch import load_model
     from compress.stage import made
 
     model = load_model(context.parent).to(getattr(torch, variant.dtype))
@@ -109,10 +109,10 @@ def cast(variant, context):
 
 def mixed_precision(variant, context):
     import numpy as np
-    from compress.model import load_model
-    from compress.predict import load_tokenizer, token_ids
-    from compress.quantize import is_matrix, quantize
-    from compress.sensitivity import choose_bits, group_of, sensitivity
+    from compress.engines.predictor import load_tokenizer, token_ids
+    from compress.engines.pytorch import load_model
+    from compress.methods.quantize import is_matrix, quantize
+    from compress.methods.sensitivity import choose_bits, group_of, sensitivity
 
     model = load_model(context.parent)
     split = context.splits["validation"]
@@ -130,9 +130,9 @@ def mixed_precision(variant, context):
 
 
 def qat(variant, context):
-    from compress.model import load_model
-    from compress.quantize import start_quantization_aware, stop_quantization_aware
-    from compress.training import teach
+    from compress.engines.pytorch import load_model
+    from compress.methods.quantize import start_quantization_aware, stop_quantization_aware
+    from compress.methods.training import teach
 
     model = load_model(context.parent)
     hooks = start_quantization_aware(model, variant.bits)
@@ -143,8 +143,8 @@ def qat(variant, context):
 
 def prune(variant, context):
     """Zeros in the encoder's matrices; stored as bitmask and values, dense again when loaded."""
-    from compress.model import load_model, write_packed
-    from compress.prune import (
+    from compress.engines.pytorch import load_model, write_packed
+    from compress.methods.prune import (
         encoder_matrices,
         global_masks,
         gradual_pruning,
@@ -153,9 +153,9 @@ def prune(variant, context):
         sparsity_of,
         two_of_four_masks,
     )
+    from compress.methods.training import teach
     from compress.stage import made
-    from compress.storage import Sparse
-    from compress.training import teach
+    from compress.storage.packed import Sparse
 
     model = load_model(context.parent)
     weights = encoder_matrices(model)
@@ -175,10 +175,10 @@ def prune(variant, context):
 def structured(variant, context):
     """Whole heads and FFN neurons go, the least important on training sentences first; the ordinary loader reads it."""
     import torch
-    from compress.model import load_model
-    from compress.prune import choose_heads, encoder_matrices, remove_units, unit_importance
+    from compress.engines.pytorch import load_model
+    from compress.methods.prune import choose_heads, encoder_matrices, remove_units, unit_importance
+    from compress.methods.training import teach, tokenized
     from compress.stage import made
-    from compress.training import teach, tokenized
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     model = load_model(context.parent)

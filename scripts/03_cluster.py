@@ -12,8 +12,8 @@ from compress.cli import main_guard, stage_parser
 
 def cluster(variant, context):
     """k-means of every matrix; with training, its centroids then learn from the baseline's answers."""
-    from compress.cluster import choose_sizes, start_clustering
-    from compress.model import load_model
+    from compress.engines.pytorch import load_model
+    from compress.methods.cluster import choose_sizes, start_clustering
 
     model = load_model(context.parent)
     start_clustering(model, choose_sizes(model, variant.k), rate=variant.rate)
@@ -22,11 +22,11 @@ def cluster(variant, context):
 
 def clustered(model, variant, context, seconds_before=0.0, **details):
     """The Made of a model whose codebooks are in place: trained, if the variant asks for it, and stored as codes."""
-    from compress.model import write_packed
-    from compress.packing import entropy_bytes
-    from compress.quantize import fix_weights
+    from compress.engines.pytorch import write_packed
+    from compress.methods.quantize import fix_weights
+    from compress.methods.training import teach
     from compress.stage import made
-    from compress.training import teach
+    from compress.storage.coding import entropy_bytes
 
     seconds = teach(model, variant, context)
     encoded = fix_weights(model)
@@ -45,10 +45,10 @@ def deep_compression(variant, context):
     """
     from dataclasses import replace
 
-    from compress.cluster import choose_sizes, start_clustering
-    from compress.model import load_model
-    from compress.prune import encoder_matrices, gradual_pruning, sparsity_of
-    from compress.training import teach
+    from compress.engines.pytorch import load_model
+    from compress.methods.cluster import choose_sizes, start_clustering
+    from compress.methods.prune import encoder_matrices, gradual_pruning, sparsity_of
+    from compress.methods.training import teach
 
     model = load_model(context.parent)
     pruned = encoder_matrices(model)

@@ -14,10 +14,10 @@ def distill(variant, context):
     """A student cut from the parent (or random), trained on the transfer set with the baseline as teacher."""
     import math
 
-    from compress.distill import inner_losses, make_student, transfer_set, trim_vocabulary
-    from compress.model import load_model
+    from compress.engines.pytorch import load_model
+    from compress.methods.distill import inner_losses, make_student, transfer_set, trim_vocabulary
+    from compress.methods.training import student_data, train
     from compress.stage import made
-    from compress.training import student_data, train
     from transformers import AutoTokenizer
 
     options = variant.training
@@ -36,8 +36,8 @@ def distill(variant, context):
 
 def cut(variant, context):
     """The parent's layers that the student keeps, nothing trained: what its shape costs."""
-    from compress.distill import make_student
-    from compress.model import load_model
+    from compress.engines.pytorch import load_model
+    from compress.methods.distill import make_student
     from compress.stage import made
 
     student = make_student(load_model(context.parent), variant.student, "parent", context.seed)
@@ -46,8 +46,8 @@ def cut(variant, context):
 
 def trim(variant, context):
     """The parent with the word pieces that its texts use most, and the rows of its embeddings that go with them."""
-    from compress.distill import trim_vocabulary
-    from compress.model import load_model
+    from compress.engines.pytorch import load_model
+    from compress.methods.distill import trim_vocabulary
     from compress.stage import made
 
     model = load_model(context.parent)

@@ -12,9 +12,9 @@ from compress.cli import main_guard, stage_parser
 
 def onnx(variant, context):
     """The parent as model.onnx, fused and quantized as the variant says."""
-    from compress import ort
-    from compress.exporting import check_integers, check_parity, compared, copying, sentences
-    from compress.predict import OrtPredictor
+    from compress.engines import ort
+    from compress.engines.predictor import OrtPredictor
+    from compress.methods.export import check_integers, check_parity, compared, copying, sentences
     from compress.stage import made
 
     model, plain = exported(context)
@@ -46,10 +46,10 @@ def openvino(variant, context):
     """The parent as model.xml and model.bin, compressed by NNCF as the variant says."""
     import numpy as np
     import openvino
-    from compress import ov
-    from compress.exporting import check_integers, check_parity, compared, copying, sentences
+    from compress.engines import ov
+    from compress.engines.predictor import OpenVINOPredictor
+    from compress.methods.export import check_integers, check_parity, compared, copying, sentences
     from compress.metrics import quality
-    from compress.predict import OpenVINOPredictor
     from compress.stage import made
 
     model, plain = exported(context)
@@ -90,9 +90,9 @@ def openvino(variant, context):
 
 def exported(context):
     """(the parent as a float torch model, its plain ONNX file in a new working folder)."""
-    from compress import ort
-    from compress.exporting import fresh
-    from compress.model import load_model
+    from compress.engines import ort
+    from compress.engines.pytorch import load_model
+    from compress.methods.export import fresh
 
     model = load_model(context.parent, dense=True)
     plain = fresh(context.work) / "plain.onnx"

@@ -12,10 +12,10 @@ from compress.cli import main_guard, stage_parser
 
 def optimum_onnx(variant, context):
     """The parent exported by optimum-onnx, then optimized at a level, or quantized, by its classes."""
-    from compress import ort
-    from compress.exporting import check_integers, check_parity, compared, fresh
-    from compress.model import load_model
-    from compress.predict import OrtPredictor
+    from compress.engines import ort
+    from compress.engines.predictor import OrtPredictor
+    from compress.engines.pytorch import load_model
+    from compress.methods.export import check_integers, check_parity, compared, fresh
     from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
 
     quietly()
@@ -61,10 +61,10 @@ def quantize_onnx(exported, folder, context, static):
 
 def optimum_intel(variant, context):
     """The parent exported by optimum-intel and compressed by its OVQuantizer."""
-    from compress import ov
-    from compress.exporting import CALIBRATION_SENTENCES, check_integers, compared, fresh
-    from compress.model import load_model
-    from compress.predict import OpenVINOPredictor
+    from compress.engines import ov
+    from compress.engines.predictor import OpenVINOPredictor
+    from compress.engines.pytorch import load_model
+    from compress.methods.export import CALIBRATION_SENTENCES, check_integers, compared, fresh
     from optimum.intel import (
         OVConfig,
         OVModelForSequenceClassification,
@@ -97,8 +97,8 @@ def optimum_intel(variant, context):
 
 def calibration(context, one_length=False):
     """Training sentences as a Dataset of the inputs that the exported files have."""
-    from compress import ort
-    from compress.exporting import CALIBRATION_SENTENCES, sentences
+    from compress.engines import ort
+    from compress.methods.export import CALIBRATION_SENTENCES, sentences
     from datasets import Dataset
 
     if one_length:
@@ -119,9 +119,9 @@ def quietly():
 
 def packaged(context, files, facts, **about):
     """The Made of finished files; their parameters are the parent's."""
-    from compress.artifact import read_artifact
-    from compress.exporting import copying
+    from compress.methods.export import copying
     from compress.stage import Made
+    from compress.storage.artifact import read_artifact
 
     parent = read_artifact(context.parent, verify=False)
     return Made(copying(files), parent.parameters, parent.nonzero_parameters, details=facts, **about)
@@ -131,9 +131,9 @@ def torch_runtime(variant, context):
     """The parent for PyTorch itself: 16-bit or int8 arithmetic, or compiled."""
     import shutil
 
-    from compress.model import INT8, load_model, write_packed
-    from compress.profile import Skip
-    from compress.quantize import quantized
+    from compress.engines.pytorch import INT8, load_model, write_packed
+    from compress.errors import Skip
+    from compress.methods.quantize import quantized
     from compress.stage import made
 
     if variant.compile and not any(map(shutil.which, ("g++", "clang++"))):
@@ -154,12 +154,11 @@ def champion(variant, context):
     A further seed's is a copy of what the first seed chose.
     """
     import numpy as np
-    from compress.artifact import read_artifact
-    from compress.champions import candidates, choose, first_choice, measured_records
-    from compress.data import TOKENIZER_FILES
-    from compress.exporting import copying
-    from compress.profile import run_name
+    from compress.config.profile import run_name
+    from compress.methods.export import copying
+    from compress.results.selection import candidates, choose, first_choice, measured_records
     from compress.stage import Made
+    from compress.storage.artifact import TOKENIZER_FILES, read_artifact
 
     if context.seed == 0:
         records = measured_records(context.profile, variant.name, context.device)

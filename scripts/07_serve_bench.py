@@ -19,11 +19,11 @@ CLIENTS = (1, 10, 50)  # the course's loads on the five-model service
 
 def service(variant, context):
     """The parent, further trained on a task's labels, as an ONNX file of int8 whose activations have fixed ranges."""
-    from compress import ort
-    from compress.exporting import CALIBRATION_SENTENCES, check_integers, copying, fresh, sentences
-    from compress.model import load_model
+    from compress.engines import ort
+    from compress.engines.pytorch import load_model
+    from compress.methods.export import CALIBRATION_SENTENCES, check_integers, copying, fresh, sentences
+    from compress.methods.training import classifier, fine_tune
     from compress.stage import made
-    from compress.training import classifier, fine_tune
 
     seconds = None
     if variant.training is None:
@@ -54,7 +54,7 @@ def service(variant, context):
 
 def make_services(profile, args) -> int:
     """Makes and measures the models service-*; returns the number of those that failed."""
-    from compress.services import load_tasks, service_variants
+    from compress.data.tasks import load_tasks, service_variants
     from compress.stage import Stage
 
     tasks, failed = load_tasks(profile), 0
@@ -69,9 +69,9 @@ def make_services(profile, args) -> int:
 
 def own_servers(profile, args) -> list:
     """A server per variant, those of the ablation, and the service with all five classifiers."""
-    from compress.bench import ABLATIONS, python_server
     from compress.files import source_hash
-    from compress.profile import SCRIPTS
+    from compress.loadtest.bench import ABLATIONS, python_server
+    from compress.paths import SCRIPTS
 
     serving = profile.serving
     source = source_hash(SCRIPTS / "serve.py")
@@ -99,11 +99,11 @@ def peer_servers(profile, args, texts, origin) -> list:
 
     The five-model service has one peer, the course's design.
     """
-    from compress import load
-    from compress.bench import HOST, PATH, one_run, peer_server, running, serving_folder
     from compress.files import sha256_file
-    from compress.profile import SCRIPTS
-    from compress.results import BESIDE
+    from compress.loadtest import generator as load
+    from compress.loadtest.bench import HOST, PATH, one_run, peer_server, running, serving_folder
+    from compress.paths import SCRIPTS
+    from compress.results.reading import BESIDE
     from peers import PEERS
     from tqdm import tqdm
 
@@ -149,9 +149,9 @@ def bench(profile, servers, texts, origin) -> None:
     Our server beside its peers is also asked as often as CALM of each peer's saturation: there their latencies compare.
     """
     import numpy as np
-    from compress import load
-    from compress.bench import HOST, PATH, one_run, remove_others, running, serving_folder
-    from compress.results import BESIDE, CALM
+    from compress.loadtest import generator as load
+    from compress.loadtest.bench import HOST, PATH, one_run, remove_others, running, serving_folder
+    from compress.results.reading import BESIDE, CALM
     from tqdm import tqdm
 
     budget = profile.serving.load
@@ -201,8 +201,9 @@ def bench(profile, servers, texts, origin) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.data import load_splits
-    from compress.profile import UserError, load_profile
+    from compress.config.profile import load_profile
+    from compress.data.prepare import load_splits
+    from compress.errors import UserError
     from compress.provenance import provenance
 
     profile = load_profile(args.profile)

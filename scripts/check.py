@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.cli import cores, main_guard, positive, profile_parser
-from compress.results import is_noisy
+from compress.results.reading import is_noisy
 
 KEY = ("variant", "seed", "device")
 EXACT = ("status", "precision", "parameters")
@@ -154,9 +154,10 @@ def compare(committed, fresh, differing: dict[str, str]) -> list[Claim]:
 
 def read_committed(profile, folder: Path | None) -> tuple[list[dict], dict, dict]:
     """Rows, environment and data ({} where they are not there) of the folder, or of results/<profile>/ at HEAD."""
-    from compress.profile import ROOT, UserError
+    from compress.errors import UserError
+    from compress.paths import ROOT
     from compress.provenance import git
-    from compress.results import parse_table, without_disturbed_times
+    from compress.results.reading import parse_table, without_disturbed_times
 
     def read(name):
         if folder is None:
@@ -178,10 +179,11 @@ def make(profile, names: list[str], threads: int) -> tuple[list[dict], dict]:
     """Rows and environment of these variants and all that they build upon, made and measured by the stages' scripts."""
     import numpy as np
     from collate import COLUMNS, csv_text, environment, seed_rows
-    from compress.data import load_splits
-    from compress.profile import SCRIPTS, UserError
-    from compress.record import read_arrays, read_record
-    from compress.results import parse_table, without_disturbed_times
+    from compress.data.prepare import load_splits
+    from compress.errors import UserError
+    from compress.paths import SCRIPTS
+    from compress.results.reading import parse_table, without_disturbed_times
+    from compress.storage.record import read_arrays, read_record
 
     variants = {variant.name: variant for variant in profile.variants}
     for name in names:
@@ -203,7 +205,7 @@ def make(profile, names: list[str], threads: int) -> tuple[list[dict], dict]:
 
 def side_by_side(committed, fresh) -> str:
     """What the committed run found, and this one."""
-    from compress.tables import number, table
+    from compress.report.tables import number, table
 
     old = {key_of(row): row for row in committed}
     header = ["variant", *(title for _, name, _ in SHOWN for title in (name, "here"))]
@@ -217,7 +219,7 @@ def side_by_side(committed, fresh) -> str:
 
 def report(claims, differing: dict[str, str]) -> str:
     """Counts per claim, then every claim that did not hold, the failed ones first."""
-    from compress.tables import table
+    from compress.report.tables import table
 
     def value(x):
         return "" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x)
@@ -243,7 +245,7 @@ def report(claims, differing: dict[str, str]) -> str:
 def write_expectations(profile, folder: Path) -> None:
     """What of results/<profile>/variants.csv holds on any machine: status, size, parameters, a stated arithmetic."""
     from collate import write_csv
-    from compress.results import read_results
+    from compress.results.reading import read_results
 
     methods = read_results(profile).methods
     columns = (*KEY, "method", *EXACT, *NEAR)
@@ -258,9 +260,9 @@ def write_expectations(profile, folder: Path) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.data import load_card
-    from compress.profile import load_profile
-    from compress.results import read_results
+    from compress.config.profile import load_profile
+    from compress.data.prepare import load_card
+    from compress.results.reading import read_results
 
     profile = load_profile(args.profile)
     if args.expect:

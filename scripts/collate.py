@@ -33,8 +33,8 @@ def check_model(profile, record, variant) -> None:
 
     A record of another machine has no model here.
     """
-    from compress.artifact import read_artifact
-    from compress.profile import UserError
+    from compress.errors import UserError
+    from compress.storage.artifact import read_artifact
 
     folder = profile.model(record.run)
     if record.status != "ok" or not (folder / "artifact.json").exists():
@@ -52,9 +52,10 @@ def read_records(profile, seeds, device) -> dict:
 
     Must: the CPU's of the first seed, and the baseline's of the first seed on any device.
     """
-    from compress.data import load_card
-    from compress.profile import UserError, run_name
-    from compress.record import read_record
+    from compress.config.profile import run_name
+    from compress.data.prepare import load_card
+    from compress.errors import UserError
+    from compress.storage.record import read_record
 
     fingerprint = load_card(profile)["fingerprint"]
     records, wrong = {}, []
@@ -99,7 +100,7 @@ def add_quality(profile, rows, measured, labels) -> None:
     """Writes the columns of quality, and of its difference from the baseline's, into the rows that were measured."""
     import numpy as np
     from compress import metrics
-    from compress.data import OUT_OF_DOMAIN
+    from compress.data.prepare import OUT_OF_DOMAIN
 
     names = list(measured)
     predictions = np.array([measured[name]["logits/test"].argmax(-1) for name in names])
@@ -139,7 +140,7 @@ def add_quality(profile, rows, measured, labels) -> None:
 def row_of(record, arrays) -> dict:
     """What a record and its raw times say by themselves; None means not measured."""
     import numpy as np
-    from compress.record import speedup
+    from compress.storage.record import speedup
 
     row = {column: None for column in COLUMNS}
     row |= {column: getattr(record, column) for column in COLUMNS if column in type(record).model_fields}
@@ -191,7 +192,7 @@ def write_csv(path, columns, rows) -> None:
 
 def methods(profile, records, arrays, seed, labels) -> dict:
     """How each variant of one seed was made, in what time, what its maker found out, and what has no column."""
-    from compress.results import training_share
+    from compress.results.reading import training_share
 
     own = (of["near_handover_seconds"] for of in arrays.values() if "near_handover_seconds" in of)
     near = min(map(float, own), default=None)  # a variant that met far cores alone has found too much
@@ -218,7 +219,7 @@ def measured_beside(profile, record, arrays, labels, near: float | None) -> dict
     `near`: seconds of a handover between near cores.
     """
     import numpy as np
-    from compress.measure import apart
+    from compress.measure.protocol import apart
     from compress.metrics import quality
 
     f1 = None if profile.no_quality else quality(arrays["logits/validation"], labels["validation"])["f1"]
@@ -257,8 +258,8 @@ def reliability_rows(measured, labels) -> list[dict]:
 def flip_rows(profile, records, measured, test, classes) -> list[dict]:
     """The test sentences whose answer most trained variants change; champions are rows that are there already."""
     import numpy as np
-    from compress.answers import excerpt, most_flipped
     from compress.metrics import softmax
+    from compress.results.flips import excerpt, most_flipped
 
     names = [name for name in measured if records[name].trained and records[name].method != "champion"]
     others = [name for name in names if name != profile.baseline]
@@ -305,7 +306,7 @@ Or: `python scripts/predict.py --model {folder} "A film that grows on you."`
 
 def write_cards(profile, rows) -> None:
     """A model card for each measured model."""
-    from compress.profile import run_name
+    from compress.config.profile import run_name
 
     for row in rows:
         folder = profile.model(run_name(row["variant"], row["seed"], row["device"]))
@@ -316,9 +317,9 @@ def write_cards(profile, rows) -> None:
 
 def write_card(profile, folder: Path, row) -> None:
     """The model card of a folder; it is not counted among the bytes that inference needs."""
-    from compress.artifact import read_artifact
     from compress.files import write_text
-    from compress.profile import ROOT
+    from compress.paths import ROOT
+    from compress.storage.artifact import read_artifact
 
     artifact = read_artifact(folder, verify=False)
     latency, told = row["latency_ms_p50"], row["f1_ci_low"] is not None
@@ -374,8 +375,8 @@ def by_seed(found) -> dict:
 
 def write_seeds(path, profile, arrays, labels) -> None:
     """What several seeds say together; no file where there is one seed."""
-    from compress import seeds
     from compress.files import remove
+    from compress.results import statistics as seeds
 
     logits = by_seed({key: of["logits/test"] for key, of in arrays.items()})
     if rows := seeds.over_seeds(profile.baseline, logits, labels):
@@ -413,11 +414,12 @@ def write_answers(path, arrays, labels) -> None:
 
 def main(args: argparse.Namespace) -> int:
     import numpy as np
-    from compress.data import load_card, load_splits
+    from compress.config.profile import load_profile
+    from compress.data.prepare import load_card, load_splits
+    from compress.errors import UserError
     from compress.files import write_json
     from compress.merge import merge
-    from compress.profile import UserError, load_profile
-    from compress.record import read_arrays
+    from compress.storage.record import read_arrays
 
     profile = load_profile(args.profile)
     seeds = sorted({int(seed) for seed in args.seeds.split()})

@@ -27,10 +27,10 @@ def service_rows(profile) -> list[dict]:
     """Quality of the five classifiers, each on its own task's test split."""
     import numpy as np
     from collate import row_of, write_card, write_measured
+    from compress.data.tasks import load_tasks, service_variants
+    from compress.errors import UserError
     from compress.metrics import quality
-    from compress.profile import UserError
-    from compress.record import read_arrays, read_record
-    from compress.services import load_tasks, service_variants
+    from compress.storage.record import read_arrays, read_record
 
     tasks, rows = load_tasks(profile), []
     for variant in service_variants(profile):
@@ -70,9 +70,9 @@ def service_rows(profile) -> list[dict]:
 
 def finished_runs(profile) -> list:
     """Every run that is there, each server's of one code and one budget; raises UserError saying what to run."""
-    from compress.bench import own_names, read_run, serving_folder
-    from compress.profile import UserError
-    from compress.results import is_beside
+    from compress.errors import UserError
+    from compress.loadtest.bench import own_names, read_run, serving_folder
+    from compress.results.reading import is_beside
 
     folder = serving_folder(profile)
     runs = [read_run(path) for path in sorted(folder.glob("*/*.npz"))]
@@ -90,7 +90,7 @@ def finished_runs(profile) -> list:
 
 def serving_rows(profile, finished) -> list[dict]:
     """A row per server, layout and share of its saturation, all repeats together; void runs left out."""
-    from compress.bench import LATE, is_void, own_names, summarize
+    from compress.loadtest.bench import LATE, is_void, own_names, summarize
 
     groups: dict[tuple, list] = {}
     for run in finished:
@@ -125,8 +125,8 @@ def origins(finished) -> list[dict]:
 
 def main(args: argparse.Namespace) -> int:
     from collate import write_csv
+    from compress.config.profile import load_profile
     from compress.files import write_json
-    from compress.profile import load_profile
 
     profile = load_profile(args.profile)
     if profile.serving is None:

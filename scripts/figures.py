@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from compress.cli import cores, main_guard, profile_parser
-from compress.questions import LOST
-from compress.results import by_variant
+from compress.report.questions import LOST
+from compress.results.reading import by_variant
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too; every chapter has its own marker besides.
 CHAPTERS = {
@@ -657,7 +657,7 @@ def draw(profile, results) -> dict:
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
     plt.rcParams["figure.max_open_warning"] = 0  # all are drawn, then all are written
-    from compress.results import is_beside
+    from compress.results.reading import is_beside
 
     if profile.no_quality:
         return {}
@@ -711,7 +711,7 @@ def draw(profile, results) -> dict:
 
 def draw_questions(results, rows, base) -> dict:
     """The figures of the report's questions."""
-    from compress import questions
+    from compress.report import questions
 
     methods = results.methods
     rivals = questions.compressed(rows, methods)
@@ -747,8 +747,8 @@ def main(args: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from compress.profile import load_profile
-    from compress.results import read_results
+    from compress.config.profile import load_profile
+    from compress.results.reading import read_results
 
     profile = load_profile(args.profile)
     figures = draw(profile, read_results(profile))

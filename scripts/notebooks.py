@@ -15,7 +15,7 @@ import os
 import re
 
 from compress.cli import main_guard
-from compress.profile import DEFAULT_PROFILE, ROOT
+from compress.paths import DEFAULT_PROFILE, ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 CODE = re.compile(r"^```python( local)?\n(.*?)^```\n", re.M | re.S)
@@ -98,9 +98,10 @@ def redraw(name: str, caption: str) -> str:
 def main(args: argparse.Namespace) -> None:
     import matplotlib
     import nbformat
+    from compress.config.profile import load_profile
+    from compress.errors import UserError
     from compress.files import write_text
-    from compress.profile import UserError, load_profile
-    from compress.results import read_results
+    from compress.results.reading import read_results
 
     matplotlib.use("agg")
     profile = load_profile(DEFAULT_PROFILE)

@@ -20,9 +20,9 @@ CHUNK = 512  # texts that are answered before the next are read
 
 
 def main(args: argparse.Namespace) -> None:
-    from compress.artifact import read_artifact
+    from compress.engines.predictor import load, load_tokenizer, predict, token_ids
     from compress.metrics import softmax
-    from compress.predict import load, load_tokenizer, predict, token_ids
+    from compress.storage.artifact import read_artifact
 
     # torch announces that int8 modules of its own, which some variants are, will move to another package.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")

@@ -10,8 +10,8 @@ from compress.cli import main_guard, profile_parser
 
 
 def main(args: argparse.Namespace) -> None:
-    from compress.data import prepare
-    from compress.profile import load_profile
+    from compress.config.profile import load_profile
+    from compress.data.prepare import prepare
 
     card = prepare(load_profile(args.profile))
     for name, split in card["splits"].items():

@@ -66,8 +66,9 @@ def describe(row) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.profile import UserError, load_profile, run_name
-    from compress.results import read_results
+    from compress.config.profile import load_profile, run_name
+    from compress.errors import UserError
+    from compress.results.reading import read_results
 
     profile = load_profile(args.profile)
     if profile.no_quality:

@@ -13,11 +13,10 @@ import re
 from pathlib import Path
 from statistics import mean
 
-from compress.captions import POINTS, captions, findings, near, worse
 from compress.cli import main_guard, profile_parser
-from compress.profile import DEFAULT_PROFILE, ROOT
-from compress.results import BESIDE, CALM, DISTURBED, by_variant, is_noisy, training_share
-from compress.tables import (
+from compress.paths import DEFAULT_PROFILE, ROOT
+from compress.report.captions import POINTS, captions, findings, near, worse
+from compress.report.tables import (
     by_seed,
     champion_table,
     clients_table,
@@ -45,6 +44,7 @@ from compress.tables import (
     twin_facts,
     twin_table,
 )
+from compress.results.reading import BESIDE, CALM, DISTURBED, by_variant, is_noisy, training_share
 
 BIBLIOGRAPHY = ROOT / "report" / "references.bib"
 CITATION = re.compile(r"\[[^\[\]]*@[^\[\]]+\]|(?<![\w`@.])@[a-z][\w-]*")  # [@key], [@key, eq. 1; @other] or @key
@@ -185,7 +185,7 @@ def same_load(rows) -> list[tuple[str, float, float]]:
 
 def advice(rows, base, profile) -> dict:
     """The decision page's tables, and the variants they name, each with its folder: by the rule of recommend.py."""
-    from compress.profile import run_name
+    from compress.config.profile import run_name
     from recommend import best, fits
 
     def cell(row) -> str:
@@ -246,7 +246,7 @@ def cite(text: str) -> str:
     A citation is pandoc's: [@key], [@key; @other], or @key within a sentence. Raises UserError naming an unknown key.
     """
     import pypandoc
-    from compress.profile import UserError
+    from compress.errors import UserError
 
     written = sorted(set(CITATION.findall(text)))
     if not written:
@@ -264,9 +264,11 @@ def cite(text: str) -> str:
 
 def context(profile, results) -> dict:
     """What the sources of the pages may name: rows, tables, figures and the functions that make them."""
-    from compress import bench, metrics, questions
-    from compress import measure as measuring
-    from compress.results import is_beside
+    from compress import metrics
+    from compress.loadtest import bench
+    from compress.measure import protocol as measuring
+    from compress.report import questions
+    from compress.results.reading import is_beside
     from recommend import candidates
     from serve import MAX_BATCH, WINDOW
 
@@ -435,7 +437,7 @@ def put_headline(readme: str, head: str) -> str:
     before, _, rest = readme.partition(MARKS[0])
     _, found, after = rest.partition(MARKS[1])
     if not found:
-        from compress.profile import UserError
+        from compress.errors import UserError
 
         raise UserError(f"README.md: the marks {MARKS[0]} and {MARKS[1]} are not there")
     return f"{before}{MARKS[0]}\n{head}\n{MARKS[1]}{after}"
@@ -492,9 +494,9 @@ def split_title(text: str) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
+    from compress.config.profile import load_profile
     from compress.files import write_text
-    from compress.profile import load_profile
-    from compress.results import read_results
+    from compress.results.reading import read_results
 
     profile = load_profile(args.profile)
     about = context(profile, read_results(profile))

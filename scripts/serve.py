@@ -15,7 +15,8 @@ MAX_BATCH, WINDOW = 4, 64  # unless told otherwise
 
 
 def main(args: argparse.Namespace) -> int:
-    from compress.profile import UserError, load_profile
+    from compress.config.profile import load_profile
+    from compress.errors import UserError
     from compress.serving.app import Service, create_app
     from compress.serving.server import serve
 

@@ -18,10 +18,10 @@ MAX_BATCH = 4
 
 def application(folder: Path, replicas: int):
     """The Serve application of an artifact folder; a model whose answers depend on its batch gets batches of one."""
-    from compress.artifact import read_artifact
+    from compress.engines.predictor import load, load_tokenizer, predict, token_ids
     from compress.metrics import softmax
-    from compress.predict import load, load_tokenizer, predict, token_ids
     from compress.serving.loading import PROBE, is_invariant
+    from compress.storage.artifact import read_artifact
     from ray import serve
     from starlette.requests import Request
 
@@ -56,8 +56,9 @@ def application(folder: Path, replicas: int):
 def main(args: argparse.Namespace) -> None:
     import time
 
-    from compress.artifact import read_artifact
-    from compress.profile import SCRIPTS, UserError
+    from compress.errors import UserError
+    from compress.paths import SCRIPTS
+    from compress.storage.artifact import read_artifact
 
     read_artifact(args.model)  # here, since Ray would start its replicas over and over before it gives up
     try:

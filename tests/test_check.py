@@ -7,8 +7,8 @@ import shutil
 
 import check
 import pytest
-from compress.profile import load_profile
-from compress.results import NOISY, read_results
+from compress.config.profile import load_profile
+from compress.results.reading import NOISY, read_results
 from conftest import ROOT, run
 
 RESULTS = read_results(load_profile("minilm"))

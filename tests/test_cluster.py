@@ -7,10 +7,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from compress import storage
-from compress.cluster import Lookup, choose_sizes, cluster, kmeans, lloyd, start_clustering, starts
-from compress.model import load_model, write_packed
-from compress.packing import (
+from compress.engines.pytorch import load_model, write_packed
+from compress.errors import UserError
+from compress.methods.cluster import Lookup, choose_sizes, cluster, kmeans, lloyd, start_clustering, starts
+from compress.methods.prune import encoder_matrices, global_masks, magnitude
+from compress.methods.quantize import fix_weights
+from compress.storage import packed as storage
+from compress.storage.coding import (
     bits_for,
     decode_codes,
     decode_sparse,
@@ -20,9 +23,6 @@ from compress.packing import (
     pack_bits,
     unpack_bits,
 )
-from compress.profile import UserError
-from compress.prune import encoder_matrices, global_masks, magnitude
-from compress.quantize import fix_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress import distill
-from compress.profile import Distill, Student, Training, UserError, load_profile
-from compress.training import UNLABELLED, distillation_loss, set_dropout, tokenized, train
-from compress.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
+from compress.config.profile import Distill, Student, Training, load_profile
+from compress.errors import UserError
+from compress.methods import distill
+from compress.methods.training import UNLABELLED, distillation_loss, set_dropout, tokenized, train
+from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -164,8 +164,9 @@ def test_a_failure_of_all_is_an_ordinary_one_and_a_failure_of_one_ends_the_run(t
 
 
 def test_a_batch_that_the_processes_can_not_share_is_refused(monkeypatch):
-    from compress.profile import Training, UserError
-    from compress.training import train
+    from compress.config.profile import Training
+    from compress.errors import UserError
+    from compress.methods.training import train
 
     monkeypatch.setenv("WORLD_SIZE", "3")
     options = Training(epochs=1.0, batch_size=16, learning_rate=1e-3)

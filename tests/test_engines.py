@@ -12,10 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress import champions, exporting, measure, ort, ov, predict
-from compress.artifact import save_artifact
-from compress.profile import Onnx, OpenVINO, UserError, load_profile
-from compress.record import read_record, write_record
+from compress.config.profile import Onnx, OpenVINO, load_profile
+from compress.engines import ort, ov
+from compress.engines import predictor as predict
+from compress.errors import UserError
+from compress.measure import protocol as measure
+from compress.methods import export as exporting
+from compress.results import selection as champions
+from compress.storage.artifact import save_artifact
+from compress.storage.record import read_record, write_record
 from conftest import ROOT, run
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -395,11 +400,11 @@ def test_a_further_seeds_champion_is_what_the_first_chose_trained_anew(folder, t
 def test_one_entry_of_a_profile_can_stand_for_many_parents(tmp_path, monkeypatch):
     names = [variant.name for variant in load_profile("smoke").variants]
     assert {"finetuned-ort-int8", "distill-tiny-ort-int8"} <= set(names)
-    from compress.profile import PROFILES
+    from compress.paths import PROFILES
 
     text = (PROFILES / "smoke.toml").read_text("utf-8")
     (tmp_path / "smoke.toml").write_text(text.replace('name = "{parent}-ort-int8"', 'name = "all-alike"'), "utf-8")
-    monkeypatch.setattr("compress.profile.PROFILES", tmp_path)
+    monkeypatch.setattr("compress.config.profile.PROFILES", tmp_path)
     with pytest.raises(UserError, match=r"all-alike: name: must hold \{parent\}"):
         load_profile("smoke")
 

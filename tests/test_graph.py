@@ -14,14 +14,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from compress import forked, load, measure
-from compress.bench import ABLATIONS, is_void, read_run
+from compress import forked
 from compress.cli import cores
-from compress.data import TOKENIZER_FILES
+from compress.config.profile import load_profile
+from compress.errors import UserError
 from compress.files import digest, sha256_file
-from compress.profile import UserError, load_profile
-from compress.results import TIMES, without_disturbed_times
+from compress.loadtest import generator as load
+from compress.loadtest.bench import ABLATIONS, is_void, read_run
+from compress.measure import protocol as measure
+from compress.results.reading import TIMES, without_disturbed_times
 from compress.stage import made
+from compress.storage.artifact import TOKENIZER_FILES
 from conftest import run
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score

@@ -9,20 +9,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from compress import archives, data
-from compress.artifact import read_artifact, save_artifact
 from compress.cli import main_guard
+from compress.config.profile import Package, load_profile
+from compress.data import archives
+from compress.data import prepare as data
+from compress.engines.predictor import batches, load
+from compress.errors import UserError
 from compress.files import atomic_path, digest, source_hash, write_json
-from compress.predict import batches, load
-from compress.profile import PROFILES, SCRIPTS, Package, UserError, load_profile
+from compress.methods.training import last_checkpoint
+from compress.paths import PROFILES, SCRIPTS
 from compress.stage import Stage
-from compress.training import last_checkpoint
+from compress.storage.artifact import read_artifact, save_artifact
 
 
 @pytest.fixture
 def profile_text(monkeypatch, tmp_path):
     """Writes a changed smoke profile where load_profile looks."""
-    monkeypatch.setattr("compress.profile.PROFILES", tmp_path)
+    monkeypatch.setattr("compress.config.profile.PROFILES", tmp_path)
 
     def write(old: str, new: str) -> None:
         text = (PROFILES / "smoke.toml").read_text("utf-8")

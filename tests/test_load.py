@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
-from compress import load
-from compress.bench import HOST, free_port, is_void
+from compress.loadtest import generator as load
+from compress.loadtest.bench import HOST, free_port, is_void
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from compress import files, measure
+from compress import files
+from compress.measure import protocol as measure
 
 NEAR, FAR = 1.0, 2.5
 PATIENCE = 5.0

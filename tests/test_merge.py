@@ -6,12 +6,13 @@ import subprocess
 
 import numpy as np
 import pytest
-from compress import profile as profiles
 from compress import provenance
+from compress.config import profile as profiles
+from compress.config.profile import load_profile, run_name
+from compress.errors import UserError
 from compress.files import sha256_file, write_json
 from compress.merge import merge
-from compress.profile import UserError, load_profile, run_name
-from compress.record import Measured, Record, Sizes, read_arrays, read_record, write_record
+from compress.storage.record import Measured, Record, Sizes, read_arrays, read_record, write_record
 from conftest import run
 
 PROFILE = load_profile("smoke")

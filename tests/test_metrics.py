@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 import pytest
-from compress import metrics, seeds
+from compress import metrics
+from compress.results import statistics as seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from compress import ort, predict
-from compress.artifact import read_artifact, save_artifact
+from compress.engines import ort
+from compress.engines import predictor as predict
 from compress.metrics import softmax
+from compress.storage.artifact import read_artifact, save_artifact
 from peers import PEERS, PeerError, command, post, running
 
 WORDS = ["a", "the", "film", "play", "story", "that", "was", "is", "not", "good", "bad", "dull", "bright", "slow"]

@@ -5,14 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from compress import prune
-from compress.model import INT8, load_model, precision_of, write_packed
-from compress.profile import Prune, Training, UserError
-from compress.quantize import is_matrix, quantize, start_quantization_aware, stop_quantization_aware
-from compress.sensitivity import choose_bits, groups, logits_of, sensitivity
+from compress.config.profile import Prune, Training
+from compress.engines.pytorch import INT8, load_model, precision_of, write_packed
+from compress.errors import UserError
+from compress.methods import prune
+from compress.methods.quantize import is_matrix, quantize, start_quantization_aware, stop_quantization_aware
+from compress.methods.sensitivity import choose_bits, groups, logits_of, sensitivity
+from compress.methods.training import train
 from compress.stage import Context
-from compress.storage import FILE, Sparse
-from compress.training import train
+from compress.storage.packed import FILE, Sparse
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -131,7 +132,7 @@ def test_sensitivity_leaves_the_model_alone_and_four_bits_hurt_more(model, monke
     assert set(choose_bits(model, ids, labels, rows, 1000).values()) == {4}
     # One group that fails does not stop the next from being tried.
     scores = iter([0.9, *[0.9 if i % 2 else 0.8 for i in range(len(groups(model)))]])
-    monkeypatch.setattr("compress.sensitivity.quality", lambda *_: {"f1": next(scores)})
+    monkeypatch.setattr("compress.methods.sensitivity.quality", lambda *_: {"f1": next(scores)})
     bits = list(choose_bits(model, ids, labels, rows, 0.5).values())
     assert bits.count(4) == len(bits) // 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

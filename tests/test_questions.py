@@ -6,11 +6,11 @@ import collate
 import numpy as np
 import pytest
 import render
-from compress import captions, questions, tables
-from compress.answers import excerpt, most_flipped
+from compress.config.profile import load_profile
 from compress.metrics import expected_calibration_error, reliability
-from compress.profile import load_profile
-from compress.results import read_results
+from compress.report import captions, questions, tables
+from compress.results.flips import excerpt, most_flipped
+from compress.results.reading import read_results
 
 RESULTS = read_results(load_profile("minilm"))
 ROWS = RESULTS.variants

@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from compress.bench import free_port
+from compress.loadtest.bench import free_port
 from conftest import ROOT
 from peers import post, started
 from test_peers import TEXTS, artifact, expected  # noqa: F401  (artifact is a fixture)

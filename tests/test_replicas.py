@@ -15,8 +15,8 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from compress import load
-from compress.bench import HOST, free_port
+from compress.loadtest import generator as load
+from compress.loadtest.bench import HOST, free_port
 from compress.serving.server import DRAIN_SECONDS
 from conftest import ROOT
 from test_service import STATIC, get, post, service, texts  # noqa: F401  (texts is a fixture)

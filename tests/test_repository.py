@@ -12,8 +12,9 @@ import notebooks
 import pytest
 import render
 import yaml
-from compress.profile import UserError, load_profile
-from compress.results import read_results
+from compress.config.profile import load_profile
+from compress.errors import UserError
+from compress.results.reading import read_results
 from conftest import run
 
 ROOT = Path(__file__).resolve().parents[1]

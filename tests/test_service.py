@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import psutil
 import pytest
-from compress import load
-from compress.artifact import read_artifact, save_artifact
-from compress.bench import HOST, free_port
-from compress.predict import load as load_model
-from compress.predict import load_tokenizer, predict
+from compress.engines.predictor import load as load_model
+from compress.engines.predictor import load_tokenizer, predict
+from compress.loadtest import generator as load
+from compress.loadtest.bench import HOST, free_port
+from compress.storage.artifact import read_artifact, save_artifact
 
 TEXT = "A film that grows on you."
 STATIC = "ort-int8-static-percentile"

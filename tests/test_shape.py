@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import render
 import torch
-from compress import predict, provenance
-from compress.artifact import save_artifact
-from compress.data import TOKENIZER_FILES
-from compress.distill import make_student
-from compress.model import precision_of
-from compress.profile import PROFILES, Profile, Student, UserError, load_profile
-from compress.record import Provenance, Record, Sizes
-from compress.results import read_results
+from compress import provenance
+from compress.config.profile import Profile, Student, load_profile
+from compress.engines import predictor as predict
+from compress.engines.pytorch import precision_of
+from compress.errors import UserError
+from compress.methods.distill import make_student
+from compress.paths import PROFILES
+from compress.report.tables import made_otherwise
+from compress.results.reading import read_results
 from compress.stage import Skip, Stage
-from compress.tables import made_otherwise
+from compress.storage.artifact import TOKENIZER_FILES, save_artifact
+from compress.storage.record import Provenance, Record, Sizes
 from conftest import run
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -124,7 +126,7 @@ def test_many_batches_get_the_answers_of_single_calls(model, arrays):
 def test_a_profile_without_quality_is_checked(monkeypatch, tmp_path, old, new, key):
     text = (PROFILES / "bert-base-shape.toml").read_text("utf-8")
     assert old in text
-    monkeypatch.setattr("compress.profile.PROFILES", tmp_path)
+    monkeypatch.setattr("compress.config.profile.PROFILES", tmp_path)
     (tmp_path / "bert-base-shape.toml").write_text(text.replace(old, new, 1), "utf-8")
     with pytest.raises(UserError) as caught:
         load_profile("bert-base-shape")

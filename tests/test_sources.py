@@ -8,9 +8,10 @@ import threading
 import time
 
 import pytest
-from compress import sources
-from compress.data import prepare
-from compress.profile import Data, Profile, UserError, load_profile
+from compress.config.profile import Data, Profile, load_profile
+from compress.data import tables as sources
+from compress.data.prepare import prepare
+from compress.errors import UserError
 from conftest import ROOT, copy_repository, run
 
 GOOD, BAD = ["good", "great", "fine", "lovely", "superb"], ["bad", "awful", "poor", "dull", "dreadful"]

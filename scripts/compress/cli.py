@@ -6,7 +6,8 @@ import shutil
 import sys
 import warnings
 
-from compress.profile import DEFAULT_PROFILE, PROFILES, ROOT, UserError
+from compress.errors import UserError
+from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 
 
 def profile_parser(doc: str) -> argparse.ArgumentParser:

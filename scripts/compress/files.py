@@ -9,7 +9,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.profile import SCRIPTS
+from compress.paths import SCRIPTS
 
 
 def sha256_file(path: Path) -> str:

@@ -13,8 +13,9 @@ from functools import cache
 from multiprocessing import forkserver
 
 import numpy as np
-from compress import measure as measuring
-from compress.profile import SCRIPTS, UserError
+from compress.errors import UserError
+from compress.measure import protocol as measuring
+from compress.paths import SCRIPTS
 
 
 def measure(job: measuring.Questions | measuring.Timing) -> dict[str, np.ndarray]:

@@ -4,11 +4,13 @@ import ast
 import shutil
 from pathlib import Path
 
-from compress.data import load_card
+from compress.config.profile import Profile, run_name
+from compress.data.prepare import load_card
+from compress.errors import UserError
 from compress.files import _local_imports, atomic_path
-from compress.profile import SCRIPTS, Profile, UserError, run_name
+from compress.paths import SCRIPTS
 from compress.provenance import LIBRARIES, code, git, installed
-from compress.record import Record, check_arrays, read_record
+from compress.storage.record import Record, check_arrays, read_record
 
 # What times depend on; memory is left out, since one kind of machine reports it a little differently each time.
 MACHINE = ("system", "architecture", "cpu", "cpu_family_model", "cpu_flags", "cores", "gpu")

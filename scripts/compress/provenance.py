@@ -7,8 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from compress import processes
-from compress.profile import ROOT
+from compress.paths import ROOT
 
 LIBRARIES = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "openvino", "optimum", "nncf", "numpy")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -23,7 +22,7 @@ def provenance(seed: int, threads: int, device: str) -> dict:
         "python": platform.python_version(),
         "seed": seed,
         "threads": threads,
-        "processes": processes.number(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
 
 

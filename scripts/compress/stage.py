@@ -14,19 +14,21 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from compress import forked, lanes, processes
-from compress import measure as measuring
-from compress.artifact import Artifact, read_artifact, save_artifact
-from compress.champions import first_choice, measured_records
+from compress import forked, lanes
 from compress.cli import disk_is_full
-from compress.data import load_card, load_splits
+from compress.config.profile import Profile, Variant, load_profile, run_name
+from compress.data.prepare import load_card, load_splits
+from compress.engines.predictor import BACKENDS
+from compress.errors import Skip, UserError
 from compress.files import atomic_path, digest, locked, remove, sha256_file, source_hash
+from compress.measure import protocol as measuring
+from compress.methods import distributed as processes
 from compress.metrics import quality
-from compress.predict import BACKENDS
-from compress.profile import Profile, Skip, UserError, Variant, load_profile, run_name
 from compress.provenance import provenance
-from compress.record import Measured, Record, Sizes, read_arrays, read_record, write_record
-from compress.results import DISTURBED
+from compress.results.reading import DISTURBED
+from compress.results.selection import first_choice, measured_records
+from compress.storage.artifact import Artifact, read_artifact, save_artifact
+from compress.storage.record import Measured, Record, Sizes, read_arrays, read_record, write_record
 
 MOST_LANES = 4  # each holds a model, its gradients and its optimizer's moments
 TRIES = 3  # to time a variant while nothing else has the machine
@@ -534,7 +536,7 @@ def run_stage(script: str, makers: dict[str, Maker], args) -> int:
 
     Of several processes (compress.processes) the main one does it, and the others help it train.
     """
-    from compress.predict import check_device
+    from compress.engines.predictor import check_device
 
     train_device = args.train_device or args.device
     for device in {args.device, train_device}:

@@ -3,13 +3,15 @@
 # ruff: noqa: E402, F401
 import sys
 
-from compress.measure import FOR_OTHER_TASKS
+from compress.measure.protocol import FOR_OTHER_TASKS
 
 for library in FOR_OTHER_TASKS:
     sys.modules[library] = None
 
 import torch
-from compress import load, model, predict
+from compress.engines import predictor as predict
+from compress.engines import pytorch as model
+from compress.loadtest import generator as load
 from transformers import AutoModelForSequenceClassification
 from transformers.models.bert import modeling_bert
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compress.artifact import Artifact, read_artifact
+from compress.engines.predictor import Predictor, batches, load, load_tokenizer, token_ids
+from compress.errors import UserError
 from compress.files import sha256_file
-from compress.measure import INVARIANCE_TOLERANCE
-from compress.predict import Predictor, batches, load, load_tokenizer, token_ids
-from compress.profile import UserError
+from compress.measure.protocol import INVARIANCE_TOLERANCE
 from compress.serving.scheduler import Model, fit_cost
+from compress.storage.artifact import Artifact, read_artifact
 from tokenizers import Tokenizer
 
 THREAD_SAFE = ("onnxruntime", "torch")  # engines whose loaded model several lanes may call at once

@@ -17,8 +17,8 @@ from itertools import accumulate, count
 from queue import SimpleQueue
 
 import numpy as np
+from compress.engines.predictor import Predictor, batches, token_ids
 from compress.metrics import softmax
-from compress.predict import Predictor, batches, token_ids
 from tokenizers import Tokenizer
 
 TOKENIZERS = 2  # threads; they share tokenizers, of which none is changed after it was loaded

@@ -1,0 +1,99 @@
+"""Archives from the package registry: fetched by pip, verified, cached, and read without running their code."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from compress.config.profile import Package
+from compress.errors import UserError
+from compress.files import remove, sha256_file
+from compress.paths import ROOT
+
+DOWNLOADS = ROOT / "build" / "downloads"
+
+# pip asks a source archive's build backend for its metadata, which would run the archive's setup.py.
+# This stand-in backend answers with the PKG-INFO that every source archive carries.
+INERT_BACKEND = """
+import email, pathlib, sys
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    metadata = pathlib.Path("PKG-INFO").read_bytes()
+    fields = email.message_from_bytes(metadata)
+    name = f"{fields['Name']}-{fields['Version']}.dist-info"
+    (pathlib.Path(folder) / name).mkdir()
+    (pathlib.Path(folder) / name / "METADATA").write_bytes(metadata)
+    return name
+def build_wheel(*arguments, **options):
+    raise SystemExit("this archive is only read, never built")
+__legacy__ = sys.modules[__name__]  # the name under which pip looks up an old archive's backend
+"""
+
+
+def fetch(package: Package) -> Path:
+    """The verified archive in the cache; raises UserError when it can't be had or isn't the pinned one."""
+    path = DOWNLOADS / package.file
+    if not path.exists():
+        _download(package)
+    found = sha256_file(path)
+    if found != package.sha256:
+        remove(path)
+        raise UserError(
+            f"{path}: wrong checksum, the file was removed\n  expected SHA-256 {package.sha256}\n"
+            f"  found            {found}\nRun the command again to fetch it anew."
+        )
+    return path
+
+
+def _download(package: Package) -> None:
+    DOWNLOADS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
+        backend = Path(folder) / "backend" / "setuptools"
+        backend.mkdir(parents=True)
+        (backend / "__init__.py").touch()
+        (backend / "build_meta.py").write_text(INERT_BACKEND, "utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        if not package.file.endswith(".whl"):
+            command += ["--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]
+        command.append(package.requirement)
+        # PIP_* settings (index, certificates, proxy) stay the user's own.
+        environment = os.environ | {"PYTHONPATH": str(backend.parent)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        file = Path(folder) / package.file
+        if "No space left" in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(DOWNLOADS))
+        if done.returncode or not file.exists():
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            reason = errors[-1] if errors else done.stderr.strip() or f"pip fetched no file called {package.file}"
+            raise UserError(
+                f"could not fetch {package.requirement}: {reason}\n  tried: {' '.join(command)}\n"
+                f"Check the network and pip's index setting, or put the file by hand at\n  {DOWNLOADS / package.file}"
+            )
+        os.replace(file, DOWNLOADS / package.file)
+
+
+def read_members(archive: Path, folder: str) -> dict[str, bytes]:
+    """The plain files directly inside `folder` of a zip archive, by name."""
+    with zipfile.ZipFile(archive) as file:
+        members = [m for m in file.infolist() if not m.is_dir() and str(Path(m.filename).parent) == folder]
+        if not members:
+            raise UserError(f"{archive}: holds no folder {folder!r}")
+        return {Path(m.filename).name: file.read(m) for m in members}
+
+
+def read_nested_texts(archive: Path, member: str, suffix: str) -> dict[str, str]:
+    """The latin-1 texts ending in `suffix` of a tar.gz that lies inside a zip archive, by file name."""
+    with zipfile.ZipFile(archive) as file:
+        try:
+            inner = io.BytesIO(file.read(member))
+        except KeyError:
+            raise UserError(f"{archive}: holds no file {member!r}") from None
+    with tarfile.open(fileobj=inner, mode="r:gz") as file:
+        members = [m for m in file.getmembers() if m.isfile() and m.name.endswith(suffix)]
+        return {Path(m.name).name: file.extractfile(m).read().decode("latin-1") for m in members}
