@@ -1,108 +1,80 @@
 """What figures and report read: results/<profile>/ (a GPU's in its folder cuda/) and nothing else."""
 
-import csv
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from compress.config.profile import Profile
 from compress.errors import UserError
+from compress.results.rows import FlipRow, ReliabilityRow, SeedRow, ServiceRow, ServingRow, VariantRow, read_rows
 
-TEXT = {
-    "task",
-    "layout",
-    "variant",
-    "chapter",
-    "method",
-    "parent",
-    "backend",
-    "precision",
-    "device",
-    "trained",
-    "status",
-    "reason",
-    "text",
-    "label",
-    "answer",
-}
+OPTIONAL = {"seeds": SeedRow, "serving": ServingRow, "services": ServiceRow, "reliability": ReliabilityRow}
+OPTIONAL |= {"flips": FlipRow}  # tables that not every run has
 
-FURTHER = ("serving", "services", "reliability", "flips", "seeds")  # tables that not every run has
-
-BESIDE = "-beside-peers"  # our own server in the peers' turns
-# The baseline beside a row may take this many times what it takes beside the others; else something else ran, too.
-DISTURBED = 1.6
-
-NOISY = "not timed on a quiet machine"  # how the reason of such a row begins
-
-CALM = 0.7  # of a peer's saturation: where its latency and ours are compared
-
-# Columns of variants.csv that a further seed has, too, and those of seeds.csv that stand in for one seed's.
-QUALITY = (
-    "f1_test",
-    "f1_drop_points",
-    "flip_rate",
-    "batch_flip_rate",
-    "accuracy_test",
-    "f1_macro_test",
-    "ece_test",
-    "f1_amazon",
-    "f1_tweets",
-    "f1_nyt",
-)
-TIMES = ("latency_ms_p50", "latency_ms_p95", "latency_speedup", "throughput_per_s", "throughput_speedup")
+# Columns of quality without a pooled column in seeds.csv: the mean over the seeds stands for them.
+AVERAGED = (  # noqa: SIM905
+    "flip_rate batch_flip_rate accuracy_test f1_macro_test ece_test f1_macro_amazon f1_macro_tweets f1_macro_nyt"
+).split()
+# Columns of seeds.csv by the column of variants.csv that they replace, and those without a counterpart there.
 POOLED = {
-    "f1_ci_low": "f1_ci_low",
-    "f1_ci_high": "f1_ci_high",
-    "f1_drop_ci_low": "drop_ci_low",
-    "f1_drop_ci_high": "drop_ci_high",
-    "mcnemar_p_holm": "mcnemar_p_holm",
+    "f1_test": "f1_mean",
+    "f1_drop_points": "drop_mean",
+    "f1_drop_ci_low": "drop_low",
+    "f1_drop_ci_high": "drop_high",
+    "ood_drop_points": "ood_drop_mean",
 }
+ADDED = (  # noqa: SIM905
+    "seeds f1_sd drop_upper_one_sided non_inferior mcnemar_p p_adjusted ood_drop_low ood_drop_high"
+).split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledRow(VariantRow):
+    """A variant with the costs of its first seed and the quality of all its seeds."""
+
+    latency_ms: float | None = None  # the baseline's median over the speed-up: comparable between rows
+    seeds: int = 1
+    f1_sd: float | None = None
+    drop_upper_one_sided: float | None = None
+    non_inferior: bool | None = None
+    mcnemar_p: float | None = None
+    p_adjusted: float | None = None
+    ood_drop_low: float | None = None
+    ood_drop_high: float | None = None
 
 
 @dataclass(frozen=True)
 class Results:
-    rows: list[dict]  # of variants.csv: numbers as float, empty cells as None
+    """One device's results; tables that its runs did not write are empty."""
+
+    rows: list[VariantRow]
+    seeds: list[SeedRow]
+    serving: list[ServingRow]
+    services: list[ServiceRow]
+    reliability: list[ReliabilityRow]
+    flips: list[FlipRow]
+    champions: dict[str, dict]  # by name: "chosen" and the facts of the choice
+    methods: dict[str, dict]  # by variant: options, details, seconds, measured
     environment: dict
     data: dict
-    methods: dict  # by variant: options, details, seconds
-    serving: list[dict]  # of serving.csv; empty where the HTTP benchmark has not run
-    services: list[dict]  # of services.csv, likewise
-    reliability: list[dict]  # of reliability.csv and flips.csv; empty where the raw logits were not at hand
-    flips: list[dict]
-    seeds: list[dict]  # of seeds.csv; empty for a single seed
     gpu: "Results | None" = None
 
-    @property
-    def variants(self) -> list[dict]:
-        """A row per variant: its costs, which are the first seed's, and its quality, the mean of all seeds that it has.
-
-        Where there are several, intervals are those of the means, and p is pooled over the seeds. latency_ms is the
-        median latency with the machine's drift taken out: the baseline's over the speed-up measured beside it.
-        """
-        of_variant, pooled = by_variant(self.rows), {row["variant"]: row for row in self.seeds}
+    @cached_property
+    def variants(self) -> list[PooledRow]:
+        """One row per variant of the first seed, in the order of variants.csv."""
+        of_variant, pooled = by_variant(self.rows), {row.variant: row for row in self.seeds}
         base = of_variant[self.environment["baseline"]][0]
-        found = []
-        for name, rows in of_variant.items():
-            row = dict(rows[0])
-            if row["seed"] != self.rows[0]["seed"]:
-                continue
-            if name in pooled:
-                for column in QUALITY:
-                    values = [of_seed[column] for of_seed in rows if of_seed[column] is not None]
-                    row[column] = mean(values) if values else None
-                row |= {column: pooled[name][theirs] for column, theirs in POOLED.items()}
-            faster = row["latency_speedup"]
-            row["latency_ms"] = base["latency_ms_p50"] / faster if faster else None
-            found.append(row)
-        return found
+        first = [rows for rows in of_variant.values() if rows[0].seed == self.rows[0].seed]
+        return [_pooled(rows, pooled.get(rows[0].variant), base.latency_ms_p50) for rows in first]
 
 
 def read_results(profile: Profile) -> Results:
-    """Everything in results/<profile>/, a GPU's beside the CPU's, or alone where no CPU was tried.
+    """Everything in results/<profile>/: the CPU's with the GPU's as its `gpu`, or the GPU's where it is alone.
 
-    Raises UserError saying what to run when it is missing or damaged.
+    Raises UserError saying what to run when the results are missing or damaged.
     """
     gpu = None
     if (profile.results_on("cuda") / "variants.csv").exists():
@@ -112,88 +84,55 @@ def read_results(profile: Profile) -> Results:
     return _read(profile, profile.results, gpu)
 
 
+def read_champions(folder: Path) -> dict[str, dict]:
+    """champions.json of a results folder; empty if collate has written none."""
+    path = folder / "champions.json"
+    return _read_json(path) if path.exists() else {}
+
+
+def by_variant(rows: Iterable) -> dict[str, list]:
+    """The rows of each variant (or server), in their order."""
+    grouped: dict[str, list] = {}
+    for row in rows:
+        grouped.setdefault(row.variant, []).append(row)
+    return grouped
+
+
 def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results:
     try:
-        rows = read_table(folder / "variants.csv")
-        further = [read_table(path) if (path := folder / f"{name}.csv").exists() else [] for name in FURTHER]
-        others = [
-            json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("environment", "data", "methods")
-        ]
+        rows = read_rows(folder / "variants.csv", VariantRow)
+        facts = {name: _read_json(folder / f"{name}.json") for name in ("environment", "data", "methods")}
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no results there; run: make results PROFILE={profile.name}") from None
+        raise UserError(f"{error.filename}: missing; run: make results PROFILE={profile.name}") from None
+    if not any(row.variant == facts["environment"].get("baseline") for row in rows):
+        raise UserError(f"{folder / 'variants.csv'}: no row of the baseline; run: make results PROFILE={profile.name}")
+    paths = {name: folder / f"{name}.csv" for name in OPTIONAL}
+    tables = {name: read_rows(path, OPTIONAL[name]) if path.exists() else [] for name, path in paths.items()}
+    return Results(rows=rows, champions=read_champions(folder), gpu=gpu, **facts, **tables)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(f"{folder}: damaged results ({error}); run: make results") from None
-    if not rows:
-        raise UserError(f"{folder / 'variants.csv'}: no rows; run: make results PROFILE={profile.name}")
-    return Results(without_disturbed_times(rows, others[0]["baseline"]), *others, *further, gpu)
+        raise UserError(f"{path}: damaged ({error}); run: make results") from None
 
 
-def training_share(details: dict, threads: int) -> float:
-    """The part of the machine's threads that a variant was trained with: others may have been in training beside it."""
-    return details.get("training_threads", threads) / threads
+def _pooled(rows: list[VariantRow], seeds: SeedRow | None, base_ms: float | None) -> PooledRow:
+    """The first seed's row with the quality of all seeds.
 
-
-def is_noisy(row) -> bool:
-    """True for a row whose times without_disturbed_times() has taken away."""
-    return row["reason"].startswith(NOISY)
-
-
-def without_disturbed_times(rows: list[dict], baseline: str) -> list[dict]:
-    """The rows, those without times that were measured while something else had the machine; the reason says so.
-
-    The baseline is timed beside every variant: where it was slower than DISTURBED times its median, so was the variant,
-    and short disturbances don't cancel in a ratio. The table keeps what was measured. The baseline's own row, the
-    measure of all others, keeps its times.
+    The interval of F1 itself is that of one seed, so it is empty where there are several.
     """
-    timed = [row for row in rows if row["latency_speedup"] and row["throughput_speedup"]]
-    beside = [
-        (row["latency_ms_p50"] * row["latency_speedup"], row["throughput_speedup"] / row["throughput_per_s"])
-        for row in timed
-    ]
-    usual = [median(times) for times in zip(*beside, strict=True)]
-    slower = {
-        (row["variant"], row["seed"]): max(time / mine for time, mine in zip(times, usual, strict=True))
-        for row, times in zip(timed, beside, strict=True)
-    }
-    found = []
-    for row in rows:
-        factor = slower.get((row["variant"], row["seed"]), 1.0)
-        if factor > DISTURBED and row["variant"] != baseline:
-            reason = f"{NOISY}: the baseline beside it took {factor:.1f} times its usual time"
-            row = row | dict.fromkeys(TIMES) | {"reason": reason}
-        found.append(row)
-    return found
-
-
-def by_variant(rows: Iterable[dict]) -> dict[str, list[dict]]:
-    """The rows of each variant, or of each server, in their order."""
-    found: dict[str, list[dict]] = {}
-    for row in rows:
-        found.setdefault(row["variant"], []).append(row)
-    return found
-
-
-def read_table(path: Path) -> list[dict]:
-    """The rows of a CSV of results/."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return parse_table(file)
-
-
-def parse_table(lines: Iterable[str]) -> list[dict]:
-    """ValueError for a row that is cut off or too long, or a cell that is no number."""
-    rows = list(csv.DictReader(lines))
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"row {number} has not as many cells as the head of the table")
-    return [{key: _value(key, text) for key, text in row.items()} for row in rows]
-
-
-def is_beside(server: str) -> bool:
-    """True for a peer, and for our own server in the peers' turns."""
-    return server.startswith("peer-") or server.endswith(BESIDE)
-
-
-def _value(key: str, text: str):
-    if key in TEXT:
-        return text
-    return float(text) if text else None
+    first = rows[0]
+    values = {field.name: getattr(first, field.name) for field in fields(first)}
+    if base_ms and first.latency_speedup:
+        values["latency_ms"] = base_ms / first.latency_speedup
+    if seeds:
+        values |= {column: getattr(seeds, column) for column in ADDED}
+    if seeds and seeds.seeds > 1:
+        for column in AVERAGED:
+            known = [value for row in rows if (value := getattr(row, column)) is not None]
+            values[column] = mean(known) if known else None
+        values |= {column: getattr(seeds, theirs) for column, theirs in POOLED.items()}
+        values |= {"f1_ci_low": None, "f1_ci_high": None}
+    return PooledRow(**values)
