@@ -1,0 +1,86 @@
+"""Budgets: what is measured and how long, the threads of a build, and the load on the service."""
+
+# ruff: noqa: RUF012 (pydantic copies mutable defaults)
+from typing import Annotated, Literal
+
+from compress.config.strict import Positive, Strict
+from compress.config.variants import Scope, Training
+from pydantic import Field, model_validator
+
+RATES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 3.0]
+
+
+class Building(Strict):
+    """How variants are built."""
+
+    threads: Positive = 1  # per build; fixed, because rounding depends on the number of threads
+
+
+class Shapes(Strict):
+    """Latency over batch size, length and threads for a few variants, on synthetic input."""
+
+    variants: list[str]
+    batches: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 16, 64]
+    lengths: Annotated[list[Annotated[int, Field(ge=2, le=512)]], Field(min_length=1)] = [16, 32, 64, 128, 256]
+    threads: Annotated[list[Positive], Field(min_length=1)] = [1, 2]
+    calls: Positive = 3
+
+
+class Measure(Strict):
+    """Budgets of the measurement protocol, the same for every variant; calls and sentences are totals of all passes."""
+
+    passes: Positive = 3  # over all variants, each in a process of its own
+    warmup: Positive = 30
+    latency_calls: Positive = 200
+    throughput_sentences: Positive = 512
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [16, 32]
+    cuda_batch_sizes: list[Positive] = [64, 128]  # in addition, on a GPU
+    shapes: Shapes = Shapes(variants=[])
+
+
+class Load(Strict):
+    """Budgets of the load test. A rate is a fraction of the server's saturation rate."""
+
+    connections: Positive = 32
+    saturation_seconds: Annotated[float, Field(gt=0)] = 5.0
+    saturation_repeats: Positive = 5  # the servers take turns, so that slow drift of the machine averages out
+    rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = RATES
+    responses: Positive = 1000  # per open-loop rate, at least: a percentile needs them
+    least_seconds: Annotated[float, Field(gt=0)] = 2.0  # of an open-loop run
+    repeats: Positive = 2  # of an open-loop run
+    deadline_ms: Positive = 500
+    p99_ms: Positive = 130  # MLPerf's server limit for BERT; defines the largest sustained rate
+
+
+class CoreServing(Strict):
+    """The part of the load test that belongs to the core; it has no ablations."""
+
+    variants: Annotated[list[str], Field(min_length=1)]
+    load: Load
+
+
+class Serving(Strict):
+    """HW7: the five-classifier service, and which variants the load test serves."""
+
+    tasks: list[Literal["movies", "amazon", "tweets", "nyt", "domain"]] = []  # need the rated snippets
+    parent: str | None = None  # of the classifiers
+    training: Training | None = None  # of the classifiers
+    variants: Annotated[list[str], Field(min_length=1)]
+    ablated: str  # the variant that is also served without batching, without sorting, and by one worker
+    load: Load = Load()
+    core: CoreServing | None = None  # default: the same as full
+
+    @model_validator(mode="after")
+    def tasks_fit(self):
+        if self.tasks and (self.parent is None or self.training is None):
+            raise ValueError("tasks: need the keys parent and training, too")
+        return self
+
+    def variants_for(self, scope: Scope) -> list[str]:
+        return self.core.variants if self.core and scope == "core" else self.variants
+
+    def load_for(self, scope: Scope) -> Load:
+        return self.core.load if self.core and scope == "core" else self.load
+
+    def ablated_for(self, scope: Scope) -> str | None:
+        return None if self.core and scope == "core" else self.ablated

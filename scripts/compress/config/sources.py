@@ -1,0 +1,54 @@
+"""Where the data and the pretrained encoder of a profile come from, and how the data are split."""
+
+from typing import Annotated
+
+from compress.config.strict import Positive, Strict, exactly_one
+from pydantic import Field, model_validator
+
+
+class Package(Strict):
+    """An archive in the package registry, pinned by its checksum."""
+
+    requirement: Annotated[str, Field(pattern=r"^[\w.-]+==[\w.]+$")]
+    file: Annotated[str, Field(pattern=r"^[\w.+-]+\.(whl|zip|tar\.gz)$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Source(Strict):
+    """A package, a repository of the Hugging Face hub, or a local file or folder."""
+
+    package: Package | None = None
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")] | None = None  # owner/name@commit
+    path: str | None = None  # relative to the root of the clone
+
+    @model_validator(mode="after")
+    def one_source(self):
+        return exactly_one(self, "package", "hub", "path")
+
+
+class Backbone(Source):
+    """The pretrained encoder: a folder inside a package, a repository of the hub, or a folder in the hub's format."""
+
+    folder: str = ""  # of the model inside the package
+    # Sizes that replace those of the config. The weights are then random; only the tokenizer is used.
+    random_config: dict[str, int] | None = None
+
+
+class Data(Source):
+    """Sentences with two or more classes.
+
+    The source is a package with rated snippets, a data set of the hub, or a path. A path is one CSV, TSV or JSON-lines
+    file; a folder with train, validation and test files of that kind (only train is required); or a folder in the hub's
+    format.
+    """
+
+    member: str = ""  # the archive inside the package that holds the snippets
+    configuration: str | None = None  # for a data set of the hub that has several
+    text_column: str | None = None  # default: text or sentence, whichever exists
+    label_column: str = "label"
+    max_train: Positive | None = None  # training sentences to keep
+    validation: Positive = 1000
+    test: Positive = 2000
+    domain_test: Positive = 500  # test sentences per out-of-domain set; the rest is unlabelled text
+    split_seed: int = 0
+    max_length: Annotated[int, Field(ge=8, le=512)] = 128
