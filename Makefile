@@ -1,20 +1,20 @@
-# The whole graph. `make` prints help; `make all` does everything; results/ cuts experiments and paper apart.
+# The whole graph. `make` prints help; `make all` does everything; results/ separates experiments from paper.
+# A variant is a target: build/<profile>/seed<k>/<variant>/record.json. scripts/plan.py writes their rules to plan.mk.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.NOTPARALLEL:  # whatever -j says: models are timed here
-
 PROFILE ?= minilm# which profile in scripts/profiles/
+SCOPE ?= core# core (the main text) or full (the appendix, too)
+SEEDS ?= 0# training seeds, separated by spaces
 DEVICE ?= cpu# cpu or cuda: where models are measured
 TRAIN_DEVICE ?= $(DEVICE)# where they are trained: cuda with DEVICE=cpu gives every engine's rows in GPU minutes
-SEEDS ?= 0# training seeds, separated by spaces
-override SEEDS := $(sort $(SEEDS))
-THREADS ?= $(shell getconf _NPROCESSORS_ONLN)# CPU threads of every backend
+THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)# CPU threads of every backend while it is timed
+JOBS ?= $(THREADS)# variants built in parallel
 PYTHON ?= python3# the interpreter that makes .venv (3.11 or 3.12)
-# Starts the stages that train, if set: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun).
+# Starts the scripts that train, if set: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun).
 LAUNCH ?=
 
 ifeq ($(filter grouped-target,$(.FEATURES)),)
@@ -25,6 +25,14 @@ PROFILES := $(sort $(basename $(notdir $(wildcard scripts/profiles/*.toml))))
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
 $(error unknown PROFILE '$(PROFILE)': choose one of $(PROFILES), or write scripts/profiles/$(PROFILE).toml)
 endif
+ifeq ($(filter $(SCOPE),core full),)
+$(error unknown SCOPE '$(SCOPE)': choose core or full)
+endif
+override SEEDS := $(sort $(SEEDS))
+BAD_SEEDS := $(shell printf '%s\n' $(SEEDS) | grep -vxE '[0-9]+')
+ifneq ($(BAD_SEEDS),)
+$(error SEEDS '$(SEEDS)': whole numbers separated by spaces, for example SEEDS="0 1 2")
+endif
 
 MAX_MB ?=
 MAX_MS ?=
@@ -32,9 +40,8 @@ MIN_F1 ?=
 MODEL ?=
 # what `make check` compares with; nothing: results/ at git's HEAD
 AGAINST ?= $(wildcard tests/expected/$(PROFILE))
-ONLY ?=# variants that make check makes anew, and checks alone
+ONLY ?=# variants that `make check` builds first, and compares alone
 PORT ?= 8000
-MERGE ?=
 
 CONDA_NAME := bert-compression
 CONDA_DEFAULT_ENV ?=
@@ -47,33 +54,29 @@ ENV := .venv/.installed
 endif
 
 BUILD := build/$(PROFILE)
-RUN := --profile $(PROFILE) --device $(DEVICE) --train-device $(TRAIN_DEVICE) --threads $(THREADS)
-TAG := $(DEVICE)-$(THREADS)threads$(if $(filter-out $(DEVICE),$(TRAIN_DEVICE)),-trained-on-$(TRAIN_DEVICE))
-CORE := $(wildcard scripts/compress/*.py scripts/compress/serving/*.*) scripts/profiles/$(PROFILE).toml
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
-# of the CPU, and of a GPU where one was tried
-RESULTS := $(foreach device,. cuda,$(addprefix results/$(PROFILE)/$(device)/,variants.csv environment.json data.json methods.json reliability.csv flips.csv)) \
-  $(addprefix results/$(PROFILE)/,serving.csv services.csv)
-COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
-COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --device $(DEVICE) --seeds "$(SEEDS)"
-# A stage's stamps, one per seed: build/<profile>/.<stage>-seed0-cpu-2threads
-stamps = $(foreach seed,$(SEEDS),$(BUILD)/.$1-seed$(seed)-$(TAG))
-STAGES := finetune distill quantize-prune cluster export optimum serve-bench
+STAGES := finetune quantize-prune cluster distill export optimum serve-bench
 PEERS := mosec litserve infinity course
-# One run at a time per clone: the second is told, and stops. Sub-makes of the first already hold the lock.
+# One run at a time per clone: a second one says who holds the lock and stops. Sub-makes of the first already hold it.
 HELD ?= 0
+PLANNED ?= 0
 HAS_PYTHON = command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or 3.12, or set PYTHON=..." >&2; exit 1; }
 LOCK := $(if $(filter 1,$(HELD)),,$(HAS_PYTHON); $(PYTHON) scripts/with_lock.py build/.lock)
+# A sub-make that knows the plan; with a -j of the user's own there is a job server already.
+PLANNED_MAKE := $(MAKE) HELD=1 PLANNED=1
+PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+PLAN = $(PY) scripts/plan.py --profile $(PROFILE) --scope $(SCOPE) --seeds "$(SEEDS)" --device $(DEVICE) --train-device $(TRAIN_DEVICE)
+NEEDS_ENV = test -e $(ENV) || { echo "make -n needs the environment: run make env first" >&2; exit 1; }
 
 ##@ Main
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
-	@printf '\nVariables (make settings shows them): PROFILE DEVICE TRAIN_DEVICE SEEDS THREADS PYTHON LAUNCH\n'
+	@printf '\nVariables (make settings shows them): PROFILE SCOPE SEEDS DEVICE TRAIN_DEVICE THREADS JOBS PYTHON LAUNCH\n'
 
-all: ## environment, data, every stage, results, figures, report
+all: ## environment, data, models, results, service benchmark, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
 
-smoke: ## the whole graph in miniature, in four to seven minutes
+smoke: ## the whole graph in miniature, in four minutes
 	@+$(MAKE) all PROFILE=smoke
 
 test: $(ENV) ## the tests, the smoke run among them
@@ -88,50 +91,50 @@ test-replicas: $(ENV) ## two replicas behind haproxy (Debian: haproxy), the mani
 test-slow: $(ENV) ## what takes minutes: bert-base from a hub's cache, data of one's own, two training processes
 	$(PY) -m pytest -m slow
 
-test-peers: $(ENV) peers-env ## the peers answer as our own predictor does
+test-peers: $(ENV) peers-env ## the peers give the same predictions as our own predictor
 	$(PY) -m pytest -m peers tests/test_peers.py
 
-test-ray: $(ENV) build/ray/.installed ## the same predictor on Ray Serve answers as it does here
+test-ray: $(ENV) build/ray/.installed ## the same predictor on Ray Serve
 	$(PY) -m pytest -m ray tests/test_ray.py
 
 ##@ Experiments (write build/)
 env: $(ENV) ## the environment: .venv, or the active conda environment
 
-data: $(BUILD)/.data ## fetch, verify and split the data; unpack the backbone
+data: $(ENV) ## fetch, verify and split the data; unpack the backbone
+	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=$(BUILD)/data/data.json
 
-finetune: $(call stamps,finetune) ## baselines: bert-orig and finetuned
+finetune: ## the baselines
+quantize-prune: ## HW1: quantized, pruned and smaller models
+cluster: ## HW2: weights that share k values
+distill: ## HW3: smaller students of the fine-tuned teacher
+export: ## HW4: ONNX Runtime and OpenVINO
+optimum: ## HW6: Optimum, and PyTorch's own fast paths
+finetune quantize-prune cluster distill export optimum: $(ENV)
+	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=stage-$@
 
-quantize-prune: $(call stamps,quantize-prune) ## HW1: quantized, pruned and smaller models
-
-cluster: $(call stamps,cluster) ## HW2: weights that share k values
-
-distill: $(call stamps,distill) ## HW3: smaller students of the fine-tuned teacher
-
-export: $(call stamps,export) ## HW4: ONNX Runtime and OpenVINO
-
-optimum: $(call stamps,optimum) ## HW6: Optimum, compiled PyTorch, and the champions
-
-serve-bench: $(call stamps,serve-bench) ## HW7: five classifiers for one service, and load on what is served
-	@[ -z '$(filter 1,$(HELD))' ] || exit 0; $(COLLATE_SERVING)
-
-serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=champion-balanced PORT=8000
-	build/ray/bin/python scripts/serve_ray.py --model $(BUILD)/models/$(MODEL) --port $(PORT) --replicas $(THREADS)
-
-serve-peers: $(call stamps,serve-bench) peers-env ## HW7: other servers on the same file, beside ours (results/<profile>/serving.csv)
-	@$(LOCK) $(PY) scripts/07_serve_bench.py $(RUN) --peers
+serve-bench: $(ENV) ## HW7: five classifiers for one service, and load on the served models
+	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=stage-$@
+	@$(LOCK) $(SERVE_BENCH)
 	$(COLLATE_SERVING)
 
-peers-env: ## an environment for each peer of the service; one that fails is told and left out
+serve-peers: $(ENV) peers-env ## HW7: other servers with the same model, beside ours (results/<profile>/serving.csv)
+	@$(LOCK) $(SERVE_BENCH) --peers
+	$(COLLATE_SERVING)
+
+peers-env: ## an environment for each peer of the service; a peer that can't be installed is left out
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
 	  test -e build/peers/$$name/.installed || echo "peer-$$name is left out, it can't be installed: build/peers/$$name.log" >&2; done
 
-results: $(ENV) ## records to results/<profile>/; other machines' too: make results MERGE="a/build/minilm b/build/minilm"
-	$(COLLATE) $(if $(MERGE),--merge $(MERGE))
+results: $(ENV) ## build/ and results/<profile>/seed<k>.npz to the tables in results/<profile>/
+	$(COLLATE)
 	$(COLLATE_SERVING)
 
 ##@ Service
 serve: $(ENV) ## an HTTP service: make serve MODEL=champion-balanced (default: the five classifiers) PORT=8000
-	$(PY) scripts/serve.py --profile $(PROFILE) --lanes $(THREADS) --port $(PORT) $(foreach model,$(MODEL),--model $(BUILD)/models/$(model))
+	$(PY) scripts/serve.py --profile $(PROFILE) --workers $(THREADS) --port $(PORT) $(foreach model,$(MODEL),--model $(model))
+
+serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=champion-balanced PORT=8000
+	build/ray/bin/python scripts/serve_ray.py --profile $(PROFILE) --model $(MODEL) --port $(PORT) --replicas $(THREADS)
 
 ##@ Paper (reads results/ only)
 figures: $(BUILD)/.figures ## results/ to figures/
@@ -140,8 +143,9 @@ report: $(BUILD)/.report ## results/ and figures/ to report/ (whole, chapters, d
 
 notebooks: $(BUILD)/.notebooks ## a notebook per chapter, executed, to notebooks/
 
-check: $(ENV) $(if $(ONLY),$(BUILD)/.data) ## which claims of the committed results a fresh run upholds; make check ONLY="cluster-16 ...": makes these first
-	@$(if $(ONLY),$(LOCK)) $(PY) scripts/check.py --profile $(PROFILE) $(if $(AGAINST),--against $(AGAINST)) $(if $(ONLY),--threads $(THREADS) --only $(ONLY))
+check: $(ENV) ## which claims of the committed results a fresh run upholds; make check ONLY="cluster-16 ..." builds these first
+	@+$(if $(ONLY),$(LOCK) $(MAKE) HELD=1 rebuilt)
+	$(PY) scripts/check.py --profile $(PROFILE) $(if $(AGAINST),--against $(AGAINST)) $(if $(ONLY),--fresh $(BUILD)/check --only $(ONLY))
 
 recommend: $(ENV) ## which variant to use: make recommend MAX_MB=25 MAX_MS=2 MIN_F1=0.85
 	$(PY) scripts/recommend.py --profile $(PROFILE) $(if $(MAX_MB),--max-mb $(MAX_MB)) $(if $(MAX_MS),--max-ms $(MAX_MS)) $(if $(MIN_F1),--min-f1 $(MIN_F1))
@@ -161,7 +165,7 @@ lock: $(ENV) ## requirements.in to requirements.txt
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.txt
 
 settings: ## the variables' values
-	@printf '%-12s %s\n' PROFILE '$(PROFILE)' DEVICE '$(DEVICE)' TRAIN_DEVICE '$(TRAIN_DEVICE)' SEEDS '$(SEEDS)' THREADS '$(THREADS)' PYTHON '$(PYTHON)' LAUNCH '$(LAUNCH)' python '$(PY)'
+	@printf '%-12s %s\n' $(foreach name,PROFILE SCOPE SEEDS DEVICE TRAIN_DEVICE THREADS JOBS PYTHON LAUNCH PY,$(name) '$($(name))')
 
 clean: ## remove build/<profile> (models, records); results/ stay
 	rm -rf $(BUILD)
@@ -169,7 +173,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test env data $(STAGES) results figures report recommend serve serve-ray soak pdf serve-peers peers-env test-slow test-peers test-replicas lint lock settings clean distclean sequence stages results-if-new notebooks check test-ray
+.PHONY: help all smoke test soak test-replicas test-slow test-peers test-ray env data $(STAGES) serve-peers peers-env results serve serve-ray figures report notebooks check recommend pdf lint lock settings clean distclean sequence planned rebuilt
 
 # --- files behind the verbs -------------------------------------------------------------------------------
 .venv/.installed: requirements.txt
@@ -194,50 +198,99 @@ build/peers/%/.installed: scripts/peers/requirements-%.txt
 # What a file's rule depends on besides, so that it runs where all files of this pattern are gone.
 unless = $(if $(wildcard $1),,gone)
 .PHONY: gone
-# the CPU's, or a GPU's alone
 NO_RESULTS = $(call unless,results/$(PROFILE)/variants.csv results/$(PROFILE)/*/variants.csv)
 
-# files and folders of one's own that the profile names
-OWN := $(wildcard $(foreach path,$(shell sed -n 's/.*\bpath *= *"\([^"]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml 2>/dev/null),$(path) $(path)/*))
-$(BUILD)/.data: scripts/prepare_data.py $(addprefix scripts/compress/,data.py sources.py archives.py) scripts/profiles/$(PROFILE).toml $(OWN) $(call unless,$(BUILD)/data/data.json) | $(ENV)
+SUFFIX := $(if $(filter-out cpu,$(DEVICE)),-$(DEVICE))
+BUILD_OPTIONS := --profile $(PROFILE) --device $(DEVICE) --train-device $(TRAIN_DEVICE)
+START_TRAINING := $(PY) $(LAUNCH:torchrun=-m torch.distributed.run)
+package = $(wildcard $(addsuffix /*.py,$(addprefix scripts/compress/,$1)))
+DATA_SOURCES := scripts/prepare_data.py $(call package,data)
+EVALUATION_SOURCES := scripts/compress/measure/evaluation.py $(call package,engines)
+TIMING_SOURCES := $(filter-out %/evaluation.py,$(call package,measure)) $(call package,engines)
+RESULTS_SOURCES := scripts/collate.py $(call package,results)
+COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --scope $(SCOPE) --device $(DEVICE) --seeds "$(SEEDS)"
+COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
+SERVE_BENCH = $(PY) scripts/07_serve_bench.py --profile $(PROFILE) --scope $(SCOPE) --threads $(THREADS)
+TIME = $(PY) scripts/time_variants.py --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS) --sources $(TIMING_SOURCES)
+EVALUATE = $(PY) scripts/evaluate_variants.py --profile $(PROFILE) --device $(DEVICE) --sources $(EVALUATION_SOURCES)
+
+# Sub-makes in a row: each sees on disk what the one before wrote. Only models are built in parallel: nothing else may
+# run while models are timed. A variant that failed is reported by collate, after everything else.
+sequence:
+	@+$(MAKE) $(ENV)
+	@+$(NEEDS_ENV); $(PLAN)
+	@+$(PLANNED_MAKE) $(PARALLEL) models
+	@+$(PLANNED_MAKE) evaluated
+	@+$(PLANNED_MAKE) timed
+	@+status=0; $(PLANNED_MAKE) collated || status=$$?; $(PLANNED_MAKE) benchmarked; $(MAKE) report; exit $$status
+
+# One goal that needs the plan: the data, or the models of a script with their parents.
+planned:
+	@+$(NEEDS_ENV); $(PLAN)
+	@+$(PLANNED_MAKE) $(PARALLEL) $(GOAL)
+
+# For make check: some variants with their parents, collated into a folder of their own.
+rebuilt:
+	@+$(NEEDS_ENV); $(PLAN) --only "$(ONLY)"
+	@+$(PLANNED_MAKE) $(PARALLEL) models
+	@+$(PLANNED_MAKE) evaluated
+	@+$(PLANNED_MAKE) timed
+	$(COLLATE) --only "$(ONLY)" --results $(BUILD)/check
+
+ifeq ($(PLANNED),1)
+include $(BUILD)/plan.mk
+.PHONY: models evaluated timed collated benchmarked $(STAGES:%=stage-%)
+
+$(BUILD)/.data: $(BUILD)/plan/data.json $(DATA_FILES) $(DATA_SOURCES)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 
-# stage, script, the stage before it, what starts it if it trains
-define STAGE
-$$(BUILD)/.$1-seed%-$$(TAG): scripts/$2 $$(CORE) $$(BUILD)/$3 | $$(ENV)
-	$$(PY) $4 scripts/$2 $$(RUN) --seed $$*
+# Keeps its date when the content stays the same: then no model is built again.
+$(BUILD)/data/data.json: $(BUILD)/.data
+	@test -e $@ || $(PY) scripts/prepare_data.py --profile $(PROFILE)
+
+models: $(foreach seed,$(SEEDS),$(RECORDS_$(seed)))
+
+evaluated: $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated)
+define EVALUATED
+$$(BUILD)/seed$1$$(SUFFIX)/.evaluated: $$(RECORDS_$1) $$(EVALUATION_SOURCES)
+	@$$(EVALUATE) --seed $1
 	@touch $$@
 endef
-TORCHRUN = $(LAUNCH:torchrun=-m torch.distributed.run)
-$(eval $(call STAGE,finetune,01_finetune.py,.data,$(TORCHRUN)))
-# 04 comes before 02 and 03: students are quantized and clustered, too.
-$(eval $(call STAGE,distill,04_distill.py,.finetune-seed%-$$(TAG),$(TORCHRUN)))
-$(eval $(call STAGE,quantize-prune,02_quantize_prune.py,.distill-seed%-$$(TAG),$(TORCHRUN)))
-$(eval $(call STAGE,cluster,03_cluster.py,.quantize-prune-seed%-$$(TAG),$(TORCHRUN)))
-$(eval $(call STAGE,export,05_export.py,.cluster-seed%-$$(TAG),))
-$(eval $(call STAGE,optimum,06_optimum.py,.export-seed%-$$(TAG),))
-$(eval $(call STAGE,serve-bench,07_serve_bench.py,.optimum-seed%-$$(TAG),))
+$(foreach seed,$(SEEDS),$(eval $(call EVALUATED,$(seed))))
 
-stages: $(STAGES)
+# Only seed 0 is timed: another seed's models have the same shapes and arithmetic.
+TIMED := $(BUILD)/seed0$(SUFFIX)/.timed-$(THREADS)threads
+timed: $(if $(filter 0,$(SEEDS)),$(TIMED))
+$(TIMED): $(BUILD)/seed0$(SUFFIX)/.evaluated $(TIMING_SOURCES)
+	@$(TIME)
+	@for number in $$(seq 0 $$(($(PASSES) - 1))); do $(TIME) --pass $$number; done
+	@touch $@
 
-# Three makes in a row: each sees on disk what the one before wrote.
-sequence:
-	@[ '$(firstword $(SEEDS))' = 0 ] || { echo "SEEDS=$(SEEDS): add 0, whose times and champions the others share (or: make stages)" >&2; exit 1; }
-	@+$(MAKE) stages
-	@+$(MAKE) results-if-new
-	@+$(MAKE) report
-
-# Collate only after a stage has run: the stamp is newer than the results, or the seeds are others.
-COLLATED := $(BUILD)/.results-$(subst $(eval ) ,-,$(SEEDS))-$(TAG)
-results-if-new: $(COLLATED)
-$(COLLATED): scripts/collate.py $(CORE) $(foreach stage,$(STAGES),$(call stamps,$(stage))) $(NO_RESULTS)
+COLLATED := $(BUILD)/.collated$(SUFFIX)-$(SCOPE)-$(subst $(eval ) ,-,$(SEEDS))
+collated: $(COLLATED)
+$(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(call unless,results/$(PROFILE)/variants.csv)
 	$(COLLATE)
+	@touch $@
+
+BENCHMARKED := $(BUILD)/serving/.done-$(SCOPE)
+benchmarked: $(if $(filter 0,$(SEEDS)),$(if $(filter cpu,$(DEVICE)),$(BENCHMARKED)))
+$(BENCHMARKED): $(COLLATED) $(call package,serving loadtest) scripts/serve.py
+	$(SERVE_BENCH)
 	$(COLLATE_SERVING)
-	@rm -f $(BUILD)/.results-*; touch $@
+	@mkdir -p $(@D) && touch $@
+
+define STAGE
+stage-$1: $$(RECORDS_OF_$1)
+	@for seed in $$(SEEDS); do $$(EVALUATE) --seed $$$$seed; done
+	@$$(if $$(filter 0,$$(SEEDS)),$$(TIME); for number in $$$$(seq 0 $$$$(($$(PASSES) - 1))); do $$(TIME) --pass $$$$number; done)
+endef
+$(foreach stage,$(STAGES),$(eval $(call STAGE,$(stage))))
+endif
 
 # No rule makes results/ here: the paper is drawn from what is committed.
-$(BUILD)/.figures: scripts/figures.py $(addprefix scripts/compress/,results.py questions.py) $(wildcard $(RESULTS)) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
+TABLES := $(wildcard results/$(PROFILE)/*.csv results/$(PROFILE)/*.json results/$(PROFILE)/cuda/*.csv results/$(PROFILE)/cuda/*.json)
+$(BUILD)/.figures: scripts/figures.py $(call package,report results) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 
@@ -245,6 +298,6 @@ $(BUILD)/.notebooks: scripts/notebooks.py $(BUILD)/.report | $(ENV)
 	$(PY) scripts/notebooks.py
 	@touch $@
 
-$(BUILD)/.report: scripts/render.py $(addprefix scripts/compress/,captions.py tables.py questions.py results.py) scripts/recommend.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
+$(BUILD)/.report: scripts/render.py $(call package,report results) $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@

@@ -1,4 +1,4 @@
-"""The few options that the scripts share, and how an error ends a command."""
+"""The options that the scripts share, and how an error ends a command."""
 
 import argparse
 import os
@@ -18,21 +18,25 @@ def profile_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def stage_parser(doc: str) -> argparse.ArgumentParser:
-    """The parser of a numbered script: what to make, with which seed, on what."""
+def run_parser(doc: str) -> argparse.ArgumentParser:
+    """The parser of a script that works on one seed's models."""
     parser = profile_parser(doc)
-    parser.add_argument(
-        "--seed", type=natural, default=0, help="of training and of random weights (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=natural, default=0, help="of training and folds (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
+    return parser
+
+
+def build_parser(doc: str) -> argparse.ArgumentParser:
+    """The parser of a numbered script: which variant to build, with which seed, where."""
+    parser = run_parser(doc)
+    parser.add_argument("variant", help="the variant of the profile to build; its parents must be built")
     parser.add_argument("--train-device", choices=("cpu", "cuda"), help="of training (default: that of measuring)")
-    parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--only", metavar="VARIANT", nargs="+", help="make only these variants (and what they need)")
+    parser.add_argument("--number", default="", help="its place in the plan, shown in messages")
     return parser
 
 
 def cores() -> int:
-    """How many this process may use: fewer than the machine has, in a container or under taskset."""
+    """Cores that this process may use: fewer than the machine has, in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -44,7 +48,6 @@ def port(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """An option's value that counts something."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -58,12 +61,24 @@ def natural(text: str) -> int:
     return value
 
 
+def seed_list(text: str) -> list[int]:
+    """Seeds separated by spaces, in ascending order, each once."""
+    try:
+        seeds = sorted({natural(word) for word in text.split()})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers separated by spaces, for example '0 1 2'") from None
+    if not seeds:
+        raise argparse.ArgumentTypeError("give at least one seed")
+    return seeds
+
+
 def main_guard(main, parser: argparse.ArgumentParser) -> None:
     """Runs main(args); a UserError ends the command with its text and status 1, without a traceback."""
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="mtime may not be reliable")  # Trainer then orders checkpoints by number
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Threads that spin while they wait lose most of their speed as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -74,14 +89,14 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("interrupted: finished variants are kept; run the same command again to go on")
+        sys.exit("interrupted: finished variants are kept; run the same command again to resume")
     except Exception as error:
         if not disk_is_full(error):
             raise
-        sys.exit(f"error: {ROOT}: the disk is full; free some space and run the same command again to go on ({error})")
+        sys.exit(f"error: {ROOT}: the disk is full; free some space and run the same command again ({error})")
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether that is what the error comes from: not every library that writes files says so."""
+    """Whether a full disk caused the error: not every library that writes files says so."""
     build = ROOT / "build"
     return "No space left" in str(error) or shutil.disk_usage(build if build.exists() else ROOT).free < 2**20

@@ -1,15 +1,18 @@
-"""Files that are whole or not there: atomic writes, hashes, and hashes of source code."""
+"""Files that are complete or absent: atomic writes, hashes, locks."""
 
-import ast
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
+import zipfile
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.paths import SCRIPTS
+import numpy as np
+from compress.errors import UserError
 
 
 def sha256_file(path: Path) -> str:
@@ -25,7 +28,7 @@ def digest(value) -> str:
 
 @contextmanager
 def atomic_path(path: Path):
-    """A temporary neighbour of `path` (file or folder) that takes its place when the block succeeds."""
+    """A temporary neighbour of `path` (file or folder) that replaces it when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     remove(temporary)
@@ -43,10 +46,7 @@ def atomic_path(path: Path):
 
 @contextmanager
 def locked(path: Path):
-    """Holds the lock file `path` for the block; another process that wants it waits for as long.
-
-    So do processes of other machines, where a shared file system has locks. A killed process holds none.
-    """
+    """Holds the lock file `path` for the block; other processes wait. The kernel frees it if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -69,57 +69,18 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def source_hash(path: Path, function: str | None = None, without: tuple[str, ...] = ()) -> str:
-    """Hash of a Python source and of every module of this repository that it imports, however deep.
-
-    With `function`, only that function of the source counts, with the functions and constants beside it that it uses.
-    `without` names modules (compress/stage.py) that are left out with what they alone import.
-    Comments, docstrings and layout do not count: rewording a sentence must not retrain a model.
-    """
-    seen: dict[str, str] = {}
-    todo = [path.resolve()]
-    while todo:
-        path = todo.pop()
-        name = str(path.relative_to(SCRIPTS))
-        if name in seen or name in without:
-            continue
-        tree = ast.parse(path.read_text("utf-8"), str(path))
-        if function is not None and not seen:
-            tree.body = _used_definitions(tree, function)
-        for node in ast.walk(tree):
-            todo += _local_imports(node)
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        seen[name] = ast.unparse(tree)
-    return digest(seen)
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An uncompressed .npz, written atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
-def _used_definitions(tree: ast.Module, function: str) -> list[ast.stmt]:
-    """The function of that name and every other definition or constant of the module that it names, directly or not."""
-    definitions = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            definitions[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            definitions |= {
-                name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
-            }
-    used, todo = set(), [function]
-    while todo:
-        name = todo.pop()
-        if name in definitions and name not in used:
-            used.add(name)
-            todo += [node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)]
-    return [node for node in tree.body if any(node is definitions[name] for name in used)]
-
-
-def _local_imports(node: ast.AST) -> list[Path]:
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-    else:
-        return []
-    files = [SCRIPTS / (name.replace(".", "/") + ".py") for name in names]
-    return [file for file in files if file.is_file()]
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an .npz without pickles; raises UserError naming the file if it is missing or damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run make all to measure it") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and run make all again") from None

@@ -1,14 +1,15 @@
-"""Records: one JSON file per variant, seed and device, written last, sealed, and refused when it was altered."""
+"""record.json: what one build of one variant ended in. Written last, sealed with a hash, refused when altered."""
 
 import json
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from compress.config.profile import Profile, Strict, explain
+from compress.config.strict import Strict, explain
 from compress.errors import UserError
-from compress.files import digest, sha256_file, write_json
+from compress.files import digest, write_json
 from pydantic import Field, ValidationError, model_validator
+
+FILE = "record.json"
 
 
 class Machine(Strict):
@@ -25,12 +26,12 @@ class Machine(Strict):
 class Provenance(Strict):
     command: list[str]
     commit: str | None
-    dirty: bool | None  # None: no git there to tell
+    dirty: bool | None  # None: no git to ask
     machine: Machine
     libraries: dict[str, str | None]  # None: not installed
     python: str
     seed: int
-    threads: int  # of all processes of a machine together
+    threads: int  # of all training processes of a machine together
     processes: int  # that trained together
 
 
@@ -41,26 +42,11 @@ class Sizes(Strict):
     nonzero_parameters: int
 
 
-class Measured(Strict):
-    """What the fresh process said beside its arrays; the arrays are predictions/<run>.npz, named by hash."""
-
-    predictions_sha256: str
-    peak_rss_bytes: int
-    load_seconds: float
-    threads: int
-    baseline_threads: int
-    precision: str
-    batch_invariant: bool  # the same logits alone and in a batch; only then batches stand in for single sentences
-    batch_size: int | None = None  # from here on: None where the variant was not timed
-    baseline_batch_size: int | None = None
-    throughput_sentences: int | None = None
-
-
 class Record(Strict):
-    version: Literal[1] = 1
-    run: str
     variant: str
     chapter: str
+    family: str
+    scope: str
     method: str
     parent: str | None
     backend: str | None
@@ -69,61 +55,57 @@ class Record(Strict):
     seed: int
     status: Literal["ok", "skipped", "failed"]
     reason: str = ""
-    key: str | None  # of the artifact
-    measure_key: str | None  # of the artifact, the baseline, the protocol's code and budgets, and the threads
     data_fingerprint: str
     train_seconds: float | None = None
-    seconds: float  # that making and measuring took
-    details: dict  # what the maker found out: a sensitivity table, the heads that stayed
+    build_seconds: float  # training included
+    build_threads: int
+    options: dict  # the variant's entry in the profile
+    details: dict  # what the method found, for example a sensitivity table
     sizes: Sizes | None = None
-    measured: Measured | None = None
+    artifact_sha256: str | None = None  # of artifact.json
     provenance: Provenance
 
     @model_validator(mode="after")
     def status_fits(self):
-        if self.status == "ok" and not (self.key and self.measure_key and self.sizes and self.measured):
-            raise ValueError("a record with status ok needs key, measure_key, sizes and measured")
+        if self.status == "ok" and not (self.sizes and self.artifact_sha256):
+            raise ValueError("a record with status ok needs sizes and artifact_sha256")
         if self.status != "ok" and not self.reason:
             raise ValueError(f"a record with status {self.status} needs a reason")
         return self
 
 
-def write_record(path: Path, record: Record) -> None:
+def sealed(record: Record) -> dict:
+    """The JSON value of record.json."""
     content = json.loads(record.model_dump_json())
-    write_json(path, {"record": content, "sha256": digest(content)})
+    return {"record": content, "sha256": digest(content)}
 
 
-def read_record(path: Path) -> Record:
-    """The checked record; raises UserError naming the file when it is missing, truncated, altered or invalid."""
+def write_record(folder: Path, record: Record) -> None:
+    write_json(folder / FILE, sealed(record))
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a variant's folder; raises UserError naming the file if it is missing, damaged or altered."""
+    path = folder / FILE
     try:
-        sealed = json.loads(path.read_text("utf-8"))
-        content, seal = sealed["record"], sealed["sha256"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such record") from None
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such record; run make all") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged record ({error}); remove it and run make all again") from None
+    return parse_record(text, str(path))
+
+
+def parse_record(text: str, source: str) -> Record:
+    """The record in the text of a record.json; raises UserError naming `source`."""
+    try:
+        content, seal = (json.loads(text)[key] for key in ("record", "sha256"))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: corrupt or truncated record ({error}); remove it and run its stage again") from None
+        raise UserError(f"{source}: damaged or truncated record ({error}); remove it and run make all again") from None
     if digest(content) != seal:
-        raise UserError(f"{path}: the record was altered after it was written; remove it and run its stage again")
+        raise UserError(f"{source}: the record was altered after it was written; remove it and run make all again")
     try:
         # JSON mode: strict types, but a whole number may stand for a float
         return Record.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise UserError(explain(path, error)) from error
-
-
-def read_arrays(profile: Profile, record: Record) -> dict[str, np.ndarray]:
-    """The raw logits and times behind a record; raises UserError unless they are the very file it names."""
-    path = profile.predictions(record.run)
-    check_arrays(path, record)
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def check_arrays(path: Path, record: Record) -> None:
-    if not path.exists() or sha256_file(path) != record.measured.predictions_sha256:
-        raise UserError(f"{path}: missing, or not the file that the record of {record.run} names; run its stage again")
-
-
-def speedup(seconds: np.ndarray) -> float:
-    """How many times faster than the baseline: the median ratio of paired times [pairs, (variant, baseline)]."""
-    return float(np.median(seconds[:, 1] / seconds[:, 0]))
+        raise UserError(explain(source, error)) from error

@@ -1,0 +1,250 @@
+"""Builds one variant: the parent's artifact in, a complete artifact folder and its record.json out.
+
+A variant that fails, or that can't be built on this machine, gets a record that says why, and the exit status stays 0:
+Make continues with the others, and the last step of `make all` reports the failures. Interrupted trainings resume from
+their last checkpoint.
+"""
+
+import argparse
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from compress import console
+from compress.cli import disk_is_full
+from compress.config.profile import Profile, load_profile
+from compress.data.tasks import splits_for
+from compress.errors import Skip, UserError
+from compress.files import digest, remove, sha256_file, write_text
+from compress.graph.planning import parents_of, sources_of
+from compress.methods import distributed
+from compress.methods.made import Context, Made, Maker
+from compress.provenance import provenance
+from compress.storage import record as records
+from compress.storage.artifact import Artifact, read_artifact, save_artifact
+from compress.storage.record import Record, Sizes, read_record, write_record
+
+INPUTS = "inputs.txt"  # in a working folder: the digest of all that the build depends on
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant of one seed on one device, with the data that it learns from."""
+
+    profile: Profile
+    variant: object
+    seed: int
+    device: str
+    train_device: str
+    splits: object
+    labels: list[str]
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        return self.folder_of(self.variant.name)
+
+    def folder_of(self, name: str) -> Path:
+        return self.profile.variant_folder(name, self.seed, self.device)
+
+    @property
+    def threads(self) -> int:
+        """The profile's choice, not the machine's: another number of threads rounds differently."""
+        return self.profile.threads_of(self.variant)
+
+    @property
+    def context(self) -> Context:
+        seed_folder = self.profile.seed_folder(self.seed, self.device)
+        return Context(
+            profile=self.profile,
+            seed=self.seed,
+            device=self.device,
+            train_device=self.train_device,
+            threads=max(1, self.threads // distributed.number_here()),
+            splits=self.splits,
+            labels=self.labels,
+            parent=self.folder_of(self.variant.parent) if self.variant.parent else None,
+            teacher=self.folder_of(self.profile.baseline),
+            work=seed_folder / "work" / self.variant.name,
+            cache=seed_folder / "cache",
+        )
+
+
+def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
+    """Builds args.variant with the function of its method; the exit status is 0 if a record was written.
+
+    Of several processes (torchrun) the first one does this, and the others take part in its training.
+    """
+    profile = load_profile(args.profile)
+    variant = find(profile, args.variant, makers)
+    train_device = args.train_device or args.device
+    distributed.start(train_device)
+    job = Job(profile, variant, args.seed, args.device, train_device, *splits_for(profile, variant))
+    if not distributed.is_main():
+        help_train(job, makers)
+        return 0
+    name = f"{args.number} {title(variant.name, args.seed, args.device)}".strip()
+    log = job.folder.parent / "logs" / f"{variant.name}.log"
+    console.log_to(log)
+    console.say(f"{name}: started")
+    started = time.perf_counter()
+    try:
+        console.say(f"{name}: {build_or_skip(job, makers, started)}")
+    except Exception as error:
+        if disk_is_full(error):
+            raise  # not the variant's fault, and the next one would fail, too
+        traceback.print_exc()
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write_failure(job, "failed", reason, time.perf_counter() - started)
+        console.show_tail(log)
+        console.say(f"{name}: FAILED: {reason} (log: {log})")
+        if isinstance(error, distributed.Apart):
+            return 1  # the other processes are in an unknown state
+    distributed.from_main(None)  # nothing more to train
+    distributed.leave()
+    return 0
+
+
+def find(profile: Profile, name: str, makers: dict[str, Maker]):
+    """The variant of that name; raises UserError listing those that these makers build."""
+    known = {v.name: v for v in (*profile.variants, *profile.services) if v.method in makers}
+    if name not in known:
+        raise UserError(f"profile {profile.name} has no variant {name!r} for this script; it has: {', '.join(known)}")
+    return known[name]
+
+
+def title(variant: str, seed: int, device: str) -> str:
+    """The variant's name in messages; seed and device where they are not the default."""
+    return variant + (f" seed {seed}" if seed else "") + (f" {device}" if device != "cpu" else "")
+
+
+def build_or_skip(job: Job, makers: dict[str, Maker], started: float) -> str:
+    """Builds the variant, or records why it is skipped; returns the message for the console."""
+    try:
+        check_buildable(job)
+        record = save(job, make(job, makers[job.variant.method]), started)
+    except Skip as skip:
+        write_failure(job, "skipped", str(skip), time.perf_counter() - started)
+        return f"skipped: {skip}"
+    return f"built in {record.build_seconds:.0f} s, {record.sizes.bytes / 1e6:.2f} MB"
+
+
+def check_buildable(job: Job) -> None:
+    """Raises Skip if the device rules the method out or a parent has no model, UserError if a parent is damaged."""
+    if job.device != "cpu" and job.variant.cpu_only:
+        raise Skip(f"not on {job.device}: {job.variant.cpu_only}")
+    for name in parents_of(job.profile, job.variant):
+        folder = job.folder_of(name)
+        record = read_record(folder)
+        if record.status != "ok":
+            raise Skip(f"its parent {name} was {record.status}: {record.reason}")
+        try:
+            read_artifact(folder)  # damaged weights must not be learned from
+        except UserError:
+            remove(folder / records.FILE)  # so that the next run builds the parent again
+            raise
+
+
+def make(job: Job, maker: Maker) -> Made:
+    """Runs the method; of several processes each one runs it, with its share of the threads."""
+    context = job.context
+    clear_if_changed(job, context)
+    torch.set_num_threads(context.threads)
+    if not job.variant.has_training:
+        return maker(job.variant, context)
+    distributed.from_main(job.variant.name)
+    return distributed.together(lambda: maker(job.variant, context))
+
+
+def help_train(job: Job, makers: dict[str, Maker]) -> None:
+    """What the processes beside the first one do: run the same method when the first one starts it."""
+    torch.set_num_threads(job.context.threads)
+    while distributed.from_main() is not None:
+        try:
+            distributed.together(lambda: makers[job.variant.method](job.variant, job.context))
+        except distributed.Apart:
+            raise
+        except Exception:
+            traceback.print_exc()  # the first process fails likewise and records it
+    distributed.leave()
+
+
+def clear_if_changed(job: Job, context: Context) -> None:
+    """Empties the working folder unless its checkpoints come from exactly these inputs and this code."""
+    options = job.variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
+    hashes = [sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(job.profile, job.variant)]
+    inputs = digest([options, job.seed, job.train_device, context.threads, job.fingerprint, hashes])
+    path = context.work / INPUTS
+    newest = max(source.stat().st_mtime for source in sources_of(job.variant))
+    if not (path.exists() and path.read_text("utf-8") == inputs and path.stat().st_mtime >= newest):
+        remove(context.work)
+        write_text(path, inputs)
+
+
+def save(job: Job, result: Made, started: float) -> Record:
+    """Writes the artifact folder and, last, its record; removes the working folder."""
+    context = job.context
+    artifact = save_artifact(
+        job.folder,
+        result.write,
+        tokenizer=result.tokenizer or context.parent or job.profile.backbone_folder,
+        variant=job.variant.name,
+        method=job.variant.method,
+        parent=job.variant.parent,
+        backend=result.backend,
+        parameters=result.parameters,
+        nonzero_parameters=result.nonzero_parameters,
+        labels=job.labels,
+        max_length=job.profile.data.max_length,
+        options=job.variant.model_dump(mode="json"),
+        train_seconds=result.train_seconds,
+        details=result.details,
+        runtime=result.runtime,
+    )
+    # A training's own clock includes what a killed run had done.
+    seconds = max(time.perf_counter() - started, artifact.train_seconds or 0.0)
+    record = Record(**known_before(job), **facts_of(artifact, job.folder), status="ok", build_seconds=seconds)
+    write_record(job.folder, record)
+    remove(context.work)
+    return record
+
+
+def facts_of(artifact: Artifact, folder: Path) -> dict:
+    """The fields of a record that an artifact determines."""
+    return {
+        "backend": artifact.backend,
+        "train_seconds": artifact.train_seconds,
+        "details": artifact.details,
+        "sizes": Sizes(
+            bytes=artifact.size,
+            bytes_with_tokenizer=artifact.size_with_tokenizer,
+            parameters=artifact.parameters,
+            nonzero_parameters=artifact.nonzero_parameters,
+        ),
+        "artifact_sha256": sha256_file(folder / "artifact.json"),
+    }
+
+
+def write_failure(job: Job, status: str, reason: str, seconds: float) -> None:
+    """Replaces the variant's folder by one that holds only the record of a skipped or failed build."""
+    remove(job.folder)
+    record = Record(**known_before(job), backend=None, status=status, reason=reason, build_seconds=seconds, details={})
+    write_record(job.folder, record)
+
+
+def known_before(job: Job) -> dict:
+    """The fields of a record that are known before the build."""
+    variant = job.variant
+    fields = ("chapter", "family", "scope", "method", "parent")
+    return {field: getattr(variant, field) for field in fields} | {
+        "variant": variant.name,
+        "device": job.device,
+        "seed": job.seed,
+        "trained": job.profile.is_trained(variant),
+        "data_fingerprint": job.fingerprint,
+        "build_threads": job.threads,
+        "options": variant.model_dump(mode="json"),
+        "provenance": provenance(job.seed, job.threads, job.train_device),
+    }

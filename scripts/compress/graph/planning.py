@@ -1,0 +1,167 @@
+"""The plan: which variants to build from which parents and sources, written as a Makefile and one JSON per variant.
+
+A plan file is rewritten only when its content changes, so that Make rebuilds exactly the variants whose options did.
+Nothing here imports a heavy library: `make all` plans every time.
+"""
+
+import ast
+import json
+from functools import cache
+from pathlib import Path
+
+from compress.config.profile import Profile
+from compress.data.tables import profile_files
+from compress.errors import UserError
+from compress.files import remove, write_text
+from compress.paths import ROOT, SCRIPTS
+from compress.storage.artifact import read_artifact
+from compress.storage.record import FILE, read_record
+
+# Code that decides what a model becomes; engines run models, and the graph only calls the methods.
+DECIDING = ("compress.methods.", "compress.storage.packed", "compress.storage.coding")
+
+
+def parents_of(profile: Profile, variant) -> list[str]:
+    """The variants whose artifacts a build reads: its parent, and the baseline as teacher if it trains a child."""
+    teacher = profile.baseline if variant.parent and variant.has_training else None
+    return list(dict.fromkeys(name for name in (variant.parent, teacher) if name))
+
+
+def sources_of(variant) -> list[Path]:
+    """The Python files that decide what the variant becomes: its script and its method's modules."""
+    script = SCRIPTS / variant.script
+    todo, seen = [f"compress.methods.{variant.module}"], set()
+    while todo:
+        name = todo.pop()
+        if name not in seen and module_path(name).is_file():
+            seen.add(name)
+            todo += [other for other in imported(name) if other.startswith(DECIDING)]
+    return [script, *sorted(map(module_path, seen))]
+
+
+def module_path(name: str) -> Path:
+    return SCRIPTS / f"{name.replace('.', '/')}.py"
+
+
+@cache
+def imported(name: str) -> list[str]:
+    """Names of the modules that a module imports; `from a import b` counts as a and as a.b."""
+    found = []
+    for node in ast.walk(ast.parse(module_path(name).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def chosen(profile: Profile, scope: str, only: list[str]) -> list:
+    """The variants of a scope, services last, or those named in `only` with all their ancestors.
+
+    Raises UserError for an unknown name.
+    """
+    everything = [*profile.variants, *profile.services]
+    if not only:
+        return [*profile.in_scope(scope), *profile.services]
+    known = {variant.name: variant for variant in everything}
+    needed, todo = {profile.baseline}, list(only)
+    while todo:
+        name = todo.pop()
+        if name not in known:
+            raise UserError(f"profile {profile.name} has no variant {name!r}; it has: {', '.join(known)}")
+        needed.add(name)
+        todo += [parent for parent in parents_of(profile, known[name]) if parent not in needed]
+    return [variant for variant in everything if variant.name in needed]
+
+
+def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, train_device: str) -> None:
+    """Writes <plan folder>/<variant>.json, data.json, and plan.mk, which the Makefile includes."""
+    plans = {"data": {key: getattr(profile, key).model_dump(mode="json") for key in ("data", "backbone")}}
+    for variant in variants:
+        options = variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
+        length = {"max_length": profile.data.max_length}
+        plans[variant.name] = {"options": options, "train_device": train_device, **length}
+    for name, plan in plans.items():
+        write_if_changed(profile.plan_folder / f"{name}.json", json.dumps(plan, indent=1, sort_keys=True) + "\n")
+    write_if_changed(profile.build / "plan.mk", makefile(profile, variants, seeds, device))
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text("utf-8") != text:
+        write_text(path, text)
+
+
+def makefile(profile: Profile, variants: list, seeds: list[int], device: str) -> str:
+    """One rule per variant and seed; all paths are relative to the repository."""
+    lines = [f"# Written by scripts/plan.py from scripts/profiles/{profile.name}.toml: do not edit."]
+    lines.append(f"DATA_FILES := {' '.join(escaped(path) for path in profile_files(profile))}")
+    lines.append(f"PASSES := {profile.measure.passes}")
+    for stage, of_stage in by_stage(profile, variants).items():
+        targets = [target(profile, variant.name, seed, device) for seed in seeds for variant in of_stage]
+        lines.append(f"RECORDS_OF_{stage} := {' '.join(targets)}")
+    data = relative(profile.data_folder / "data.json")
+    for seed in seeds:
+        # The longest trainings first: started last, one would keep the other cores waiting.
+        order = sorted(variants, key=lambda variant: -variant.training.epochs if variant.has_training else 0)
+        targets = [target(profile, variant.name, seed, device) for variant in order]
+        lines.append(f"RECORDS_{seed} := {' '.join(targets)}")
+        for number, variant in enumerate(variants, 1):
+            needed = [relative(profile.plan_folder / f"{variant.name}.json"), data]
+            needed += [relative(path) for path in sources_of(variant)]
+            needed += [target(profile, name, seed, device) for name in parents_of(profile, variant)]
+            start = "$(START_TRAINING)" if variant.has_training else "$(PY)"
+            command = f"{start} scripts/{variant.script} $(BUILD_OPTIONS) --seed {seed}"
+            lines.append(f"{target(profile, variant.name, seed, device)}: {' '.join(needed)}")
+            lines.append(f"\t@{command} --number '[{number}/{len(variants)}]' {variant.name}")
+    return "\n".join(lines) + "\n"
+
+
+def by_stage(profile: Profile, variants: list) -> dict[str, list]:
+    """The variants of each script, by its Make target: 02_quantize_prune.py is quantize-prune."""
+    stages: dict[str, list] = {}
+    for variant in variants:
+        stages.setdefault(Path(variant.script).stem[3:].replace("_", "-"), []).append(variant)
+    return stages
+
+
+def target(profile: Profile, name: str, seed: int, device: str) -> str:
+    return relative(profile.variant_folder(name, seed, device) / FILE)
+
+
+def relative(path: Path) -> str:
+    return escaped(path.relative_to(ROOT))
+
+
+def escaped(path: Path) -> str:
+    """The path as Make reads it."""
+    return str(path).replace("$", "$$").replace(" ", "\\ ").replace("#", "\\#")
+
+
+def discard_unusable(profile: Profile, variants: list, seeds: list[int], device: str) -> list[str]:
+    """Removes the records of failed builds and of damaged artifacts, so that Make builds them again.
+
+    Returns a line for each. Only names and sizes of files are compared here; whoever loads a model verifies its hashes.
+    """
+    removed = []
+    for seed in seeds:
+        for variant in variants:
+            folder = profile.variant_folder(variant.name, seed, device)
+            if (folder / FILE).exists() and (reason := why_unusable(folder)):
+                remove(folder / FILE)
+                removed.append(f"{variant.name} will be built again: {reason}")
+    return removed
+
+
+def why_unusable(folder: Path) -> str | None:
+    try:
+        record = read_record(folder)
+        if record.status == "failed":
+            return f"it failed: {record.reason}"
+        if record.status == "ok":
+            for name, file in read_artifact(folder, verify=False).files.items():
+                path = folder / name
+                if not path.is_file() or path.stat().st_size != file.bytes:
+                    return f"{path} is missing or has another size than artifact.json says"
+    except UserError as error:
+        return str(error)
+    return None

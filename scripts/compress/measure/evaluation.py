@@ -1,0 +1,128 @@
+"""Predictions of every evaluation set by models loaded from disk: predictions.npz in each variant's folder.
+
+A process per core takes one stale variant after another, with one thread each. Raw logits are stored; every metric is
+computed from them later. A variant is stale if its predictions are missing, or older than its artifact or than the code
+that evaluates.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from compress import console
+from compress.cli import cores
+from compress.config.profile import Profile, load_profile
+from compress.data.tasks import splits_for
+from compress.engines.predictor import Predictor, load, load_tokenizer, predict, token_ids
+from compress.errors import UserError
+from compress.files import read_arrays, remove, write_arrays
+from compress.metrics import quality
+from compress.storage.artifact import read_artifact
+from compress.storage.record import FILE, read_record, write_record
+
+PREDICTIONS = "predictions.npz"
+BATCH = 16
+ALONE_SENTENCES = 200  # predicted alone and in a batch before batches are trusted
+TOLERANCE = 1e-4  # logits: the largest difference between both
+
+
+def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> list[str]:
+    """Evaluates the variants whose predictions are stale; returns the names of those that could not be."""
+    todo = [variant for variant in variants if is_stale(profile.variant_folder(variant.name, seed, device), sources)]
+    workers = min(cores() if device == "cpu" else 1, len(todo))
+    if not todo:
+        return []
+    failed = []
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
+        jobs = [pool.submit(evaluate_variant, profile.name, variant.name, seed, device) for variant in todo]
+        for number, (variant, job) in enumerate(zip(todo, jobs, strict=True), 1):
+            try:
+                message = job.result()
+            except UserError as error:
+                failed.append(variant.name)
+                message = f"FAILED: {error}"
+            console.say(f"[{number}/{len(todo)}] {variant.name}: {message}")
+    return failed
+
+
+def is_stale(folder: Path, sources: list[Path]) -> bool:
+    """Whether a model that is there has no predictions that are newer than itself and than the sources."""
+    if not (folder / FILE).exists() or read_record(folder).status != "ok":
+        return False
+    predictions = folder / PREDICTIONS
+    inputs = [folder / "artifact.json", *sources]
+    return not predictions.exists() or predictions.stat().st_mtime < max(path.stat().st_mtime for path in inputs)
+
+
+def prepare_worker() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> str:
+    """Evaluates one variant and writes its predictions; returns the message for the console.
+
+    Raises UserError for a model that can't be loaded, which is then discarded, or whose logits are not finite, which
+    its record then says.
+    """
+    profile = load_profile(profile_name)
+    variant = next(v for v in (*profile.variants, *profile.services) if v.name == name)
+    folder = profile.variant_folder(name, seed, device)
+    cache = profile.seed_folder(seed, device) / "cache" / "inductor"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)  # shared with the timing passes
+    splits, _, _ = splits_for(profile, variant)
+    texts = {key: split["text"][:] for key, split in splits.items() if key not in ("train", "unlabelled")}
+    try:
+        arrays = evaluate_folder(folder, texts, device)
+    except UserError:
+        remove(folder / FILE)  # so that the next run builds it again
+        raise
+    if broken := [key for key in arrays if key.startswith("logits") and not np.isfinite(arrays[key]).all()]:
+        reason = f"its predictions are not finite: {', '.join(broken)}"
+        record = read_record(folder).model_copy(update={"status": "failed", "reason": reason})
+        write_record(folder, record)
+        raise UserError(reason)
+    write_arrays(folder / PREDICTIONS, arrays)
+    seconds = json.loads(str(arrays["about"]))["seconds"]
+    labels = np.array(splits["validation"]["label"])
+    f1 = "" if profile.no_quality else f", validation F1 {quality(arrays['logits/validation'], labels)['f1']:.4f}"
+    return f"evaluated in {seconds:.0f} s{f1}"
+
+
+def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str, threads: int = 1) -> dict[str, np.ndarray]:
+    """The arrays of predictions.npz for an artifact folder; logits are float32 [sentences, classes] per set."""
+    began = time.perf_counter()
+    artifact = read_artifact(folder)
+    predictor = load(folder, device, threads)
+    tokenizer = load_tokenizer(folder, artifact.max_length)
+    arrays, invariant = predict_sets(predictor, {key: token_ids(tokenizer, rows) for key, rows in texts.items()})
+    about = {
+        "precision": predictor.precision,
+        "threads": predictor.threads,
+        "batch_invariant": invariant,
+        "seconds": time.perf_counter() - began,
+    }
+    return arrays | {"about": np.array(json.dumps(about))}
+
+
+def predict_sets(predictor: Predictor, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
+    """Logits of every set, and whether a sentence has the same logits alone and in a batch.
+
+    The test set counts at batch 1. Where batches are shown to make no difference, they stand in for most of it.
+    """
+    batched = predict(predictor, ids["test"], BATCH)
+    alone = predict(predictor, ids["test"][:ALONE_SENTENCES])
+    invariant = bool(np.abs(batched[: len(alone)] - alone).max() <= TOLERANCE)
+    rest = ids["test"][len(alone) :]
+    remaining = predict(predictor, rest) if rest and not invariant else batched[len(alone) :]
+    arrays = {f"logits/{name}": predict(predictor, rows, BATCH) for name, rows in ids.items() if name != "test"}
+    return arrays | {"logits/test": np.concatenate([alone, remaining]), "logits_batched/test": batched}, invariant
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a folder's predictions.npz; raises UserError naming the file if it is missing or damaged."""
+    return read_arrays(folder / PREDICTIONS)

@@ -1,0 +1,139 @@
+"""One timing pass: a process that visits every stale variant in random order, each beside the fp32 baseline.
+
+timing-<pass>.npz in a variant's folder holds raw seconds; speed-ups are computed from them later. Several passes, each
+with its own order, spread a disturbance of the machine over all variants. A file is stale if it is missing, older than
+its model, than the baseline or than the code that measures, or was taken with another number of threads.
+"""
+
+import gc
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from compress import console
+from compress.config.profile import Profile
+from compress.data.card import load_splits
+from compress.engines.predictor import load, load_tokenizer
+from compress.errors import UserError
+from compress.files import atomic_path, read_arrays, remove, write_arrays
+from compress.measure.coldstart import measure_cold
+from compress.measure.latency import Timed, best_batch, time_latency, time_shapes, time_throughput
+from compress.storage.artifact import read_artifact
+from compress.storage.record import FILE, read_record
+
+COLD = "cold.npz"
+
+
+def timing_file(folder: Path, number: int) -> Path:
+    return folder / f"timing-{number}.npz"
+
+
+def run_pass(
+    profile: Profile, variants: list, number: int, threads: int, device: str, sources: list[Path]
+) -> list[str]:
+    """Times the stale variants of seed 0 beside the baseline; returns the names of those that could not be."""
+    baseline = profile.variant_folder(profile.baseline, 0, device)
+    todo = [
+        v for v in variants if is_stale(profile, v, number, threads, device, [baseline / "artifact.json", *sources])
+    ]
+    np.random.default_rng(number).shuffle(todo)
+    if not todo:
+        return []
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(profile.seed_folder(0, device) / "cache" / "inductor")
+    texts = load_splits(profile)["test"]["text"][:]
+    sample = [texts[i] for i in np.random.default_rng(number).permutation(len(texts))]
+    beside = load_timed(baseline, device, threads, sample)
+    sizes = batch_sizes(profile, device)
+    baseline_batch = best_batch(beside, sizes)
+    gc.disable()  # as timeit does
+    failed = []
+    for position, variant in enumerate(todo, 1):
+        folder = profile.variant_folder(variant.name, 0, device)
+        began = time.perf_counter()
+        try:
+            arrays = time_variant(profile, variant, folder, beside, baseline_batch, number, threads, device, sample)
+            about = json.loads(str(arrays["about"])) | {"seconds": time.perf_counter() - began}
+            write_arrays(timing_file(folder, number), arrays | {"about": np.array(json.dumps(about))})
+            ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
+            message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
+        except UserError as error:
+            remove(folder / FILE)  # so that the next run builds it again
+            failed.append(variant.name)
+            message = f"FAILED: {error}"
+        console.say(f"pass {number + 1} of {profile.measure.passes} [{position}/{len(todo)}] {variant.name}: {message}")
+        gc.collect()
+    return failed
+
+
+def is_stale(profile: Profile, variant, number: int, threads: int, device: str, inputs: list[Path]) -> bool:
+    """Whether a variant that is to be timed, and is there, has no times of this pass that are up to date."""
+    folder = profile.variant_folder(variant.name, 0, device)
+    if not variant.timed or not (folder / FILE).exists() or read_record(folder).status != "ok":
+        return False
+    path = timing_file(folder, number)
+    try:
+        about = json.loads(str(read_arrays(path)["about"]))
+    except (UserError, KeyError, ValueError):
+        return True  # missing or damaged
+    newest = max(source.stat().st_mtime for source in (folder / "artifact.json", *inputs))
+    return path.stat().st_mtime < newest or about["threads_requested"] != threads
+
+
+def load_timed(folder: Path, device: str, threads: int, texts: list[str]) -> Timed:
+    tokenizer = load_tokenizer(folder, read_artifact(folder, verify=False).max_length)
+    return Timed(load(folder, device, threads), tokenizer, texts)
+
+
+def batch_sizes(profile: Profile, device: str) -> list[int]:
+    return profile.measure.batch_sizes + (profile.measure.cuda_batch_sizes if device == "cuda" else [])
+
+
+def time_variant(profile, variant, folder, beside: Timed, baseline_batch, number, threads, device, texts) -> dict:
+    """The arrays of timing-<pass>.npz for one variant; columns are (variant, baseline)."""
+    model = load_timed(folder, device, threads, texts)
+    budgets, sizes = profile.measure, batch_sizes(profile, device)
+    calls, sentences = (-(-total // budgets.passes) for total in (budgets.latency_calls, budgets.throughput_sentences))
+    from_ids, from_text = time_latency((model, beside), budgets.warmup, calls)
+    batch = best_batch(model, sizes)
+    throughput = time_throughput((model, beside), sentences, (batch, baseline_batch), max(sizes))
+    about = {
+        "batch_size": batch,
+        "baseline_batch_size": baseline_batch,
+        "throughput_sentences": min(sentences, len(texts)),
+        "threads": model.predictor.threads,
+        "baseline_threads": beside.predictor.threads,
+        "threads_requested": threads,
+    }
+    arrays = {"latency_seconds": from_ids, "text_seconds": from_text, "throughput_seconds": throughput}
+    if number == 0 and variant.name in profile.measure.shapes.variants:
+        arrays["shape_seconds"] = time_shapes(lambda t: load(folder, device, t), model.ids, budgets.shapes)
+        load(folder, device, threads)  # shapes are timed with other numbers of threads: set ours again
+    return arrays | {"about": np.array(json.dumps(about))}
+
+
+def measure_cold_starts(profile: Profile, variants: list, threads: int, device: str, sources: list[Path]) -> list[str]:
+    """Measures the stale cold starts, one process after the other; returns the names of those that could not be."""
+    texts = load_splits(profile)["test"]["text"][:]
+    failed = []
+    for variant in variants:
+        folder = profile.variant_folder(variant.name, 0, device)
+        if not is_cold_stale(variant, folder, sources):
+            continue
+        try:
+            with atomic_path(folder / COLD) as temporary:
+                measure_cold(folder, texts, device, threads, temporary.with_suffix(".npz"))
+                temporary.with_suffix(".npz").rename(temporary)
+        except UserError as error:
+            failed.append(variant.name)
+            console.say(f"{variant.name}: FAILED: {error}")
+    return failed
+
+
+def is_cold_stale(variant, folder: Path, sources: list[Path]) -> bool:
+    if not variant.timed or not (folder / FILE).exists() or read_record(folder).status != "ok":
+        return False
+    inputs = [folder / "artifact.json", *sources]
+    path = folder / COLD
+    return not path.exists() or path.stat().st_mtime < max(source.stat().st_mtime for source in inputs)

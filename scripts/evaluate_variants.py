@@ -1,0 +1,26 @@
+"""Evaluates every stale model of a seed: raw logits of all evaluation sets, as each model gives them loaded from disk.
+
+Reads build/<profile>/seed<k>/*/; writes predictions.npz into each of these folders.
+Example: python scripts/evaluate_variants.py --profile minilm --seed 0
+"""
+
+import argparse
+from pathlib import Path
+
+from compress.cli import main_guard, run_parser
+
+
+def main(args: argparse.Namespace) -> int:
+    from compress.config.profile import load_profile
+    from compress.measure.evaluation import evaluate_stale
+
+    profile = load_profile(args.profile)
+    variants = [*profile.variants, *profile.services]
+    failed = evaluate_stale(profile, variants, args.seed, args.device, args.sources)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    parser = run_parser(__doc__)
+    parser.add_argument("--sources", type=Path, nargs="*", default=[], help="files that make older predictions stale")
+    main_guard(main, parser)

@@ -1,0 +1,35 @@
+"""Times every stale model of seed 0 beside the fp32 baseline: one pass in random order, or the cold starts.
+
+Reads build/<profile>/seed0/*/; writes timing-<pass>.npz or cold.npz into each of these folders. Run it while nothing
+else runs on the machine; `make all` does.
+Example: python scripts/time_variants.py --profile minilm --pass 0 --threads 2
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from compress.cli import cores, main_guard, natural, positive, run_parser
+
+
+def main(args: argparse.Namespace) -> int:
+    # Before any library starts its threads. A measured model may spin, as it does in service.
+    os.environ |= {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    from compress.config.profile import load_profile
+    from compress.measure.timing import measure_cold_starts, run_pass
+
+    profile = load_profile(args.profile)
+    if args.number is None:
+        failed = measure_cold_starts(profile, profile.variants, args.threads, args.device, args.sources)
+    else:
+        failed = run_pass(profile, profile.variants, args.number, args.threads, args.device, args.sources)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    parser = run_parser(__doc__)
+    parser.add_argument("--pass", dest="number", type=natural, help="which pass, from 0 (default: the cold starts)")
+    parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--sources", type=Path, nargs="*", default=[], help="files that make older times stale")
+    main_guard(main, parser)
