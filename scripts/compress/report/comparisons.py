@@ -1,0 +1,496 @@
+"""Who is compared with whom: the choice of rows behind every table, caption, finding and figure.
+
+Functions of rows, without text. A choice among variants uses validation F1 and measured cost; what the pages show of
+the chosen variant is its test result. The pairs of "one thing at a time" are data: report/ablations.csv.
+"""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from statistics import mean, median, stdev
+
+from compress.paths import ROOT
+from compress.results.reading import PooledRow, Results, by_variant
+
+CHAPTERS = ("HW1", "HW2", "HW3", "HW4", "HW6", "HW7")
+MARGIN = 1.0  # F1 points that a variant may lose and still count as near the baseline
+TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
+SAME_F1 = 0.1  # F1 points between models that are called equally good
+SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
+SHOWN_F1 = 0.16  # F1 below the best: the figures of F1 over a cost leave out variants below it
+UNEVEN_F1 = 0.05  # between a variant's best and worst seed
+UNEVEN_BYTES = 1.02  # a variant's largest size over its smallest
+BUDGETS_MB = (23, 10, 5, 2.5)
+TIMES_FASTER = (2, 4, 8, 12)  # budgets of latency: the baseline's divided by these
+PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
+DOMAINS = ("amazon", "tweets", "nyt")
+
+
+def by_name(results: Results) -> dict[str, PooledRow]:
+    return {row.variant: row for row in results.variants}
+
+
+def baseline_row(results: Results) -> PooledRow:
+    return by_name(results)[results.environment["baseline"]]
+
+
+def validation_f1(row: PooledRow, results: Results) -> float | None:
+    return results.methods.get(row.variant, {}).get("measured", {}).get("validation_f1")
+
+
+# --- within a set of rows -------------------------------------------------------------------------------------
+
+
+def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
+    """The rows of trained models with measured quality."""
+    return [row for row in rows if row.trained and row.f1_drop_points is not None]
+
+
+def near(rows: Iterable[PooledRow]) -> list[PooledRow]:
+    """The trained rows that lose at most MARGIN points."""
+    return [row for row in trained(rows) if row.f1_drop_points <= MARGIN]
+
+
+def worse(rows: Iterable[PooledRow]) -> list[PooledRow]:
+    """The rows that are significantly worse than the baseline: adjusted p below 0.05."""
+    return [row for row in rows if row.p_adjusted is not None and row.p_adjusted < 0.05 and row.f1_drop_points > 0]
+
+
+def better(rows: Iterable[PooledRow]) -> list[PooledRow]:
+    """The rows that are significantly better than the baseline."""
+    return [row for row in rows if row.p_adjusted is not None and row.p_adjusted < 0.05 and row.f1_drop_points < 0]
+
+
+def lowest(rows: Iterable[PooledRow], column: str) -> PooledRow | None:
+    """The row with the least value of the column among those that have one."""
+    measured = [row for row in rows if getattr(row, column) is not None]
+    return min(measured, key=lambda row: getattr(row, column), default=None)
+
+
+def highest(rows: Iterable[PooledRow], column: str) -> PooledRow | None:
+    """The row with the largest value of the column among those that have one."""
+    measured = [row for row in rows if getattr(row, column) is not None]
+    return max(measured, key=lambda row: getattr(row, column), default=None)
+
+
+def pareto(rows: Iterable[PooledRow], column: str) -> list[PooledRow]:
+    """The rows that no other row beats in F1 at the same or a lower value of the column, in the column's order."""
+    measured = [row for row in rows if getattr(row, column) is not None and row.f1_test is not None]
+    frontier, best = [], -1.0
+    for row in sorted(measured, key=lambda row: (getattr(row, column), -row.f1_test)):
+        if row.f1_test > best:
+            frontier.append(row)
+            best = row.f1_test
+    return frontier
+
+
+def lowest_shown(rows: Iterable[PooledRow]) -> float:
+    """The least F1 on the axis of a figure of F1 over a cost."""
+    return max(0.0, max(row.f1_test for row in rows if row.f1_test is not None) - SHOWN_F1)
+
+
+def below_axis(rows: Iterable[PooledRow], column: str) -> int:
+    """The number of rows below the axis of the figure of F1 over this column."""
+    measured = [row for row in rows if getattr(row, column) is not None and row.f1_test is not None]
+    return sum(row.f1_test < lowest_shown(measured) for row in measured)
+
+
+def champion_names(results: Results) -> dict[str, list[str]]:
+    """The champions' names by the variant that they stand for."""
+    names: dict[str, list[str]] = {}
+    for champion, facts in results.champions.items():
+        names.setdefault(facts["chosen"], []).append(champion)
+    return names
+
+
+def headline_rows(results: Results) -> list[PooledRow]:
+    """The baselines, the champions, and of each chapter the smallest and the fastest variant near the baseline."""
+    measured = [row for row in results.variants if row.status == "ok"]
+    if all(row.f1_test is None for row in measured):
+        return measured
+    shown = {row.variant for row in measured if row.chapter == "baseline"} | set(champion_names(results))
+    for chapter in CHAPTERS:
+        rows = near(row for row in measured if row.chapter == chapter)
+        best = lowest(rows, "size_mb"), highest(rows, "latency_speedup")
+        shown |= {row.variant for row in best if row}
+    return [row for row in measured if row.variant in shown]
+
+
+def uneven_sizes(rows: Iterable[PooledRow], results: Results) -> dict[str, list[float]]:
+    """The sizes in MB by seed of the variants whose bytes differ between seeds."""
+    found = _by_seed(rows, results, "size_mb")
+    return {name: sizes for name, sizes in found.items() if max(sizes) > UNEVEN_BYTES * min(sizes)}
+
+
+def uneven_f1(rows: Iterable[PooledRow], results: Results) -> dict[str, list[float]]:
+    """F1 by seed of the variants whose F1 differs by more than UNEVEN_F1 between seeds."""
+    found = _by_seed(rows, results, "f1_test")
+    return {name: f1 for name, f1 in found.items() if max(f1) - min(f1) > UNEVEN_F1}
+
+
+def drop_deviations(results: Results) -> list[float]:
+    """The standard deviation over seeds of the points lost, for every variant of several seeds but the baseline."""
+    drops = _by_seed(results.variants, results, "f1_drop_points")
+    drops.pop(results.environment["baseline"], None)
+    return [stdev(values) for values in drops.values() if len(values) > 1]
+
+
+def _by_seed(rows: Iterable[PooledRow], results: Results, column: str) -> dict[str, list[float]]:
+    names = {row.variant for row in rows}
+    of_variant = by_variant(row for row in results.rows if row.variant in names)
+    values = {name: [getattr(row, column) for row in rows] for name, rows in of_variant.items()}
+    return {name: known for name, all_ in values.items() if (known := [value for value in all_ if value is not None])}
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing changed: F1 points gained per seed (mean, least, most), and the ratios of bytes and time."""
+
+    question: str
+    new: PooledRow
+    old: PooledRow
+    gained: float
+    least: float
+    most: float
+    seeds: int
+    smaller: float | None
+    faster: float | None
+
+
+def one_thing_at_a_time(results: Results, chapter: str) -> list[Change]:
+    """The pairs of report/ablations.csv for a chapter that are in the results."""
+    f1 = {(row.variant, row.seed): row.f1_test for row in results.rows if row.f1_test is not None}
+    seeds = sorted({seed for _, seed in f1})
+    rows, changes = by_name(results), []
+    with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
+        pairs = [line for line in csv.DictReader(file) if line["chapter"] == chapter]
+    for line in pairs:
+        new, old = line["with"], line["without"]
+        gains = [100 * (f1[new, seed] - f1[old, seed]) for seed in seeds if {(new, seed), (old, seed)} <= set(f1)]
+        if gains:
+            smaller = ratio(rows[old].size_mb, rows[new].size_mb)
+            faster = ratio(rows[new].latency_speedup, rows[old].latency_speedup)
+            spread = min(gains), max(gains), len(gains)
+            changes.append(Change(line["question"], rows[new], rows[old], mean(gains), *spread, smaller, faster))
+    return changes
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
+
+
+@dataclass(frozen=True)
+class OptimumPair:
+    """A variant made by Optimum and the one made directly, with the details of both records."""
+
+    row: PooledRow
+    direct: PooledRow
+    details: dict
+    direct_details: dict
+
+    @property
+    def same_products(self) -> bool:
+        """True unless the two files multiply other numbers of matrices as integers or as floats."""
+        counts = ("integer_products", "float_products")
+        return all(self.details.get(name) == self.direct_details.get(name) for name in counts)
+
+    @property
+    def differs_in_speed(self) -> bool:
+        """True if both speed-ups have an interval and the intervals do not overlap."""
+        ends = [(row.latency_speedup_low, row.latency_speedup_high) for row in (self.row, self.direct)]
+        if any(end is None for end in chain(*ends)):
+            return False
+        return ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]
+
+    @property
+    def faster(self) -> float | None:
+        return ratio(self.row.latency_speedup, self.direct.latency_speedup)
+
+    @property
+    def memory(self) -> float | None:
+        return ratio(self.row.peak_rss_mb, self.direct.peak_rss_mb)
+
+
+def optimum_pairs(results: Results) -> list[OptimumPair]:
+    rows, methods = by_name(results), results.methods
+    names = {name: method["options"].get("twin") for name, method in methods.items()}
+    pairs = [(rows[name], rows[direct]) for name, direct in names.items() if {name, direct} <= set(rows)]
+    return [OptimumPair(a, b, methods[a.variant]["details"], methods[b.variant]["details"]) for a, b in pairs]
+
+
+def most_pruned(results: Results) -> tuple[PooledRow, PooledRow] | None:
+    """(the best trained row, the untrained one) with the most zeros; None without such a pair."""
+    options = {row.variant: results.methods[row.variant]["options"] for row in results.variants if row.method == "prune"}
+    rows = [row for row in trained(results.variants) if row.method == "prune"]
+    rows = [row for row in rows if options[row.variant]["pattern"] == "unstructured"]
+    most = max((options[row.variant]["sparsity"] for row in rows), default=None)
+    rows = [row for row in rows if options[row.variant]["sparsity"] == most]
+    after = [row for row in rows if options[row.variant]["training"]]
+    plain = [row for row in rows if not options[row.variant]["training"]]
+    return (lowest(after, "f1_drop_points"), plain[0]) if after and plain else None
+
+
+def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
+    """(k, the row with trained centroids, the one of k-means alone) at the smallest k that has both; None without."""
+    pairs: dict[int, dict[bool, PooledRow]] = {}
+    for row in (row for row in trained(results.variants) if row.method == "cluster"):
+        options = results.methods[row.variant]["options"]
+        if not options["rate"]:
+            pairs.setdefault(options["k"], {})[options["training"] is not None] = row
+    both = [k for k, pair in pairs.items() if len(pair) == 2]
+    return (min(both), pairs[min(both)][True], pairs[min(both)][False]) if both else None
+
+
+def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow, PooledRow]]:
+    """(student, its control on labels alone, its control from a random start) for each student that has both."""
+    rows = by_name(results)
+    names = [name for name in rows if {f"{name}-labels", f"{name}-scratch"} <= set(rows)]
+    found = [(rows[name], rows[f"{name}-labels"], rows[f"{name}-scratch"]) for name in names]
+    return [rows for rows in found if len(trained(rows)) == 3]
+
+
+def training_minutes(row: PooledRow | None, results: Results) -> float:
+    """Minutes of the row's training and of all trainings between it and the baseline, of the first seed."""
+    rows, seconds = by_name(results), 0.0
+    while row is not None and row.variant != results.environment["baseline"]:
+        seconds += row.train_seconds or 0
+        row = rows.get(row.parent)
+    return seconds / 60
+
+
+# What a model's name is followed by, for every engine and precision of the grid.
+ENGINE_SUFFIXES = (
+    *("", "-torch-bf16", "-torch-int8", "-compiled-fp32", "-compiled-bf16"),
+    *("-ort-fp32", "-ort-fp16", "-ort-int8", "-ov-fp32", "-ov-default", "-ov-int8"),
+)
+
+
+def engine_grid(results: Results) -> dict[tuple[str, str], PooledRow]:
+    """The rows by (model, suffix of the engine) of the models that run in both engines."""
+    rows = {row.variant: row for row in results.variants if row.f1_test is not None}
+    models = [name for name in rows if {f"{name}-ort-fp32", f"{name}-ov-fp32"} <= set(rows)]
+    other = {(results.environment["baseline"], "-torch-int8"): "int8-dynamic"}  # the baseline's own is HW1's row
+    cells = {(model, suffix): other.get((model, suffix), model + suffix) for model in models for suffix in ENGINE_SUFFIXES}
+    return {cell: rows[name] for cell, name in cells.items() if name in rows}
+
+
+def lineage(champion: str, results: Results) -> list[PooledRow]:
+    """The rows from the baseline to the champion's variant: each adds one ingredient."""
+    rows = by_name(results)
+    steps = [rows[results.champions[champion]["chosen"]]]
+    while steps[0].parent:
+        steps.insert(0, rows[steps[0].parent])
+    return steps
+
+
+def largest_step(champion: str, results: Results, column: str) -> tuple[PooledRow, PooledRow, float] | None:
+    """(before, after, ratio) of the step to a champion that divides the column by most; None without a measured step."""
+    measured = [row for row in lineage(champion, results) if getattr(row, column)]
+    steps = [(a, b, getattr(a, column) / getattr(b, column)) for a, b in pairwise(measured)]
+    return max(steps, key=lambda step: step[2], default=None)
+
+
+def shape_ratios(variant: str, results: Results) -> list[dict]:
+    """How many times faster than the baseline at every batch, length and number of threads, the slowest first."""
+    slow, fast = (shape_times(name, results) for name in (results.environment["baseline"], variant))
+    if not slow or not fast:
+        return []
+    found = [
+        {"threads": threads, "batch": batch, "length": length, "faster": base / own, "ms": own}
+        for threads, *by_batch in zip(fast["threads"], slow["milliseconds"], fast["milliseconds"], strict=True)
+        for batch, *by_length in zip(fast["batches"], *by_batch, strict=True)
+        for length, base, own in zip(fast["lengths"], *by_length, strict=True)
+    ]
+    return sorted(found, key=lambda cell: cell["faster"])
+
+
+def shape_times(variant: str, results: Results) -> dict | None:
+    """The milliseconds [threads, batches, lengths] of a variant and their axes; None if not measured."""
+    return results.methods.get(variant, {}).get("measured", {}).get("shapes")
+
+
+def sensitivity(results: Results) -> tuple[str, dict] | None:
+    """(variant, details) of the mixed-precision row: the first with a measured sensitivity per group."""
+    return next(((name, m["details"]) for name, m in results.methods.items() if "sensitivity" in m["details"]), None)
+
+
+def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
+    """Validation F1 points lost by bits and group, from a sensitivity table whose first row is the original."""
+    losses: dict[int, dict[str, float]] = {}
+    for row in table[1:]:
+        losses.setdefault(row["bits"], {})[row["group"]] = 100 * (table[0]["f1"] - row["f1"])
+    return losses
+
+
+# --- families at equal budgets --------------------------------------------------------------------------------
+
+MIX, ENGINE_ALONE = "a mix", "another engine alone"
+FAMILIES = ("int8", "int4", "16-bit floats", "clustering", "pruning", "smaller student", MIX, ENGINE_ALONE)
+BY_METHOD = {
+    "int8-dynamic": {"int8"},
+    "int8-saved": {"int8"},
+    "mixed-precision": {"int8", "int4"},
+    "prune": {"pruning"},
+    "structured": {"pruning"},
+    "cluster": {"clustering"},
+    "deep-compression": {"clustering"},
+    "distill": {"smaller student"},
+    "cut": {"smaller student"},
+    "trim": {"smaller student"},
+}
+# Options of the other methods that say how weights are stored; the first word of the value decides.
+STORAGE_OPTIONS = ("precision", "compression", "quantization", "scheme", "dtype", "level")
+BY_STORAGE = {"int8": "int8", "dynamic": "int8", "static": "int8", "int4": "int4", "codebook": "clustering"}
+BY_STORAGE |= dict.fromkeys(("fp16", "bf16", "float16", "bfloat16", "O4"), "16-bit floats")
+
+
+def ingredients(variant: str, results: Results) -> set[str]:
+    """What was done to the weights of a variant and of its ancestors."""
+    rows, found = by_name(results), set()
+    while variant:
+        options = results.methods[variant]["options"]
+        found |= BY_METHOD.get(rows[variant].method, set())
+        if "bits" in options:
+            found.add(f"int{options['bits']}")
+        words = [(options.get(option) or "").split("-")[0] for option in STORAGE_OPTIONS]
+        found |= {BY_STORAGE[word] for word in words if word in BY_STORAGE}
+        variant = rows[variant].parent
+    return found
+
+
+def family_of(variant: str, results: Results) -> str:
+    found = ingredients(variant, results)
+    return MIX if len(found) > 1 else found.pop() if found else ENGINE_ALONE
+
+
+def compressed(results: Results) -> list[PooledRow]:
+    """The rows that compete: trained and measured on validation, without the baseline."""
+    rows = [row for row in trained(results.variants) if row.method != "finetune"]
+    return [row for row in rows if validation_f1(row, results) is not None]
+
+
+def useful(results: Results) -> list[PooledRow]:
+    """The compressed rows that lose at most TOLERANCE points on validation."""
+    base = validation_f1(baseline_row(results), results)
+    return [row for row in compressed(results) if 100 * (base - validation_f1(row, results)) <= TOLERANCE]
+
+
+def by_family(rows: Iterable[PooledRow], results: Results) -> dict[str, list[PooledRow]]:
+    found: dict[str, list[PooledRow]] = {name: [] for name in FAMILIES}
+    for row in rows:
+        found[family_of(row.variant, results)].append(row)
+    return {name: rows for name, rows in found.items() if rows}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of each family the row of best validation F1 within a limit, None where none fits; the best of all won."""
+
+    limit: float
+    rows: dict[str, PooledRow | None]
+    winner: str | None
+
+
+def budgets(results: Results, column: str) -> list[Budget]:
+    """The choices at every limit of megabytes or milliseconds. Among rows of equal F1 the lower cost is chosen."""
+    base = getattr(baseline_row(results), column)
+    limits = BUDGETS_MB if column == "size_mb" else [base / times for times in TIMES_FASTER] if base else []
+    families = by_family((row for row in compressed(results) if getattr(row, column) is not None), results)
+
+    def rank(row):
+        return validation_f1(row, results), -getattr(row, column)
+
+    found = []
+    for limit in limits:
+        fitting = {of: [row for row in rows if getattr(row, column) <= limit] for of, rows in families.items()}
+        chosen = {of: max(rows, key=rank, default=None) for of, rows in fitting.items()}
+        scores = {of: validation_f1(row, results) for of, row in chosen.items() if row}
+        found.append(Budget(limit, chosen, max(scores, key=scores.get, default=None)))
+    return found
+
+
+def above_all_budgets(results: Results, column: str) -> dict[str, float]:
+    """The least value of the column in each family that fits no budget."""
+    rows = [row for row in compressed(results) if getattr(row, column) is not None]
+    least = {of: min(getattr(row, column) for row in rows) for of, rows in by_family(rows, results).items()}
+    limit = max((budget.limit for budget in budgets(results, column)), default=0)
+    return {of: value for of, value in least.items() if value > limit}
+
+
+def core_seconds(row: PooledRow) -> float:
+    """CPU-seconds for a million sentences at the best batch, with all threads counted as busy."""
+    return 1e6 * row.threads / row.throughput_per_s
+
+
+def cheapest(results: Results) -> list[tuple[str, PooledRow]]:
+    """(family, row): the useful row of each family with the least core-seconds, cheapest first."""
+    rows = [row for row in useful(results) if row.throughput_per_s]
+    found = {of: min(rows, key=core_seconds) for of, rows in by_family(rows, results).items()}
+    return sorted(found.items(), key=lambda pair: core_seconds(pair[1]))
+
+
+# --- quality beyond F1 ----------------------------------------------------------------------------------------
+
+
+def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
+    """The trained rows whose loss out of domain was measured."""
+    return [row for row in trained(rows) if row.ood_drop_points is not None]
+
+
+def domain_facts(results: Results) -> dict | None:
+    """Of the useful rows: their number, the median loss at home and out of domain, how many lose more out of domain."""
+    rows = domain_losses(useful(results))
+    if not rows:
+        return None
+    away = [row.ood_drop_points for row in rows]
+    return {
+        "rows": len(rows),
+        "home": median(row.f1_drop_points for row in rows),
+        "away": median(away),
+        "worse_away": sum(row.ood_drop_points > row.f1_drop_points for row in rows),
+    }
+
+
+def calibrated(results: Results) -> list[PooledRow]:
+    """The baseline, and the best and the worst calibrated of the useful rows."""
+    ranked = sorted((row for row in useful(results) if row.ece_test is not None), key=lambda row: row.ece_test)
+    return [baseline_row(results), *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
+
+
+def silent_flips(results: Results) -> PooledRow | None:
+    """The compressed row within SAME_F1 points of the baseline that changes most predictions; None if none does."""
+    equal = [row for row in compressed(results) if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
+    return highest(equal, "flip_rate")
+
+
+# --- a GPU beside the CPU -------------------------------------------------------------------------------------
+
+
+def plan_bound(gpu: Results) -> list[PooledRow]:
+    """GPU rows whose throughput is that of cuDNN's planning, not of the model: none is half as fast as PyTorch."""
+    return [row for row in gpu.variants if row.throughput_speedup is not None and row.throughput_speedup < 0.5]
+
+
+def built_otherwise(gpu: Results, results: Results) -> list[PooledRow]:
+    """Measured GPU rows whose model, or an ancestor of it, has other options on the CPU, or is not there."""
+
+    def settings(options: dict) -> dict:  # non-empty ones at any level: older records lack newer options
+        groups = [value for value in options.values() if isinstance(value, dict)]
+        flat = dict(chain(options.items(), *(group.items() for group in groups)))
+        common = ("timed", "method", "parent")
+        return {name: value for name, value in flat.items() if value and value not in groups and name not in common}
+
+    def is_same(name: str) -> bool:
+        if not name:
+            return True
+        here, there = (of.get(name) for of in (by_name(results), by_name(gpu)))
+        if here is None or there is None or (here.method, here.parent) != (there.method, there.parent):
+            return here is there
+        options = [settings(of.methods[name]["options"]) for of in (results, gpu)]
+        return options[0] == options[1] and is_same(here.parent)
+
+    return [row for row in gpu.variants if row.status == "ok" and not is_same(row.variant)]

@@ -1,0 +1,143 @@
+"""What the load benchmark showed of each server: saturation, the sustained rate, behaviour in overload."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from compress.results.reading import by_variant
+from compress.results.rows import ServingRow
+
+PEER, AMONG_PEERS = "peer-", "-beside-peers"  # names of other servers, and of ours when it takes turns with them
+CALM, OVERLOAD = 0.7, 3.0  # shares of the saturated rate
+UNANSWERED = 0.01  # at most, of the requests at a sustained rate
+FIVE = "five-services"
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """One server; rates are requests per second. Rows are None where that load was not offered or not measured."""
+
+    variant: str
+    full: ServingRow  # saturated by closed-loop clients
+    calm: ServingRow | None
+    over: ServingRow | None
+    best_setting: float | None  # the largest rate among the settings tried for a peer
+    sustained: float | None
+    fails_at: float | None
+    discarded: int  # runs whose load generator was late
+
+    @property
+    def saturated(self) -> float:
+        return self.full.achieved_rps
+
+    @property
+    def most(self) -> float:
+        """The largest rate answered, saturated or while settings were tried."""
+        return max(self.saturated, self.best_setting or 0)
+
+    @property
+    def goodput(self) -> float | None:
+        """Requests per second answered in time under overload."""
+        return self.over and self.over.goodput_rps
+
+    @property
+    def is_peer(self) -> bool:
+        return self.variant.startswith(PEER)
+
+    @property
+    def cpu_ms(self) -> float | None:
+        seconds = self.full.server_cpu_seconds_per_request
+        return None if seconds is None else 1e3 * seconds
+
+
+def runs_with_peers(server: str) -> bool:
+    """True for a peer, and for our own server in the peers' turns."""
+    return server.startswith(PEER) or server.endswith(AMONG_PEERS)
+
+
+def sustained(rows: Iterable[ServingRow], p99_ms: float) -> float | None:
+    """The largest offered rate with p99 within the limit and 99 % answered, after MLPerf's server rule for BERT."""
+    rates = [
+        row.offered_rps
+        for row in rows
+        if row.layout == "open-loop"
+        and row.latency_ms_p99 is not None
+        and row.latency_ms_p99 <= p99_ms
+        and row.shed_fraction + row.error_fraction <= UNANSWERED
+    ]
+    return max(rates, default=None)
+
+
+def first_failed(rows: Iterable[ServingRow], p99_ms: float) -> float | None:
+    """The smallest offered rate above the sustained one, at which the server failed; None if none was tried."""
+    rows = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
+    passed = sustained(rows, p99_ms) or 0
+    return min((row.offered_rps for row in rows if row.offered_rps > passed), default=None)
+
+
+def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False) -> dict[str, ServerFacts]:
+    """Every saturated server by name: our own, or those that took turns with the peers."""
+    found = {}
+    for name, of_server in by_variant(row for row in rows if runs_with_peers(row.variant) == peers).items():
+        full = next((row for row in of_server if row.layout == "saturation"), None)
+        if full is None:
+            continue
+        by_share = {row.share: row for row in of_server if row.layout == "open-loop"}
+        found[name] = ServerFacts(
+            variant=name,
+            full=full,
+            calm=by_share.get(CALM),
+            over=by_share.get(OVERLOAD),
+            best_setting=max((rate for _, rate in settings_tried(of_server)), default=None),
+            sustained=sustained(of_server, p99_ms),
+            fails_at=first_failed(of_server, p99_ms),
+            discarded=sum(int(row.reason.split()[0]) for row in of_server if row.reason[:1].isdigit()),
+        )
+    return found
+
+
+def lead(best: ServerFacts, plain: ServerFacts) -> tuple[float, float, float] | None:
+    """(ratio, least, most) of two sustained rates; the bounds come from the steps between the rates tried."""
+    if not best.fails_at or not plain.fails_at:
+        return None
+    low, high = best.sustained / plain.fails_at, best.fails_at / plain.sustained
+    return best.sustained / plain.sustained, low, high
+
+
+def single_model(facts: dict[str, ServerFacts]) -> list[ServerFacts]:
+    """The peers that serve one model."""
+    return [fact for name, fact in facts.items() if fact.is_peer and not name.endswith(FIVE)]
+
+
+def own_among_peers(facts: dict[str, ServerFacts]) -> ServerFacts | None:
+    return next((fact for name, fact in facts.items() if name.endswith(AMONG_PEERS)), None)
+
+
+def ablated_servers(facts: dict[str, ServerFacts], name: str) -> dict[str, ServerFacts]:
+    """The servers with one thing changed, by that thing."""
+    return {other.removeprefix(f"{name}-"): fact for other, fact in facts.items() if other.startswith(f"{name}-")}
+
+
+def settings_tried(rows: Iterable[ServingRow]) -> list[tuple[str, float]]:
+    """(processes x threads x batch, rate) of each setting that was tried for a peer, the best first."""
+    swept = [row for row in rows if row.layout.startswith("sweep-")]
+    found = [(row.layout.removeprefix("sweep-"), row.achieved_rps) for row in swept]
+    return sorted(found, key=lambda setting: -setting[1])
+
+
+def same_load(rows: Iterable[ServingRow]) -> list[tuple[ServingRow, ServingRow]]:
+    """(a peer's run, our run) where both were offered CALM of that peer's saturated rate."""
+    rows = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
+    theirs = [row for row in rows if row.share == CALM and row.variant.startswith(PEER)]
+    ours = [row for row in rows if row.variant.endswith(AMONG_PEERS)]
+    return [(a, b) for a in theirs for b in ours if abs(b.offered_rps / a.offered_rps - 1) < 1e-3]
+
+
+def client_loops(rows: Iterable[ServingRow]) -> list[tuple[int, ServingRow]]:
+    """(clients, row) of the closed loops with the course's numbers of clients, by server and number."""
+    found = [(int(row.layout.removeprefix("clients-")), row) for row in rows if row.layout.startswith("clients-")]
+    return sorted(found, key=lambda loop: (loop[1].variant, loop[0]))
+
+
+def open_minutes(rows: Iterable[ServingRow]) -> float:
+    """Minutes of open load."""
+    return sum((row.requests or 0) / row.offered_rps for row in rows if row.layout == "open-loop") / 60
