@@ -14,7 +14,7 @@ def main(args: argparse.Namespace) -> None:
     from compress.graph import planning
 
     profile = load_profile(args.profile)
-    variants = planning.chosen(profile, args.scope, args.only.split())
+    variants = planning.variants_to_build(profile, args.scope, args.only.split())
     for line in planning.discard_unusable(profile, variants, args.seeds, args.device):
         print(line)
     planning.write_plan(profile, variants, args.seeds, args.device, args.train_device or args.device)

@@ -124,7 +124,7 @@ def build_or_skip(job: Job, makers: dict[str, Maker], started: float) -> str:
     """Builds the variant, or records why it is skipped; returns the message for the console."""
     try:
         check_buildable(job)
-        record = save(job, make(job, makers[job.variant.method]), started)
+        record = finish(job, run_method(job, makers[job.variant.method]), started)
     except Skip as skip:
         write_failure(job, "skipped", str(skip), time.perf_counter() - started)
         return f"skipped: {skip}"
@@ -147,7 +147,7 @@ def check_buildable(job: Job) -> None:
             raise
 
 
-def make(job: Job, maker: Maker) -> Made:
+def run_method(job: Job, maker: Maker) -> Made:
     """Runs the method; of several processes each one runs it, with its share of the threads."""
     context = job.context
     clear_if_changed(job, context)
@@ -183,7 +183,7 @@ def clear_if_changed(job: Job, context: Context) -> None:
         write_text(path, inputs)
 
 
-def save(job: Job, result: Made, started: float) -> Record:
+def finish(job: Job, result: Made, started: float) -> Record:
     """Writes the artifact folder and, last, its record; removes the working folder."""
     context = job.context
     artifact = save_artifact(

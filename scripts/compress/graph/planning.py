@@ -6,6 +6,7 @@ Nothing here imports a heavy library: `make all` plans every time.
 
 import ast
 import json
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from compress.errors import UserError
 from compress.files import remove, write_text
 from compress.paths import ROOT, SCRIPTS
 from compress.storage.artifact import read_artifact
-from compress.storage.record import FILE, read_record
+from compress.storage.record import FILE as RECORD
+from compress.storage.record import read_record
 
 # Code that decides what a model becomes; engines run models, and the graph only calls the methods.
 DECIDING = ("compress.methods.", "compress.storage.packed", "compress.storage.coding")
@@ -55,7 +57,7 @@ def imported(name: str) -> list[str]:
     return found
 
 
-def chosen(profile: Profile, scope: str, only: list[str]) -> list:
+def variants_to_build(profile: Profile, scope: str, only: list[str]) -> list:
     """The variants of a scope, services last, or those named in `only` with all their ancestors.
 
     Raises UserError for an unknown name.
@@ -125,7 +127,7 @@ def by_stage(profile: Profile, variants: list) -> dict[str, list]:
 
 
 def target(profile: Profile, name: str, seed: int, device: str) -> str:
-    return relative(profile.variant_folder(name, seed, device) / FILE)
+    return relative(profile.variant_folder(name, seed, device) / RECORD)
 
 
 def relative(path: Path) -> str:
@@ -138,17 +140,23 @@ def escaped(path: Path) -> str:
 
 
 def discard_unusable(profile: Profile, variants: list, seeds: list[int], device: str) -> list[str]:
-    """Removes the records of failed builds and of damaged artifacts, so that Make builds them again.
+    """Removes what a finished step can't stand on, so that Make does the step again; returns a line for each.
 
-    Returns a line for each. Only names and sizes of files are compared here; whoever loads a model verifies its hashes.
+    These are records of failed builds and of damaged artifacts, and predictions and times that are gone or cut off.
+    Artifacts are compared by names and sizes only: whoever loads a model verifies its hashes.
     """
     removed = []
     for seed in seeds:
+        seed_folder = profile.seed_folder(seed, device)
         for variant in variants:
-            folder = profile.variant_folder(variant.name, seed, device)
-            if (folder / FILE).exists() and (reason := why_unusable(folder)):
-                remove(folder / FILE)
+            folder = seed_folder / variant.name
+            if not (folder / RECORD).exists():
+                continue
+            if reason := why_unusable(folder):
+                remove(folder / RECORD)
                 removed.append(f"{variant.name} will be built again: {reason}")
+            elif (folder / "artifact.json").exists():
+                removed += discard_incomplete(profile, variant, folder, timed=variant.timed and seed == 0)
     return removed
 
 
@@ -157,11 +165,27 @@ def why_unusable(folder: Path) -> str | None:
         record = read_record(folder)
         if record.status == "failed":
             return f"it failed: {record.reason}"
-        if record.status == "ok":
-            for name, file in read_artifact(folder, verify=False).files.items():
-                path = folder / name
-                if not path.is_file() or path.stat().st_size != file.bytes:
-                    return f"{path} is missing or has another size than artifact.json says"
+        for name, file in read_artifact(folder, verify=False).files.items() if record.status == "ok" else ():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != file.bytes:
+                return f"{path} is missing or has another size than artifact.json says"
     except UserError as error:
         return str(error)
     return None
+
+
+def discard_incomplete(profile: Profile, variant, folder: Path, timed: bool) -> list[str]:
+    """Removes damaged measurements of one model, and the stamps of the steps whose measurements are not all there."""
+    removed = []
+    steps = {".evaluated": ["predictions.npz"]}
+    if timed:
+        steps[".timed-*"] = ["cold.npz", *(f"timing-{number}.npz" for number in range(profile.measure.passes))]
+    for stamps, names in steps.items():
+        for path in (folder / name for name in names):
+            if path.exists() and not zipfile.is_zipfile(path):
+                remove(path)
+                removed.append(f"{variant.name} will be measured again: {path} was damaged")
+            if not path.exists():
+                for stamp in folder.parent.glob(stamps):
+                    remove(stamp)
+    return removed

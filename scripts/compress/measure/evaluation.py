@@ -19,7 +19,7 @@ from compress.config.profile import Profile, load_profile
 from compress.data.tasks import splits_for
 from compress.engines.predictor import Predictor, load, load_tokenizer, predict, token_ids
 from compress.errors import UserError
-from compress.files import read_arrays, remove, write_arrays
+from compress.files import read_arrays, remove, sha256_file, write_arrays
 from compress.metrics import quality
 from compress.storage.artifact import read_artifact
 from compress.storage.record import FILE, read_record, write_record
@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # logits: the largest difference between both
 
 def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> list[str]:
     """Evaluates the variants whose predictions are stale; returns the names of those that could not be."""
-    todo = [variant for variant in variants if is_stale(profile.variant_folder(variant.name, seed, device), sources)]
+    todo = [variant for variant in variants if needs_evaluation(profile.variant_folder(variant.name, seed, device), sources)]
     workers = min(cores() if device == "cpu" else 1, len(todo))
     if not todo:
         return []
@@ -50,7 +50,7 @@ def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sou
     return failed
 
 
-def is_stale(folder: Path, sources: list[Path]) -> bool:
+def needs_evaluation(folder: Path, sources: list[Path]) -> bool:
     """Whether a model that is there has no predictions that are newer than itself and than the sources."""
     if not (folder / FILE).exists() or read_record(folder).status != "ok":
         return False
@@ -104,6 +104,7 @@ def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str, thre
         "precision": predictor.precision,
         "threads": predictor.threads,
         "batch_invariant": invariant,
+        "artifact_sha256": sha256_file(folder / "artifact.json"),
         "seconds": time.perf_counter() - began,
     }
     return arrays | {"about": np.array(json.dumps(about))}

@@ -36,7 +36,7 @@ def run_pass(
     """Times the stale variants of seed 0 beside the baseline; returns the names of those that could not be."""
     baseline = profile.variant_folder(profile.baseline, 0, device)
     todo = [
-        v for v in variants if is_stale(profile, v, number, threads, device, [baseline / "artifact.json", *sources])
+        v for v in variants if needs_timing(profile, v, number, threads, device, [baseline / "artifact.json", *sources])
     ]
     np.random.default_rng(number).shuffle(todo)
     if not todo:
@@ -67,7 +67,7 @@ def run_pass(
     return failed
 
 
-def is_stale(profile: Profile, variant, number: int, threads: int, device: str, inputs: list[Path]) -> bool:
+def needs_timing(profile: Profile, variant, number: int, threads: int, device: str, inputs: list[Path]) -> bool:
     """Whether a variant that is to be timed, and is there, has no times of this pass that are up to date."""
     folder = profile.variant_folder(variant.name, 0, device)
     if not variant.timed or not (folder / FILE).exists() or read_record(folder).status != "ok":
@@ -119,7 +119,7 @@ def measure_cold_starts(profile: Profile, variants: list, threads: int, device: 
     failed = []
     for variant in variants:
         folder = profile.variant_folder(variant.name, 0, device)
-        if not is_cold_stale(variant, folder, sources):
+        if not needs_cold_start(variant, folder, sources):
             continue
         try:
             with atomic_path(folder / COLD) as temporary:
@@ -131,7 +131,7 @@ def measure_cold_starts(profile: Profile, variants: list, threads: int, device: 
     return failed
 
 
-def is_cold_stale(variant, folder: Path, sources: list[Path]) -> bool:
+def needs_cold_start(variant, folder: Path, sources: list[Path]) -> bool:
     if not variant.timed or not (folder / FILE).exists() or read_record(folder).status != "ok":
         return False
     inputs = [folder / "artifact.json", *sources]

@@ -1,0 +1,103 @@
+"""The rooms of scripts/compress: the direction of imports, no cycles, every name once. docs/architecture.md is the map."""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ROOT / "scripts"
+# A package imports only from those before it; modules without a package are the base, which all may import.
+ORDER = ("base", "config", "storage", "data", "engines", "methods", "graph", "measure", "results", "report")
+BESIDE = {"serving": ORDER[:5], "loadtest": (*ORDER[:5], "serving")}
+MODULES = sorted(path for path in (SCRIPTS / "compress").rglob("*.py") if path.name != "__init__.py")
+HEAVY = "torch, transformers, datasets, onnxruntime, openvino, nncf, sklearn, scipy, matplotlib, evaluate, uvicorn"
+
+
+def name_of(path):
+    return ".".join(path.relative_to(SCRIPTS).with_suffix("").parts)
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+def package(name):
+    parts = name.split(".")
+    return parts[1] if len(parts) > 2 else "base"
+
+
+@cache
+def imports(path):
+    """Modules of this repository that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & NAMES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_package_imports_only_from_those_before_it(path):
+    own = package(name_of(path))
+    allowed = {own, *BESIDE.get(own, ORDER[: ORDER.index(own) + 1] if own in ORDER else ())}
+    assert own in ORDER or own in BESIDE, f"{own} has no place in the order of packages"
+    assert {name for name in imports(path) if package(name) not in allowed} == set()
+
+
+def test_no_circular_imports():
+    graph = {name_of(path): set(imports(path)) for path in MODULES}
+    while free := {name for name, needed in graph.items() if not needed & graph.keys()}:
+        graph = {name: needed for name, needed in graph.items() if name not in free}
+    assert graph == {}
+
+
+def test_every_module_can_be_imported_alone():
+    """Each in a fork of a process that has the heavy libraries and nothing of this repository."""
+    program = f"""
+import importlib, os, sys, traceback
+import {HEAVY}
+for name in {sorted(NAMES)!r}:
+    if os.fork() == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=SCRIPTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_nothing_imports_a_script():
+    scripts = {path.stem for path in SCRIPTS.glob("*.py")}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                assert not scripts & {name.split(".")[0] for name in names if name != "evaluate"}, path
+
+
+def test_no_two_modules_and_no_two_public_functions_share_a_name():
+    stems = Counter(path.stem for path in MODULES)
+    assert [name for name, count in stems.items() if count > 1] == []
+    functions = Counter(
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in functions.items() if count > 1 and name != "main"] == []
+
+
+def test_the_map_names_every_file():
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    files = [path.name for path in (*MODULES, *SCRIPTS.glob("*.py"))]
+    assert [name for name in files if name not in text] == []
