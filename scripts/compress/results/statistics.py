@@ -1,25 +1,68 @@
-"""What holds over training seeds: means, spread, and the paired comparison with the baseline pooled over the seeds."""
+"""Bootstrap, McNemar's test, Holm's correction and calibration. Pure functions on arrays.
+
+SciPy is imported in the one function that needs it, because the service reads champions through this package.
+"""
 
 import numpy as np
-from compress import metrics
 
-COLUMNS = (  # noqa: SIM905
-    "variant seeds f1_mean f1_std f1_min f1_max f1_ci_low f1_ci_high drop_mean drop_std drop_ci_low drop_ci_high "
-    "mcnemar_p_holm"
-).split()
+ECE_BINS = 15
+RESAMPLES = 10_000
+MARGIN = 1.0  # F1 points: a variant keeps the quality if its drop is below this with 95 % confidence, one-sided
 
 
-def mcnemar_clustered(correct: np.ndarray, baseline_correct: np.ndarray) -> float:
-    """Two-sided exact p of McNemar's test, pooled over seeds, from bool [seeds, items] of the model and the baseline.
+def bootstrap_weights(items: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """The count of each item in each resample, float32 [resamples, items] (Efron, 1979).
 
-    An item's answers of several seeds are no independent pairs. So an item counts once, with the seeds in which the
-    model alone is right less those in which the baseline alone is (the statistic of Durkalski et al., 2003); where
-    nothing changed, either sign is as likely, and the sum over items has the distribution computed here. One seed:
-    the exact test of McNemar (1947).
+    The same weights for all variants make every comparison a paired one.
     """
+    drawn = np.random.default_rng(seed).integers(0, items, (resamples, items), dtype=np.int32)
+    drawn += np.arange(resamples, dtype=np.int32)[:, None] * items
+    return np.bincount(drawn.ravel(), minlength=resamples * items).reshape(resamples, items).astype(np.float32)
+
+
+def bootstrap_f1(
+    predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int, macro: bool = False
+) -> np.ndarray:
+    """F1 of every variant in every resample, [resamples, variants], from predictions [variants, items].
+
+    With two classes the F1 of the positive one, 2 TP / (predicted + actual positives), unless `macro`; otherwise the
+    mean over the classes that the labels or the predictions of the variant hold, as in scikit-learn.
+    """
+    scores, present = [], []
+    for c in [1] if classes == 2 and not macro else range(classes):
+        predicted = (predictions == c).astype(np.float32).T  # [items, variants]
+        actual = (labels == c).astype(np.float32)
+        both = (weights @ (predicted * actual[:, None])).astype(np.float64)
+        total = (weights @ predicted + (weights @ actual)[:, None]).astype(np.float64)
+        scores.append(np.divide(2 * both, total, out=np.zeros_like(both), where=total > 0))
+        present.append(total > 0)
+    return np.sum(scores, axis=0) / np.maximum(np.sum(present, axis=0), 1)
+
+
+def f1_of(predictions: np.ndarray, labels: np.ndarray, classes: int, macro: bool = False) -> float:
+    """F1 of predictions [items], as in bootstrap_f1."""
+    return float(bootstrap_f1(predictions[None], labels, np.ones((1, len(labels)), np.float32), classes, macro)[0, 0])
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The two-sided percentile interval of bootstrap samples."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(correct: np.ndarray, baseline_correct: np.ndarray) -> float:
+    """Two-sided exact p of McNemar's test (1947), pooled over seeds: bool [seeds, items] of the model and the baseline.
+
+    Several predictions for one item are not independent. So each item counts once, with the number of seeds in which
+    only the model is right, less those in which only the baseline is (Durkalski et al., 2003).
+    """
+    return sign_flip_p(correct.astype(int).sum(0) - baseline_correct.astype(int).sum(0))
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided exact p of the sum of int [items], if either sign of each item is equally likely."""
     from scipy.stats import binom
 
-    differences = correct.astype(int).sum(0) - baseline_correct.astype(int).sum(0)
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     chances = np.ones(1)  # of the sums -reach, -reach + 1, ... reach
     for size, count in zip(sizes, counts, strict=True):
@@ -30,50 +73,47 @@ def mcnemar_clustered(correct: np.ndarray, baseline_correct: np.ndarray) -> floa
     return min(1.0, float(chances[np.abs(sums) >= abs(differences.sum())].sum()))
 
 
-def over_seeds(baseline: str, logits: dict[int, dict[str, np.ndarray]], labels: np.ndarray) -> list[dict]:
-    """A row of COLUMNS for every variant that several seeds have, from logits [items, classes] by seed and variant.
+def holm(p_values: list[float]) -> list[float]:
+    """p-values adjusted for all comparisons of a table (Holm, 1979)."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted.tolist()
 
-    Every seed's model is compared with the baseline of that seed. The intervals of the means, of F1 and of the drop in
-    F1 points, are over items (the same resamples for all); standard deviations are over seeds.
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[dict]:
+    """Sentences, mean confidence and accuracy of each equal-width bin of confidence that is not empty.
+
+    probabilities [sentences, classes], labels [sentences]. See Guo et al. (2017), fig. 1.
     """
-    answers = {seed: {name: array.argmax(-1) for name, array in of.items()} for seed, of in logits.items()}
-    answers = {seed: of for seed, of in answers.items() if baseline in of}
-    names = dict.fromkeys(name for of in answers.values() for name in of)
-    # The first draw is the test set itself.
-    weights = np.vstack([np.ones((1, len(labels)), np.float32), metrics.bootstrap_weights(len(labels))])
-    f1 = {}
-    for seed, of in answers.items():
-        classes = logits[seed][baseline].shape[-1]
-        stacked = np.array(list(of.values()))
-        f1[seed] = dict(zip(of, metrics.bootstrap_f1(stacked, labels, weights, classes).T, strict=True))
-    rows = []
-    for name in names:
-        seeds = [seed for seed, of in answers.items() if name in of]
-        if len(seeds) < 2:
-            continue
-        reached = np.array([f1[seed][name] for seed in seeds])
-        lost = 100 * np.array([f1[seed][baseline] - f1[seed][name] for seed in seeds])
-        own, drops = reached[:, 0], lost[:, 0]
-        (low, high), (drop_low, drop_high) = (metrics.interval(draws[:, 1:].mean(0)) for draws in (reached, lost))
-        right = [np.array([answers[seed][which] == labels for seed in seeds]) for which in (name, baseline)]
-        rows.append(
-            {
-                "variant": name,
-                "seeds": len(seeds),
-                "f1_mean": float(own.mean()),
-                "f1_std": float(own.std(ddof=1)),
-                "f1_min": float(own.min()),
-                "f1_max": float(own.max()),
-                "f1_ci_low": low,
-                "f1_ci_high": high,
-                "drop_mean": float(drops.mean()),
-                "drop_std": float(drops.std(ddof=1)),
-                "drop_ci_low": drop_low,
-                "drop_ci_high": drop_high,
-                "mcnemar_p_holm": None if name == baseline else mcnemar_clustered(*right),
-            }
-        )
-    compared = [row for row in rows if row["variant"] != baseline]
-    for row, p in zip(compared, metrics.holm([row["mcnemar_p_holm"] for row in compared]), strict=True):
-        row["mcnemar_p_holm"] = p
-    return rows
+    confidence = probabilities.max(-1)
+    correct = probabilities.argmax(-1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [
+        {
+            "bin": int(b),
+            "sentences": int(np.sum(bin_of == b)),
+            "confidence": float(confidence[bin_of == b].mean()),
+            "accuracy": float(correct[bin_of == b].mean()),
+        }
+        for b in np.unique(bin_of)
+    ]
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+    """The mean of |accuracy - confidence| over the bins, weighted by their sentences (Guo et al., 2017, eq. 3)."""
+    filled = reliability(probabilities, labels, bins)
+    return sum(b["sentences"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / len(labels)
+
+
+def paired_speedup(passes: list[np.ndarray]) -> tuple[float, float | None, float | None]:
+    """The median of baseline / variant over the pairs of all passes, and the least and largest median of one pass.
+
+    Each pass is an array of seconds [pairs, (variant, baseline)]. A single pass gives no interval. The range of three
+    medians is no 95 % interval: it holds the true median of many passes in 3 of 4 cases.
+    """
+    ratios = [seconds[:, 1].astype(np.float64) / seconds[:, 0] for seconds in passes]
+    medians = [float(np.median(of_pass)) for of_pass in ratios]
+    low, high = (min(medians), max(medians)) if len(passes) > 1 else (None, None)
+    return float(np.median(np.concatenate(ratios))), low, high

@@ -1,0 +1,188 @@
+"""Quality from the predictions of a seed file: F1 with bootstrap intervals, drops, calibration, tests over seeds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from compress.data.prepare import OUT_OF_DOMAIN
+from compress.metrics import softmax
+from compress.results.flips import excerpt, most_flipped
+from compress.results.rows import FlipRow, ReliabilityRow, SeedRow
+from compress.results.seedfile import SETS, Seed
+from compress.results.statistics import (
+    MARGIN,
+    bootstrap_f1,
+    bootstrap_weights,
+    expected_calibration_error,
+    f1_of,
+    holm,
+    interval,
+    reliability,
+    sign_flip_p,
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One seed's evaluated variants. The first of the resamples is the set itself, the others are bootstrap samples."""
+
+    labels: np.ndarray  # of the test set
+    predictions: dict[str, np.ndarray]  # by variant: classes of the test sentences, int [sentences]
+    f1: dict[str, np.ndarray]  # on the test set, [resamples]
+    domains: dict[str, dict[str, np.ndarray]]  # by domain and variant: macro F1, [resamples]
+
+    def drop(self, name: str, baseline: str) -> np.ndarray:
+        """F1 points below the baseline, [resamples]."""
+        return 100 * (self.f1[baseline] - self.f1[name])
+
+    def ood_drop(self, name: str, baseline: str) -> np.ndarray | None:
+        """Macro F1 points below the baseline, the mean over the domains, [resamples]; None without domains."""
+        drops = [100 * (of_domain[baseline] - of_domain[name]) for of_domain in self.domains.values()]
+        return np.mean(drops, axis=0) if drops else None
+
+
+def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
+    """The scores of every seed by its number."""
+    groups = {name: same_sentences([seed.labels.get(name) for seed in seeds]) for name in SETS}
+    return {
+        seed.number: Scores(
+            seed.labels["test"],
+            {name: entry.logits["test"].argmax(-1) for name, entry in seed.evaluated.items()},
+            resampled_f1(seed, "test", seeds[groups["test"][i]].number),
+            {
+                domain: resampled_f1(seed, domain, seeds[groups[domain][i]].number, macro=True)
+                for domain in OUT_OF_DOMAIN
+                if domain in seed.labels
+            },
+        )
+        for i, seed in enumerate(seeds)
+    }
+
+
+def same_sentences(labels: list[np.ndarray | None]) -> list[int]:
+    """For each seed the index of the first seed with the same labels, which therefore has the same sentences."""
+    return [next(i for i, other in enumerate(labels) if np.array_equal(mine, other)) for mine in labels]
+
+
+def resampled_f1(seed: Seed, name: str, group: int, macro: bool = False) -> dict[str, np.ndarray]:
+    """F1 of each variant on a set: on the set itself first, then on bootstrap samples.
+
+    Seeds of one group have the same sentences and get the same samples; other groups, and other sets, get other ones.
+    """
+    labels = seed.labels[name]
+    weights = bootstrap_weights(len(labels), seed=1000 * SETS.index(name) + group)
+    weights = np.vstack([np.ones((1, len(labels)), np.float32), weights])
+    predictions = np.array([entry.logits[name].argmax(-1) for entry in seed.evaluated.values()])
+    if not len(predictions):
+        return {}
+    f1 = bootstrap_f1(predictions, labels, weights, len(seed.classes), macro)
+    return dict(zip(seed.evaluated, f1.T, strict=True))
+
+
+def quality_columns(seed: Seed, scores: Scores, name: str, baseline: str | None) -> dict[str, float]:
+    """The quality columns of variants.csv for one evaluated variant; differences need the seed's own baseline."""
+    logits, truth, predictions = seed.entries[name].logits, scores.labels, scores.predictions[name]
+    low, high = interval(scores.f1[name][1:])
+    columns = {
+        "f1_test": float(scores.f1[name][0]),
+        "f1_ci_low": low,
+        "f1_ci_high": high,
+        "batch_flip_rate": float(np.mean(predictions != logits["batched"].argmax(-1))),
+        "accuracy_test": float(np.mean(predictions == truth)),
+        "f1_macro_test": f1_of(predictions, truth, len(seed.classes), macro=True),
+        "ece_test": expected_calibration_error(softmax(logits["test"]), truth),
+    }
+    columns |= {f"f1_macro_{domain}": float(of_domain[name][0]) for domain, of_domain in scores.domains.items()}
+    if baseline is None:
+        return columns
+    drop, ood_drop = scores.drop(name, baseline), scores.ood_drop(name, baseline)
+    low, high = interval(drop[1:])
+    return columns | {
+        "f1_drop_points": float(drop[0]),
+        "f1_drop_ci_low": low,
+        "f1_drop_ci_high": high,
+        "flip_rate": float(np.mean(predictions != scores.predictions[baseline])),
+        "ood_drop_points": None if ood_drop is None else float(ood_drop[0]),
+    }
+
+
+def pooled_rows(baseline: str, scores: dict[int, Scores]) -> list[SeedRow]:
+    """A row for every variant of the seeds that have a baseline, in the order of their first seed."""
+    usable = [of_seed for of_seed in scores.values() if baseline in of_seed.predictions]
+    names = dict.fromkeys(name for of_seed in usable for name in of_seed.predictions)
+    compared = [name for name in names if name != baseline]
+    p_values = [pooled_p(name, baseline, usable) for name in compared]
+    tests = dict(zip(compared, zip(p_values, holm(p_values), strict=True), strict=True))
+    return [pooled_row(name, baseline, usable, *tests.get(name, (None, None))) for name in names]
+
+
+def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, p_adjusted: float | None) -> SeedRow:
+    """Means over the seeds of one variant.
+
+    The intervals resample the sentences of each seed and average over the seeds; the seeds themselves are not
+    resampled, so that the intervals hold for the mean of these seeds. f1_sd says how much the seeds differ.
+    """
+    own = [of_seed for of_seed in scores if name in of_seed.predictions]
+    f1 = np.array([of_seed.f1[name][0] for of_seed in own])
+    drop = np.mean([of_seed.drop(name, baseline) for of_seed in own], axis=0)
+    low, high = interval(drop[1:])
+    upper = float(np.quantile(drop[1:], 0.95))
+    ood_drops = [points for of_seed in own if (points := of_seed.ood_drop(name, baseline)) is not None]
+    ood = np.mean(ood_drops, axis=0) if ood_drops else None
+    ood_low, ood_high = (None, None) if ood is None else interval(ood[1:])
+    return SeedRow(
+        variant=name,
+        seeds=len(own),
+        f1_mean=float(f1.mean()),
+        f1_sd=float(f1.std(ddof=1)) if len(own) > 1 else None,
+        drop_mean=float(drop[0]),
+        drop_low=low,
+        drop_high=high,
+        drop_upper_one_sided=upper,
+        non_inferior=None if name == baseline else upper < MARGIN,
+        mcnemar_p=p,
+        p_adjusted=p_adjusted,
+        ood_drop_mean=None if ood is None else float(ood[0]),
+        ood_drop_low=ood_low,
+        ood_drop_high=ood_high,
+    )
+
+
+def pooled_p(name: str, baseline: str, scores: list[Scores]) -> float:
+    """McNemar's test over all seeds; a sentence that several seeds test counts once, with its summed difference."""
+    own = [of_seed for of_seed in scores if name in of_seed.predictions]
+    sums: dict[int, np.ndarray] = {}
+    for group, of_seed in zip(same_sentences([of_seed.labels for of_seed in own]), own, strict=True):
+        correct, base = (of_seed.predictions[which] == of_seed.labels for which in (name, baseline))
+        sums[group] = sums.get(group, 0) + correct.astype(int) - base
+    return sign_flip_p(np.concatenate(list(sums.values())))
+
+
+def reliability_rows(seed: Seed) -> list[ReliabilityRow]:
+    """Confidence and accuracy on the test set, by bin, of every evaluated variant."""
+    return [
+        ReliabilityRow(variant=name, **bin_)
+        for name, entry in seed.evaluated.items()
+        for bin_ in reliability(softmax(entry.logits["test"]), seed.labels["test"])
+    ]
+
+
+def flip_rows(seed: Seed, baseline: str) -> list[FlipRow]:
+    """The test sentences whose prediction differs from the baseline's in most trained variants."""
+    others = [name for name, entry in seed.evaluated.items() if entry.record.trained and name != baseline]
+    if not others or baseline not in seed.evaluated:
+        return []
+    predictions = np.array([seed.entries[name].logits["test"].argmax(-1) for name in others])
+    probabilities = softmax(seed.entries[baseline].logits["test"])
+    base = probabilities.argmax(-1)
+    return [
+        FlipRow(
+            sentence=i,
+            text=excerpt(seed.texts[i]),
+            label=seed.classes[seed.labels["test"][i]],
+            answer=seed.classes[base[i]],
+            confidence=float(probabilities[i].max()),
+            flipped=flipped,
+            variants=len(others),
+        )
+        for i, flipped in most_flipped(predictions, base)
+    ]

@@ -1,0 +1,182 @@
+"""results/<profile>/seed<k>.npz: every record, prediction and time of a seed in one file, without any model.
+
+Its arrays: "<variant>/record" (the text of record.json), "<variant>/predictions/<array>", "<variant>/cold/<array>",
+"<variant>/timing-<pass>/<array>", "labels/<set>", "texts/test", "classes" and "card" (the text of data.json). Logits
+are half floats less their row's maximum, times are float32. Equal content gives equal bytes.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from compress.config.profile import Profile
+from compress.data.prepare import OUT_OF_DOMAIN, load_card, load_splits
+from compress.errors import UserError
+from compress.files import atomic_path, read_arrays
+from compress.storage import record as records
+from compress.storage.record import Record, parse_record, read_record
+
+SETS = ("test", "validation", *OUT_OF_DOMAIN)
+HALF = np.finfo(np.float16)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One .npz of a variant's folder: its arrays by name, and the facts of its "about"."""
+
+    arrays: dict[str, np.ndarray]
+    about: dict
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A variant of a seed. Without predictions it was not evaluated, without passes not timed."""
+
+    record: Record
+    predictions: Measured | None
+    passes: list[Measured]
+    cold: Measured | None
+
+    @property
+    def evaluated(self) -> bool:
+        return self.record.status == "ok" and self.predictions is not None
+
+    @property
+    def logits(self) -> dict[str, np.ndarray]:
+        """By set, and "batched" for the test set in batches."""
+        arrays = self.predictions.arrays
+        of_sets = {name.removeprefix("logits/"): array for name, array in arrays.items() if name.startswith("logits/")}
+        return of_sets | {"batched": arrays["logits_batched/test"]}
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The content of a seed file. Other seeds may have other sentences."""
+
+    number: int
+    entries: dict[str, Entry]
+    labels: dict[str, np.ndarray]
+    texts: list[str]  # of the test set
+    classes: list[str]
+    card: dict
+
+    @property
+    def evaluated(self) -> dict[str, Entry]:
+        return {name: entry for name, entry in self.entries.items() if entry.evaluated}
+
+
+def seed_path(profile: Profile, seed: int, device: str) -> Path:
+    return profile.results_on(device) / f"seed{seed}.npz"
+
+
+def seed_is_built(profile: Profile, seed: int, device: str) -> bool:
+    return (profile.variant_folder(profile.baseline, seed, device) / records.FILE).exists()
+
+
+def write_seed_file(profile: Profile, seed: int, device: str) -> None:
+    """Packs a seed of build/<profile>/; raises UserError naming a damaged file or one of other data."""
+    splits, card = load_splits(profile), load_card(profile)
+    packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
+    packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
+    packed["card"] = np.array(json.dumps({key: value for key, value in card.items() if key != "key"}, sort_keys=True))
+    for variant in profile.variants:
+        folder = profile.variant_folder(variant.name, seed, device)
+        if not (folder / records.FILE).exists():
+            continue
+        record = read_record(folder)
+        if record.data_fingerprint != card["fingerprint"]:
+            raise UserError(f"{folder / records.FILE}: built from other data than {profile.data_folder}; run make all")
+        packed[f"{variant.name}/record"] = np.array((folder / records.FILE).read_text("utf-8"))
+        files = [folder / "predictions.npz", folder / "cold.npz", *sorted(folder.glob("timing-*.npz"))]
+        for path in files if record.status == "ok" else ():
+            if path.exists():
+                packed |= {f"{variant.name}/{path.stem}/{name}": array for name, array in _small(path).items()}
+    _write_npz(seed_path(profile, seed, device), packed)
+
+
+def half_logits(logits: np.ndarray) -> np.ndarray:
+    """Logits [sentences, classes] less their row's maximum as float16, with exactly the same argmax.
+
+    A difference too small for float16 becomes the smallest negative number, one too large the largest.
+    """
+    differences = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    rounded = np.clip(differences, HALF.min, 0).astype(np.float16)
+    rounded[(rounded == 0) & (differences < 0)] = -HALF.smallest_subnormal
+    return rounded
+
+
+def read_seed_file(path: Path) -> Seed:
+    """The checked content of a seed file; raises UserError naming the file, and the variant if it is one's fault."""
+    arrays = read_arrays(path)
+    try:
+        number = int(path.stem.removeprefix("seed"))
+        labels = {name: arrays.pop(f"labels/{name}") for name in SETS if f"labels/{name}" in arrays}
+        texts, classes, card = (arrays.pop(name) for name in ("texts/test", "classes", "card"))
+        if len(labels["test"]) != len(texts):
+            raise ValueError("as many labels as texts expected")
+        groups: dict[str, dict[str, dict]] = {}
+        for name, array in arrays.items():
+            variant, part, *rest = name.split("/", 2)
+            groups.setdefault(variant, {}).setdefault(part, {})["".join(rest)] = array
+        entries = {variant: _entry(parts, f"{path}: {variant}") for variant, parts in groups.items()}
+        for variant, entry in entries.items():
+            _check(entry, labels, len(classes), f"{path}: {variant}")
+        return Seed(number, entries, labels, texts.tolist(), classes.tolist(), json.loads(str(card)))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a complete seed file ({error!r}); take it from git again or run make all"
+        ) from None
+
+
+def _entry(parts: dict[str, dict], source: str) -> Entry:
+    if "record" not in parts:
+        raise UserError(f"{source}: has no record; run make all")
+    measured = {
+        part: Measured(arrays, json.loads(str(arrays.pop("about"))))
+        for part, arrays in sorted(parts.items())
+        if part != "record"
+    }
+    passes = [value for part, value in measured.items() if part.startswith("timing-")]
+    record = parse_record(str(parts["record"][""]), source)
+    return Entry(record, measured.get("predictions"), passes, measured.get("cold"))
+
+
+def _check(entry: Entry, labels: dict[str, np.ndarray], classes: int, source: str) -> None:
+    """Raises UserError unless the arrays have the shapes that the rows are computed from."""
+    if entry.evaluated:
+        wanted = {f"logits/{name}": (len(truth), classes) for name, truth in labels.items()}
+        wanted["logits_batched/test"] = wanted["logits/test"]
+        for name, shape in wanted.items():
+            array = entry.predictions.arrays.get(name)
+            if array is None or array.shape != shape:
+                raise UserError(f"{source}: {name} must have the shape {shape}; run make all")
+    for timing in entry.passes:
+        for name in ("latency_seconds", "text_seconds", "throughput_seconds"):
+            array = timing.arrays.get(name)
+            if array is None or array.ndim != 2 or array.shape[1] != 2 or not (array > 0).all():
+                raise UserError(f"{source}: {name} must be pairs of positive seconds; run make all")
+
+
+def _small(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a variant's file as they are packed; raises UserError for logits that are not finite."""
+    small = {}
+    for name, array in read_arrays(path).items():
+        if name.startswith("logits"):
+            if not np.isfinite(array).all():
+                raise UserError(f"{path}: {name}: not finite; remove the variant's folder and run make all")
+            small[name] = half_logits(array)
+        else:
+            small[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+    return small
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """As np.savez_compressed, but in sorted order and without the time of writing."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in sorted(arrays.items()):
+            member = zipfile.ZipInfo(f"{name}.npy")
+            member.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
