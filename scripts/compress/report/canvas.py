@@ -1,0 +1,126 @@
+"""What all figures share: colours, axes, error bars, heat maps, and saving without a date."""
+
+import math
+from pathlib import Path
+
+import matplotlib
+from compress.files import atomic_path
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+matplotlib.rcParams.update(STYLE)
+
+BLUE, ORANGE, GREEN, PINK, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+# Colours for colour-blind readers (Okabe and Ito, 2008); the marker of a chapter tells it apart in grey.
+CHAPTER_STYLES = {
+    "baseline": ("#000000", "o"),
+    "HW1": (BLUE, "s"),
+    "HW2": (ORANGE, "D"),
+    "HW3": (GREEN, "^"),
+    "HW4": (PINK, "v"),
+    "HW6": (YELLOW, "P"),
+}
+CHAMPION_MARKERS = "osD"
+F1_LABEL = "test F1, paired 95 % interval"
+FASTER_LABEL = "speed-up at batch 1"
+
+
+def new_axes(width: float = 6.4, height: float = 3.8):
+    """(figure, axes) of a figure with one panel; width and height in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def new_panels(rows: int, columns: int, width: float, height: float, **options):
+    """(figure, axes [rows, columns]); the options are those of Figure.subplots."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def error_lengths(points) -> list[list[float]]:
+    """Lengths [below, above] of the error bars of points (value, low, high); no bar for a point without an interval."""
+    known = [point if None not in point else (math.nan,) * 3 for point in points]
+    return [[max(value - low, 0) for value, low, _ in known], [max(high - value, 0) for value, _, high in known]]
+
+
+def drop_errors(rows) -> list[list[float]]:
+    return error_lengths((row.f1_drop_points, row.f1_drop_ci_low, row.f1_drop_ci_high) for row in rows)
+
+
+def f1_errors(rows) -> list[list[float]]:
+    """Those of the paired drop, as F1."""
+    above, below = drop_errors(rows)
+    return [[length / 100 for length in below], [length / 100 for length in above]]
+
+
+def speedup_errors(rows) -> list[list[float]]:
+    return error_lengths((row.latency_speedup, row.latency_speedup_low, row.latency_speedup_high) for row in rows)
+
+
+def latency_errors(rows) -> list[list[float]]:
+    """Those of latency_ms, the baseline's latency over the speed-up."""
+    ends = [(row, row.latency_speedup_low, row.latency_speedup_high) for row in rows]
+    return error_lengths(
+        (
+            row.latency_ms,
+            high and row.latency_ms * row.latency_speedup / high,
+            low and row.latency_ms * row.latency_speedup / low,
+        )
+        for row, low, high in ends
+    )
+
+
+def log_ticks(axis) -> None:
+    """Labels 1, 2 and 5 of each decade as plain numbers."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def baseline_line(axes, base) -> None:
+    axes.axhline(base.f1_test, color="0.5", lw=1, zorder=0, label=base.variant)
+
+
+def chapter_legend(axes, rows, **options) -> None:
+    """A legend of the rows' chapters, and of what else is labelled."""
+    for chapter, (colour, marker) in CHAPTER_STYLES.items():
+        if any(row.chapter == chapter for row in rows):
+            axes.plot([], [], marker, color=colour, ms=5, label=chapter)
+    axes.legend(frameon=False, fontsize=8, **options)
+
+
+def chapter_points(axes, points) -> None:
+    """Points (row, x, y) in the colour and marker of their chapter."""
+    for row, x, y in points:
+        colour, marker = CHAPTER_STYLES[row.chapter]
+        axes.plot(x, y, marker, color=colour, ms=5, alpha=0.7)
+
+
+def ring(axes, x: float, y: float, marker: str = "o", **options) -> None:
+    axes.plot(x, y, marker, color="black", mfc="none", ms=11, **options)
+
+
+def heat_map(axes, values, norm, texts, size: float = 7):
+    """Cells [rows, columns] with a text in each, the first row at the top; vectors, where imshow would draw pixels."""
+    rows, columns = values.shape
+    cells = axes.pcolormesh(range(columns), range(rows), values, cmap="cividis", norm=norm, edgecolors="face")
+    axes.set_ylim(rows - 0.5, -0.5)
+    for (i, j), text in texts.items():
+        colour = "white" if cells.norm(values[i, j]) < 0.5 else "black"
+        axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+    return cells
+
+
+def colour_bar(cells, axes, **options):
+    """The scale of a heat map, as vectors too."""
+    bar = axes[0].figure.colorbar(cells, ax=axes, **options)
+    bar.solids.set(rasterized=False, edgecolor="face")
+    return bar
+
+
+def save_figure(folder: Path, name: str, figure: Figure) -> None:
+    """Writes <name>.png for the screen and <name>.pdf for print, without a date: equal results give equal bytes."""
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        with atomic_path(folder / f"{name}.{kind}") as temporary:
+            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)

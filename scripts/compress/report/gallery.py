@@ -1,0 +1,89 @@
+"""The table of the paper's figures: names, the functions that draw them, and the conditions for drawing them."""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from compress.cli import cores
+from compress.config.profile import Profile
+from compress.report import canvas, chapter_plots, comparisons, load_plots, plots
+from compress.results.reading import Results
+
+
+def always(results: Results) -> bool:
+    return True
+
+
+def has_method(method: str) -> Callable[[Results], bool]:
+    return lambda results: bool(chapter_plots.of_method(results, method))
+
+
+def is_timed(results: Results) -> bool:
+    return bool(plots.measured(results, "latency_ms"))
+
+
+def has_flips(results: Results) -> bool:
+    return any(row.flip_rate is not None for row in comparisons.compressed(results))
+
+
+# (name, function of the results, condition)
+FIGURES = (
+    ("f1_vs_size", partial(plots.trade_off, column="size_mb", label="size on disk, MB"), always),
+    ("f1_vs_latency", partial(plots.trade_off, column="latency_ms", label="latency at batch 1, ms"), is_timed),
+    ("f1_vs_memory", partial(plots.trade_off, column="peak_rss_mb", label="peak resident memory, MB"), always),
+    ("equal_bytes", partial(plots.equal_budgets, column="size_mb", unit="MB"), comparisons.compressed),
+    ("equal_latency", partial(plots.equal_budgets, column="latency_ms", unit="ms"), is_timed),
+    ("domain_shift", plots.domain_shift, lambda results: comparisons.domain_losses(results.variants)),
+    ("flips", plots.flip_cloud, has_flips),
+    ("reliability", plots.reliability_diagram, lambda results: results.reliability),
+    ("seeds", plots.seed_spread, plots.seeded_rows),
+    ("sparsity", chapter_plots.sparsity_curve, has_method("prune")),
+    ("codebook", chapter_plots.codebook_curve, has_method("cluster")),
+    ("students", chapter_plots.student_curve, has_method("distill")),
+    ("kd_ablation", chapter_plots.distillation_bars, has_method("distill")),
+    ("grid", chapter_plots.engine_map, comparisons.engine_grid),
+)
+# (name, function of the results and of a champion or variant, whom to draw it for)
+SERIES = (
+    ("sensitivity_{}", chapter_plots.sensitivity_map, lambda results: (comparisons.sensitivity(results) or ())[:1]),
+    ("ablation_{}", chapter_plots.step_chart, lambda results: results.champions),
+    ("shapes_{}", chapter_plots.shape_map, chapter_plots.champions_with_shapes),
+)
+# (name, function of rows, the servers)
+SERVING_FIGURES = (
+    ("serving", load_plots.load_curves, load_plots.own_servers),
+    ("serving_ablation", load_plots.load_curves, load_plots.ablation_servers),
+    ("serving_peers", load_plots.load_curves, load_plots.peer_servers),
+    ("serving_peers_saturation", load_plots.peer_bars, load_plots.peer_servers),
+)
+
+
+def figures(profile: Profile, results: Results) -> dict[str, Callable]:
+    """A function that draws the figure, by name, for every figure that the results have something for."""
+    if profile.no_quality:
+        return {}
+    found = {name: partial(draw, results) for name, draw, condition in FIGURES if condition(results)}
+    for name, draw, subjects in SERIES:
+        found |= {name.format(subject): partial(draw, results, subject) for subject in subjects(results)}
+    for name, draw, choose in SERVING_FIGURES:
+        rows = choose(results.serving, profile.serving.ablated) if results.serving else []
+        if rows:
+            found[name] = partial(draw, rows)
+    return found
+
+
+def draw_all(profile: Profile, results: Results) -> list[str]:
+    """Draws every figure into profile.figures, one process per core, and removes what is not in the table."""
+    found = figures(profile, results)
+    profile.figures.mkdir(parents=True, exist_ok=True)  # also without figures: Make looks for the folder
+    with ProcessPoolExecutor(cores()) as pool:
+        list(pool.map(partial(draw_one, profile.figures), found, found.values()))
+    for path in profile.figures.glob("*"):
+        if path.stem not in found:
+            path.unlink()
+    return list(found)
+
+
+def draw_one(folder: Path, name: str, draw: Callable) -> None:
+    canvas.save_figure(folder, name, draw())

@@ -1,0 +1,69 @@
+"""Figures of the load benchmark."""
+
+from compress.report import canvas, load_facts
+from compress.results.reading import by_variant
+from compress.results.rows import ServingRow
+
+SERVER_MARKERS = "osD^vPX*<>hp"
+
+
+def own_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
+    """Our servers as users run them, without those of the ablation."""
+    changed = {row.variant for row in ablation_servers(rows, ablated)} - {ablated}
+    return [row for row in rows if not load_facts.runs_with_peers(row.variant) and row.variant not in changed]
+
+
+def ablation_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
+    """One server, and the same server with one thing changed; empty if nothing was changed."""
+    own = [row for row in rows if ablated and not load_facts.runs_with_peers(row.variant)]
+    chosen = [row for row in own if row.variant == ablated or row.variant.startswith(f"{ablated}-")]
+    return chosen if len({row.variant for row in chosen}) > 1 else []
+
+
+def peer_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
+    """The peers that serve one model, and our server in their turns."""
+    peers = [row for row in rows if load_facts.runs_with_peers(row.variant)]
+    return [row for row in peers if not row.variant.endswith(load_facts.FIVE)]
+
+
+def load_curves(rows: list[ServingRow]):
+    """p99 and goodput over the offered load, one line per server."""
+    figure, panels = canvas.new_panels(1, 2, 7.4, 4.2)
+    axes, goodput = panels[0]
+    opened = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
+    for (name, of_server), marker in zip(by_variant(opened).items(), SERVER_MARKERS, strict=False):
+        of_server = sorted(of_server, key=lambda row: row.offered_rps)
+        offered, style = [row.offered_rps for row in of_server], {"marker": marker, "ms": 4, "lw": 1, "label": name}
+        axes.plot(offered, [row.latency_ms_p99 for row in of_server], **style)
+        goodput.plot(offered, [row.goodput_rps for row in of_server], **style)
+    axes.set_ylabel("p99 latency of answered requests, ms")
+    goodput.set_ylabel("requests per second answered in time")
+    for panel in panels[0]:
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlabel("offered requests per second")
+        panel.grid(alpha=0.3)
+        canvas.log_ticks(panel.xaxis)
+        canvas.log_ticks(panel.yaxis)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    return figure
+
+
+def peer_bars(rows: list[ServingRow]):
+    """Each server's rate at saturation, a tick per setting that was tried for a peer, and p99 at 0.7 of that rate."""
+    facts = load_facts.server_facts(rows, p99_ms=0, peers=True)
+    ordered = sorted(facts.values(), key=lambda server: server.saturated)
+    of_server = by_variant(rows)
+    figure, axes = canvas.new_axes(7.2, 0.9 + 0.4 * len(ordered))
+    for place, server in enumerate(ordered):
+        axes.barh(place, server.saturated, color="0.6" if server.is_peer else canvas.BLUE, height=0.6)
+        tried = [rate for _, rate in load_facts.settings_tried(of_server[server.variant])]
+        axes.plot(tried, [place] * len(tried), "k|", ms=9)
+        text = f"  {server.saturated:.0f}/s"
+        if server.calm and server.calm.latency_ms_p99 is not None:
+            text += f", p99 {server.calm.latency_ms_p99:.0f} ms at {load_facts.CALM:g} of it"
+        axes.text(server.most, place, text, va="center", fontsize=7)
+    axes.set_yticks(range(len(ordered)), [server.variant for server in ordered], fontsize=8)
+    axes.set_xlim(0, 1.45 * ordered[-1].saturated)
+    axes.set_xlabel("requests per second at saturation; ticks: settings that were tried")
+    return figure

@@ -1,0 +1,218 @@
+"""Figures that compare all variants: F1 over a cost, equal budgets, other domains, flips, calibration, seeds."""
+
+from itertools import cycle
+from math import log
+
+from compress.report import canvas, comparisons
+from compress.results.reading import Results, by_variant
+
+LETTER_WIDTH = 0.0095  # of a letter in the labels below the points, as a share of the axis
+
+
+def trade_off(results: Results, column: str, label: str):
+    """F1 over a cost (log scale), one point per variant; the Pareto frontier is joined and named, the rest is pale."""
+    rows = measured(results, column)
+    frontier = comparisons.pareto(rows, column)
+    names = comparisons.champion_names(results)
+    figure, axes = canvas.new_axes(7.2, 4.4)
+    costs, f1 = [getattr(row, column) for row in frontier], [row.f1_test for row in frontier]
+    axes.step(costs, f1, where="post", color="0.6", lw=1, zorder=1)
+    cost_points(axes, [row for row in rows if row not in frontier], column, alpha=0.35)
+    cost_points(axes, frontier, column, alpha=1)
+    for marker, champion in zip(cycle(canvas.CHAMPION_MARKERS), results.champions, strict=False):
+        for row in (row for row in rows if champion in names.get(row.variant, ())):
+            canvas.ring(axes, getattr(row, column), row.f1_test, marker, label=champion)
+    values = [getattr(row, column) for row in rows]
+    low, high = min(values) / 2, max(values) * 2
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    named = [row for row in rows if row in frontier or row.variant in names]
+    label_below(axes, named, [log(getattr(row, column) / low) / log(high / low) for row in named], column, names)
+    axes.set_ylim(comparisons.lowest_shown(rows), None)
+    canvas.log_ticks(axes.xaxis)
+    axes.set_xlabel(f"{label}, log scale")
+    axes.set_ylabel(canvas.F1_LABEL)
+    axes.grid(alpha=0.3)
+    canvas.chapter_legend(axes, rows, loc="upper right", ncols=3)
+    return figure
+
+
+def measured(results: Results, column: str) -> list:
+    """The rows with F1 and a value in the column."""
+    return [row for row in results.variants if row.f1_test is not None and getattr(row, column) is not None]
+
+
+def cost_points(axes, rows, column: str, alpha: float) -> None:
+    for row in rows:
+        colour, marker = canvas.CHAPTER_STYLES[row.chapter]
+        axes.errorbar(
+            getattr(row, column),
+            row.f1_test,
+            xerr=canvas.latency_errors([row]) if column == "latency_ms" else None,
+            yerr=canvas.f1_errors([row]),
+            **{"marker": marker, "color": colour, "ms": 5, "lw": 1, "capsize": 2, "alpha": alpha},
+        )
+
+
+def label_below(axes, rows, places: list[float], column: str, bold) -> None:
+    """The variants' names in steps below all points, with lines to their points: next to them they would overlap.
+
+    places: of the points along the axis, from 0 to 1.
+    """
+    for row, (step, centre) in zip(rows, label_places([row.variant for row in rows], places), strict=True):
+        below, _ = canvas.f1_errors([row])
+        axes.annotate(
+            row.variant,
+            (getattr(row, column), row.f1_test - below[0]),
+            (centre, 0.36 - 0.037 * step),
+            textcoords="axes fraction",
+            arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},
+            ha="center",
+            fontsize=7,
+            fontweight="bold" if row.variant in bold else None,
+            bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
+            zorder=5 - step / 100,  # long lines pass behind the labels above
+        )
+
+
+def label_places(texts: list[str], places: list[float]) -> list[tuple[int, float]]:
+    """(step, centre) of each label: the uppermost step at which it overlaps no other, centred below its place.
+
+    Places and centres are shares of the axis; a label keeps within the axis on the left.
+    """
+    ends: list[float] = []  # the right end of the last label of each step
+    found = {}
+    for i in sorted(range(len(texts)), key=lambda i: places[i]):
+        half = LETTER_WIDTH * len(texts[i]) / 2
+        centre = max(places[i], half)
+        step = next((step for step, end in enumerate(ends) if end < centre - half), len(ends))
+        ends[step : step + 1] = [centre + half]
+        found[i] = step, centre
+    return [found[i] for i in range(len(texts))]
+
+
+def equal_budgets(results: Results, column: str, unit: str):
+    """Per budget the points that each family's choice loses; the filled one is best on validation."""
+    budgets = comparisons.budgets(results, column)
+    families = list(budgets[0].rows)[::-1]
+    size = {"width": 8.2, "height": 0.9 + 0.3 * len(families)}
+    figure, panels = canvas.new_panels(1, len(budgets), **size, sharex=True, sharey=True)
+    for axes, budget in zip(panels[0], budgets, strict=True):
+        for place, family in enumerate(families):
+            budget_point(axes, place, budget.rows[family], family == budget.winner)
+        axes.axvline(0, color="0.5", lw=0.8, zorder=0)
+        axes.set_title(f"at most {budget.limit:.3g} {unit}", fontsize=8)
+        axes.grid(alpha=0.3, axis="x")
+    panels[0][0].set_yticks(range(len(families)), families)
+    panels[0][0].set_ylim(-0.6, len(families) - 0.5)
+    figure.supxlabel("F1 points lost on the test set, paired 95 % interval; filled: best on validation", fontsize=8)
+    return figure
+
+
+def budget_point(axes, place: int, row, is_winner: bool) -> None:
+    across = axes.get_yaxis_transform()
+    if row is None:
+        style = {"ha": "center", "va": "center", "fontsize": 6.5, "color": "0.45"}
+        axes.text(0.5, place, "nothing fits", transform=across, **style)
+        return
+    colour = canvas.BLUE if is_winner else "0.35"
+    axes.errorbar(
+        row.f1_drop_points,
+        place,
+        xerr=canvas.drop_errors([row]),
+        fmt="D" if is_winner else "o",
+        color=colour,
+        mfc=colour if is_winner else "white",
+        **{"capsize": 2, "ms": 5, "lw": 1},
+    )
+    axes.annotate(row.variant, (0.02, place - 0.32), xycoords=across, fontsize=5, color="0.3", va="center")
+
+
+def domain_shift(results: Results):
+    """Points lost out of domain over points lost at home; on the line both are equal."""
+    rows = [row for row in comparisons.domain_losses(results.variants) if within_view(row)]
+    names = comparisons.champion_names(results)
+    figure, axes = canvas.new_axes(6.4, 4.6)
+    home = [row.f1_drop_points for row in rows]
+    ends = min(home) - 0.5, max(home) + 0.5
+    axes.plot(ends, ends, color="0.5", lw=1, zorder=0)
+    axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    canvas.chapter_points(axes, [(row, row.f1_drop_points, row.ood_drop_points) for row in rows])
+    for row in (row for row in rows if row.variant in names):
+        canvas.ring(axes, row.f1_drop_points, row.ood_drop_points)
+        place = row.f1_drop_points, row.ood_drop_points
+        axes.annotate(", ".join(names[row.variant]), place, (9, -9), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("F1 points lost at home")
+    axes.set_ylabel("macro F1 points lost out of domain, mean of three sets")
+    axes.grid(alpha=0.3)
+    canvas.chapter_legend(axes, rows, loc="upper left")
+    return figure
+
+
+def within_view(row) -> bool:
+    return abs(row.f1_drop_points) <= comparisons.SHOWN_LOSS
+
+
+def flip_cloud(results: Results):
+    """Share of predictions that differ from the baseline's over the F1 points lost."""
+    rows = [row for row in comparisons.compressed(results) if row.flip_rate is not None and within_view(row)]
+    figure, axes = canvas.new_axes()
+    canvas.chapter_points(axes, [(row, row.f1_drop_points, 100 * row.flip_rate) for row in rows])
+    if silent := comparisons.silent_flips(results):
+        place = silent.f1_drop_points, 100 * silent.flip_rate
+        canvas.ring(axes, *place)
+        line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
+        axes.annotate(silent.variant, place, (-15, 70), textcoords="offset points", fontsize=7, arrowprops=line)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("F1 points lost")
+    axes.set_ylabel("predictions that differ from the baseline's, %")
+    axes.grid(alpha=0.3)
+    canvas.chapter_legend(axes, rows, loc="lower right")
+    return figure
+
+
+def reliability_diagram(results: Results):
+    """Accuracy over confidence, the diagonal where they are equal, and the share of sentences per bin."""
+    bins = by_variant(results.reliability)
+    rows = [row for row in comparisons.calibrated(results) if row.variant in bins]
+    size = {"width": 2.5 * len(rows) + 0.5, "height": 3.6}
+    figure, panels = canvas.new_panels(2, len(rows), **size, sharex=True, sharey="row", height_ratios=(3, 1))
+    for (axes, below), row in zip(panels.T, rows, strict=True):
+        confidence = [point.confidence for point in bins[row.variant]]
+        accuracy = [point.accuracy for point in bins[row.variant]]
+        sentences = [point.sentences for point in bins[row.variant]]
+        axes.plot([0.5, 1], [0.5, 1], color="0.5", lw=1)
+        axes.vlines(confidence, accuracy, confidence, color=canvas.ORANGE, lw=3, alpha=0.5)
+        axes.plot(confidence, accuracy, "o-", color=canvas.BLUE, ms=4)
+        axes.set_title(f"{row.variant}\nECE {row.ece_test:.3f}", fontsize=7)
+        axes.grid(alpha=0.3)
+        below.bar(confidence, [100 * number / sum(sentences) for number in sentences], width=0.03, color="0.6")
+        below.set_xlabel("confidence")
+    panels[0][0].set_ylabel("accuracy")
+    panels[1][0].set_ylabel("sentences, %")
+    return figure
+
+
+def seeded_rows(results: Results) -> list:
+    """The variants on the Pareto frontier of F1 and size, and the champions', that have several seeds."""
+    rows = {row.variant: row for row in comparisons.pareto(results.variants, "size_mb")}
+    rows |= {row.variant: row for row in results.variants if row.variant in comparisons.champion_names(results)}
+    return [row for row in rows.values() if row.seeds > 1 and row.variant != results.environment["baseline"]]
+
+
+def seed_spread(results: Results):
+    """F1 points lost to the same seed's baseline: each seed, their mean, and its interval."""
+    rows = seeded_rows(results)
+    of_seeds = by_variant(row for row in results.rows if row.f1_drop_points is not None)
+    figure, axes = canvas.new_axes(6.4, 0.9 + 0.24 * len(rows))
+    axes.axvline(0, color="0.8", lw=0.8, zorder=0)
+    for place, row in enumerate(rows[::-1]):
+        colour, _ = canvas.CHAPTER_STYLES[row.chapter]
+        drops = [of_seed.f1_drop_points for of_seed in of_seeds[row.variant]]
+        axes.plot(drops, [place] * len(drops), "o", color=colour, mfc="none", ms=5)
+        style = {"fmt": "|", "color": colour, "ms": 11, "mew": 2, "elinewidth": 1, "capsize": 2}
+        axes.errorbar(row.f1_drop_points, place, xerr=canvas.drop_errors([row]), **style)
+    axes.set_yticks(range(len(rows)), [row.variant for row in rows[::-1]], fontsize=8)
+    axes.set_xlabel("F1 points lost; circles: seeds, bars: their mean and its 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
