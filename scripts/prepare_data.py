@@ -1,6 +1,6 @@
-"""Fetches, verifies and splits the data of a profile, and unpacks its backbone.
+"""Downloads, verifies and splits the data of a profile, and unpacks its backbone.
 
-Writes build/<profile>/data/ (splits, backbone, data.json) and the cache build/downloads/.
+Writes build/<profile>/data/ (splits, backbone, data.json) and build/downloads/. Unchanged data keep their files.
 Example: python scripts/prepare_data.py --profile minilm
 """
 

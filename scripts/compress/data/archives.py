@@ -1,4 +1,4 @@
-"""Archives from the package registry: fetched by pip, verified, cached, and read without running their code."""
+"""Archives from the package registry: downloaded by pip, verified, cached, and read without running their code."""
 
 import errno
 import io
@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from compress.config.profile import Package
+from compress.config.sources import Package
 from compress.errors import UserError
 from compress.files import remove, sha256_file
 from compress.paths import ROOT
@@ -18,7 +18,7 @@ from compress.paths import ROOT
 DOWNLOADS = ROOT / "build" / "downloads"
 
 # pip asks a source archive's build backend for its metadata, which would run the archive's setup.py.
-# This stand-in backend answers with the PKG-INFO that every source archive carries.
+# This stand-in backend returns the PKG-INFO that every source archive contains.
 INERT_BACKEND = """
 import email, pathlib, sys
 def get_requires_for_build_wheel(config_settings=None):
@@ -37,16 +37,15 @@ __legacy__ = sys.modules[__name__]  # the name under which pip looks up an old a
 
 
 def fetch(package: Package) -> Path:
-    """The verified archive in the cache; raises UserError when it can't be had or isn't the pinned one."""
+    """The verified archive in the cache; raises UserError if the download fails or the checksum is wrong."""
     path = DOWNLOADS / package.file
     if not path.exists():
         _download(package)
-    found = sha256_file(path)
-    if found != package.sha256:
+    if (actual := sha256_file(path)) != package.sha256:
         remove(path)
         raise UserError(
             f"{path}: wrong checksum, the file was removed\n  expected SHA-256 {package.sha256}\n"
-            f"  found            {found}\nRun the command again to fetch it anew."
+            f"  actual           {actual}\nRun the command again to download it again."
         )
     return path
 
@@ -62,7 +61,7 @@ def _download(package: Package) -> None:
         if not package.file.endswith(".whl"):
             command += ["--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]
         command.append(package.requirement)
-        # PIP_* settings (index, certificates, proxy) stay the user's own.
+        # Keep the user's PIP_* settings (index, certificates, proxy).
         environment = os.environ | {"PYTHONPATH": str(backend.parent)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         file = Path(folder) / package.file
@@ -70,10 +69,10 @@ def _download(package: Package) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(DOWNLOADS))
         if done.returncode or not file.exists():
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            reason = errors[-1] if errors else done.stderr.strip() or f"pip fetched no file called {package.file}"
+            reason = errors[-1] if errors else done.stderr.strip() or f"pip downloaded no file called {package.file}"
             raise UserError(
-                f"could not fetch {package.requirement}: {reason}\n  tried: {' '.join(command)}\n"
-                f"Check the network and pip's index setting, or put the file by hand at\n  {DOWNLOADS / package.file}"
+                f"could not download {package.requirement}: {reason}\n  command: {' '.join(command)}\n"
+                f"Check the network and pip's index setting, or copy the file to\n  {DOWNLOADS / package.file}"
             )
         os.replace(file, DOWNLOADS / package.file)
 
@@ -83,7 +82,7 @@ def read_members(archive: Path, folder: str) -> dict[str, bytes]:
     with zipfile.ZipFile(archive) as file:
         members = [m for m in file.infolist() if not m.is_dir() and str(Path(m.filename).parent) == folder]
         if not members:
-            raise UserError(f"{archive}: holds no folder {folder!r}")
+            raise UserError(f"{archive}: no folder {folder!r} in it")
         return {Path(m.filename).name: file.read(m) for m in members}
 
 
@@ -93,7 +92,7 @@ def read_nested_texts(archive: Path, member: str, suffix: str) -> dict[str, str]
         try:
             inner = io.BytesIO(file.read(member))
         except KeyError:
-            raise UserError(f"{archive}: holds no file {member!r}") from None
+            raise UserError(f"{archive}: no file {member!r} in it") from None
     with tarfile.open(fileobj=inner, mode="r:gz") as file:
         members = [m for m in file.getmembers() if m.isfile() and m.name.endswith(suffix)]
         return {Path(m.name).name: file.extractfile(m).read().decode("latin-1") for m in members}

@@ -1,13 +1,20 @@
-"""The five classifiers of the service: sentiment at home and in three other domains, and which domain a text is from.
+"""The data of a variant: the profile's splits, or those of a classifier of the service.
 
-All come from the profile's archive. The test sentences of every domain are those that the report calls out-of-domain
-(for movies, the test split): nothing that a table scores is trained on.
+The five classifiers are sentiment at home and in three other domains, and which domain a text is from. The test
+sentences of each domain are the out-of-domain tests of the report (for movies, the test split), so that nothing scored
+in a table is trained on.
 """
 
 from dataclasses import dataclass
 
-from compress.config.profile import Profile, Service
-from compress.data.prepare import OUT_OF_DOMAIN, Rows, check_disjoint, fingerprint, hold_out, snippets
+from compress.config.profile import Profile
+from compress.config.variants import Variant
+from compress.data.card import OUT_OF_DOMAIN, load_card, load_splits
+from compress.data.partition import dataset_dict, hold_out
+from compress.data.sentences import Rows, check_disjoint, fingerprint
+from compress.data.snippets import rated_snippets
+from compress.data.tabular import SPLITS
+from datasets import DatasetDict
 
 
 @dataclass(frozen=True)
@@ -19,54 +26,35 @@ class Task:
     def fingerprint(self) -> str:
         return fingerprint(self.rows)
 
-    @property
-    def splits(self):
-        """The same as a DatasetDict with the columns text and label."""
-        from datasets import Dataset, DatasetDict
 
-        return DatasetDict(
-            {
-                name: Dataset.from_dict({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
-                for name, rows in self.rows.items()
-            }
-        )
+def splits_for(profile: Profile, variant: Variant) -> tuple[DatasetDict, list[str], str]:
+    """(splits with the columns text and label, names of the classes, fingerprint) of a variant or service."""
+    if variant.method == "service":
+        task = load_tasks(profile)[variant.task]
+        return dataset_dict(task.rows), task.labels, task.fingerprint
+    card = load_card(profile)
+    return load_splits(profile), card["labels"], card["fingerprint"]
 
 
 def load_tasks(profile: Profile) -> dict[str, Task]:
-    """Every task by its name in the profile; raises UserError when a sentence is in two splits."""
+    """All tasks by name, if the profile has services; raises UserError when a sentence is in two splits."""
     if not profile.services:
         return {}
     data = profile.data
-    domains = snippets(profile)
-    parts = {}
-    for domain, rows in domains.items():
-        held = data.domain_test if domain in OUT_OF_DOMAIN else data.test
-        rest, test = hold_out(rows, held, data.split_seed)
-        train, validation = hold_out(rest, min(data.validation, held), data.split_seed)
-        parts[domain] = {"train": train[: data.max_train], "validation": validation, "test": test}
-    tasks = {domain: Task(["negative", "positive"], rows) for domain, rows in parts.items()}
-    # As many sentences of every domain, so that no class is more frequent than another.
-    domain_rows = {}
-    for split in ("train", "validation", "test"):
-        size = min(len(part[split]) for part in parts.values())
-        domain_rows[split] = [(text, i) for i, part in enumerate(parts.values()) for text, _ in part[split][:size]]
-    tasks["domain"] = Task(list(parts), domain_rows)
+    domains = {}
+    for domain, rows in rated_snippets(data).items():
+        test_size = data.domain_test if domain in OUT_OF_DOMAIN else data.test
+        rest, test = hold_out(rows, test_size, data.split_seed)
+        train, validation = hold_out(rest, min(data.validation, test_size), data.split_seed)
+        domains[domain] = {"train": train[: data.max_train], "validation": validation, "test": test}
+    tasks = {domain: Task(["negative", "positive"], splits) for domain, splits in domains.items()}
+    tasks["domain"] = Task(list(domains), {split: label_domains(domains, split) for split in SPLITS})
     for task in tasks.values():
         check_disjoint(task.rows)
     return tasks
 
 
-def service_variants(profile: Profile) -> list[Service]:
-    """The services as entries of a profile. The parent has learnt the movies already and is taken as it is."""
-    serving = profile.serving
-    return [
-        Service(
-            name=f"service-{task}",
-            method="service",
-            parent=serving.parent,
-            timed=False,
-            task=task,
-            training=None if task == "movies" else serving.training,
-        )
-        for task in serving.tasks
-    ]
+def label_domains(domains: dict[str, dict[str, Rows]], split: str) -> Rows:
+    """Sentences of a split labelled with their domain, equally many of every domain."""
+    size = min(len(splits[split]) for splits in domains.values())
+    return [(text, i) for i, splits in enumerate(domains.values()) for text, _ in splits[split][:size]]

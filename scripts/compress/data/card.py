@@ -1,0 +1,40 @@
+"""Prepared data: the card (data.json) and the splits of a profile, as compress.data.prepare wrote them.
+
+Many modules need the card alone, so the library that reads the splits is imported in load_splits.
+"""
+
+import json
+
+from compress.config.profile import Profile
+from compress.data.sentences import fingerprint
+from compress.errors import UserError
+
+FILE = "data.json"
+OUT_OF_DOMAIN = ("amazon", "tweets", "nyt")  # test sets that the rated snippets have besides movies
+
+
+def load_card(profile: Profile) -> dict:
+    """fingerprint, labels, source, backbone, and for each split its sentences, class shares and lengths."""
+    path = profile.data_folder / FILE
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{profile.data_folder}: no data; run: make data PROFILE={profile.name}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and run: make data PROFILE={profile.name}") from None
+
+
+def load_splits(profile: Profile):
+    """The DatasetDict with the columns text and label; raises UserError if it does not match the card."""
+    from datasets import load_from_disk
+
+    path = profile.data_folder / "splits"
+    remedy = f"remove {profile.data_folder} and run: make data PROFILE={profile.name}"
+    try:
+        splits = load_from_disk(str(path))
+        rows = {name: list(zip(split["text"], split["label"], strict=True)) for name, split in splits.items()}
+    except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+    if fingerprint(rows) != load_card(profile)["fingerprint"]:
+        raise UserError(f"{path}: the sentences are not those of {FILE}; {remedy}")
+    return splits

@@ -1,0 +1,34 @@
+"""Which exact content a source has, and which local files a profile reads."""
+
+from pathlib import Path
+
+from compress.config.profile import Profile
+from compress.config.sources import Source
+from compress.errors import UserError
+from compress.files import digest, sha256_file
+from compress.paths import ROOT
+
+
+def profile_files(profile: Profile) -> list[Path]:
+    """The local files of the profile's data and backbone; none for packages and the hub."""
+    return [file for source in (profile.data, profile.backbone) if source.path for file in local_files(source)]
+
+
+def local_files(source: Source) -> list[Path]:
+    """The file, or all files in the folder, that source.path names; raises UserError if there is none."""
+    path = ROOT / source.path
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        raise UserError(f"{path}: no such file, and no folder with files")
+    return files
+
+
+def identity(source: Source) -> str:
+    """The pinned package, the hub's repository at a commit, or the path and a hash of its files."""
+    if source.package:
+        return source.package.requirement
+    if source.hub:
+        return source.hub
+    path = ROOT / source.path
+    hashes = [[str(file.relative_to(path)), sha256_file(file)] for file in local_files(source)]
+    return f"{source.path}, SHA-256 {digest(hashes)}"
