@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from compress.data.prepare import OUT_OF_DOMAIN
+from compress.data.card import OUT_OF_DOMAIN
 from compress.metrics import softmax
 from compress.results.flips import excerpt, most_flipped
 from compress.results.rows import FlipRow, ReliabilityRow, SeedRow

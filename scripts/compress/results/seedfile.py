@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from compress.config.profile import Profile
-from compress.data.prepare import OUT_OF_DOMAIN, load_card, load_splits
+from compress.data.card import OUT_OF_DOMAIN, load_card, load_splits
 from compress.errors import UserError
 from compress.files import atomic_path, read_arrays
 from compress.storage import record as records
@@ -20,6 +20,11 @@ from compress.storage.record import Record, parse_record, read_record
 
 SETS = ("test", "validation", *OUT_OF_DOMAIN)
 HALF = np.finfo(np.float16)
+ABOUT = {  # facts that rows are computed from
+    "predictions": ("precision", "threads", "seconds"),
+    "timing": ("batch_size", "throughput_sentences", "threads", "seconds"),
+    "cold": ("peak_rss_bytes", "load_seconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def write_seed_file(profile: Profile, seed: int, device: str) -> None:
     splits, card = load_splits(profile), load_card(profile)
     packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
     packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
-    packed["card"] = np.array(json.dumps({key: value for key, value in card.items() if key != "key"}, sort_keys=True))
+    packed["card"] = np.array(json.dumps(card, sort_keys=True))
     for variant in profile.variants:
         folder = profile.variant_folder(variant.name, seed, device)
         if not (folder / records.FILE).exists():
@@ -133,14 +138,18 @@ def read_seed_file(path: Path) -> Seed:
 def _entry(parts: dict[str, dict], source: str) -> Entry:
     if "record" not in parts:
         raise UserError(f"{source}: has no record; run make all")
-    measured = {
-        part: Measured(arrays, json.loads(str(arrays.pop("about"))))
-        for part, arrays in sorted(parts.items())
-        if part != "record"
-    }
+    measured = {part: _measured(part, parts[part], source) for part in sorted(parts) if part != "record"}
     passes = [value for part, value in measured.items() if part.startswith("timing-")]
     record = parse_record(str(parts["record"][""]), source)
     return Entry(record, measured.get("predictions"), passes, measured.get("cold"))
+
+
+def _measured(part: str, arrays: dict[str, np.ndarray], source: str) -> Measured:
+    about = json.loads(str(arrays.pop("about", "{}")))
+    for name in ABOUT[part.partition("-")[0]]:
+        if name not in about:
+            raise UserError(f"{source}: {part}: about lacks {name}; run make all")
+    return Measured(arrays, about)
 
 
 def _check(entry: Entry, labels: dict[str, np.ndarray], classes: int, source: str) -> None:
