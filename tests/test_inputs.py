@@ -1,25 +1,32 @@
-"""Bad input: every error names the file, the key or the field, and nothing half-made is left behind."""
+"""Bad input: every error names the file, the key or the field, and leaves nothing incomplete behind."""
 
 import argparse
+import csv
 import errno
 import json
 import os
+import tomllib
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from compress.cli import main_guard
-from compress.config.profile import Package, load_profile
+from compress.config.groups import Listing, list_variants
+from compress.config.profile import load_profile
+from compress.config.sources import Backbone, Data, Package
+from compress.config.variants import METHODS, Service
 from compress.data import archives
-from compress.data import prepare as data
-from compress.engines.predictor import batches, load
+from compress.data.identity import profile_files
+from compress.data.sentences import check_disjoint, fingerprint
+from compress.data.snippets import parse_snippets
+from compress.engines.predictor import BACKENDS, batches, load
 from compress.errors import UserError
-from compress.files import atomic_path, digest, source_hash, write_json
+from compress.files import atomic_path, digest, write_json
 from compress.methods.training import last_checkpoint
-from compress.paths import PROFILES, SCRIPTS
-from compress.stage import Stage
-from compress.storage.artifact import read_artifact, save_artifact
+from compress.paths import PROFILES, ROOT, SCRIPTS
+from compress.storage.artifact import TOKENIZER_FILES, read_artifact, save_artifact
 
 
 @pytest.fixture
@@ -35,24 +42,52 @@ def profile_text(monkeypatch, tmp_path):
     return write
 
 
+SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "distill-1x32", "finetuned-ort-fp32"'
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [
-        ("validation = 64", "validation = 64\nvalidashun = 1", "data.validashun"),
-        ("validation = 64", 'validation = "64"', "data.validation"),
-        ("test = 128", "test = -1", "data.test"),
-        ("epochs = 2.0, ", "", "training.epochs"),
-        ('method = "finetune"', 'method = "fintune"', "variants"),
-        ('baseline = "finetuned"', 'baseline = "other"', "baseline"),
-        ('name = "bert-orig"', 'name = "finetuned"', "finetuned"),
-        ('name = "smoke"', 'name = "smoke', "TOML"),
+        ("validation = 64", "validation = 64\nvalidashun = 1", "data.validashun: "),
+        ("validation = 64", 'validation = "64"', "data.validation: "),
+        ("test = 128", "test = -1", "data.test: "),
+        ("[measure]", "[measure]\npatience = 1.0", "measure.patience: "),
+        ("epochs = 2.0, ", "", "variants.finetuned.training.epochs: "),
+        ('method = "finetune"', 'method = "fintune"', "variants.finetuned.method: is 'fintune'"),
+        (
+            "epochs = 1.0, batch_size = 16, learning_rate = 1e-3 }\n[gr",
+            "epochs = 1.0 }\n[gr",
+            "groups.trained.variants.qat-int4",
+        ),
+        ("bits = 4", "bits = 40", "groups.trained.variants.qat-int4.bits: "),
+        ("bf16 = {", "bf16 = 16 #", "groups.untrained.variants.bf16: "),
+        ("[groups.int8.variants]", "[groups.int8.other]", "groups.int8.variants: Field required"),
+        ('{ precision = "fp16", ', '{ precision = "fp17", ', "grid.engines.ort.precisions.fp16.precision: "),
+        ("[grid]", "[grid]\nmodules = []", "grid.modules: "),
+        ("cluster-8 =", "int8-dynamic =", "the name 'int8-dynamic' is given twice"),
+        ("cluster-8 =", "Cluster_8 =", "groups.untrained.variants.Cluster_8.name: "),
+        ('parent = "prune-fisher-70"', 'parent = "distill-tiny"', "deep-compression: parent: no variant before it"),
+        ('counterpart = "ov-int8-weights"', 'counterpart = "other"', "optimum-ov-int8-weights: counterpart: "),
+        ('baseline = "finetuned"', 'baseline = "other"', "baseline: no variant is called 'other'"),
+        ('baseline = "finetuned"', 'baseline = "finetuned"\ncore = ["other"]', "core: no variant is called 'other'"),
+        (
+            'baseline = "finetuned"',
+            f'baseline = "finetuned"\ncore = [{SERVED}, "int8-saved"]',
+            "core: must list 'bert-orig'",
+        ),
+        ('baseline = "finetuned"', 'baseline = "finetuned"\ncore = ["finetuned"]', "core: must list 'distill-1x32'"),
+        ('goal = "tiny"', 'goal = "tinny"', "champions.1.goal: "),
+        ('baseline = "finetuned"', 'baseline = "finetuned"\nno_quality = "-"', "champions: are chosen by quality"),
+        ('ablated = "ort', 'ablated = "no', "serving: no variant is called 'no-int8-static-percentile'"),
+        ('name = "smoke"', 'name = "smoke', "not valid TOML"),
+        ('name = "smoke"', 'name = "smok"', "name: is 'smok', must be the name of the file"),
     ],
 )
 def test_a_wrong_profile_names_file_and_key(profile_text, old, new, key):
     profile_text(old, new)
     with pytest.raises(UserError) as caught:
         load_profile("smoke")
-    assert "smoke.toml" in str(caught.value)
+    assert "smoke.toml: " in str(caught.value)
     assert key in str(caught.value)
 
 
@@ -61,15 +96,101 @@ def test_an_unknown_profile_lists_the_known_ones():
         load_profile("nonsense")
 
 
+def test_groups_share_options_and_the_grid_multiplies_models_engines_and_precisions():
+    text = """
+    core = ["a", "a-ort-int8"]
+    [variants]
+    a = { method = "untrained" }
+    [groups.trained]
+    parent = "a"
+    training = { epochs = 1.0, learning_rate = 1e-3 }
+    [groups.trained.variants]
+    b = { method = "qat", bits = 4, training = { epochs = 2.0 } }
+    [groups.tools.variants]
+    c = { method = "torch", precision = "bf16", parent = "b" }
+    [grid]
+    models = ["a", "b"]
+    [grid.engines.ort]
+    method = "onnx"
+    precisions.fp32 = { precision = "fp32" }
+    precisions.int8 = { precision = "int8-dynamic", models = ["a"], timed = false }
+    """
+    variants = list_variants(Path("p.toml"), Listing.model_validate(tomllib.loads(text)))
+    # The grid's variants of HW4 come before those of HW6.
+    assert [v.name for v in variants] == ["a", "b", "a-ort-fp32", "b-ort-fp32", "a-ort-int8", "c"]
+    assert [v.parent for v in variants] == [None, "a", "a", "b", "a", "b"]
+    assert [v.name for v in variants if v.scope == "core"] == ["a", "a-ort-int8"]
+    assert [v.name for v in variants if not v.timed] == ["a-ort-int8"]
+    assert (variants[1].training.epochs, variants[1].training.learning_rate) == (2.0, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["smoke", "minilm", "bert-base", "bert-base-shape"])
+def test_committed_profiles_are_valid_and_their_core_is_small(name):
+    profile = load_profile(name)
+    core = profile.in_scope("core")
+    assert profile.in_scope("full") == profile.variants
+    assert 0 < len(core) <= 60
+    for champion in profile.champions:
+        assert champion.name == f"champion-{champion.goal}"
+    for service in profile.services:
+        assert (service.parent, service.timed) == (profile.serving.parent, False)
+
+
+def test_smoke_has_every_method_and_each_names_its_script_and_module():
+    assert {variant.method for variant in load_profile("smoke").variants} == set(METHODS)
+    for option in (*METHODS.values(), Service):
+        assert (SCRIPTS / option.script).exists()
+        assert (SCRIPTS / "compress" / "methods" / f"{option.module}.py").exists(), option.module
+
+
+def test_the_core_of_the_default_profile_trains_within_45_minutes_and_has_every_method():
+    profile = load_profile("minilm")
+    with open(profile.results / "variants.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["seed"], row["device"]) == ("0", "cpu")]
+    seconds = {row["variant"]: float(row["train_seconds"] or 0) for row in rows}
+    core = profile.in_scope("core")
+    assert sum(seconds[variant.name] for variant in core) < 45 * 60
+    assert {variant.method for variant in core} == {variant.method for variant in profile.variants}
+    assert len(profile.serving.variants_for("core")) == 3
+    assert (len(profile.serving.load_for("core").rates), profile.serving.load_for("core").repeats) == (4, 1)
+    assert profile.serving.ablated_for("core") is None
+    assert profile.serving.load_for("full").repeats > 1
+
+
+def test_folders_of_seeds_and_devices():
+    profile = load_profile("smoke")
+    assert profile.variant_folder("bf16") == ROOT / "build/smoke/seed0/bf16"
+    assert profile.variant_folder("bf16", 2, "cuda") == ROOT / "build/smoke/seed2-cuda/bf16"
+    assert profile.plan_folder == ROOT / "build/smoke/plan"
+
+
+def test_threads_of_a_build_come_from_the_variant_or_the_profile():
+    profile = load_profile("minilm")
+    threads = {variant.name: profile.threads_of(variant) for variant in profile.variants}
+    assert threads.pop("finetuned") == 2
+    assert set(threads.values()) == {1}
+
+
+def test_local_files_of_a_profile_are_listed_and_packages_have_none(tmp_path):
+    profile = load_profile("smoke")
+    assert profile_files(profile) == []
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").touch()
+    local = {"data": Data(path=str(tmp_path / "a.csv")), "backbone": Backbone(path=str(tmp_path / "b"))}
+    files = profile_files(profile.model_copy(update=local))
+    assert files == [tmp_path / "a.csv", tmp_path / "b" / "config.json"]
+
+
 def test_a_wrong_checksum_removes_the_file_and_prints_both(monkeypatch, tmp_path):
     monkeypatch.setattr(archives, "DOWNLOADS", tmp_path)
     (tmp_path / "a-1.zip").write_bytes(b"not it")
-    with pytest.raises(UserError, match=f"(?s)expected SHA-256 {'0' * 64}.*found .*[0-9a-f]{{64}}"):
+    with pytest.raises(UserError, match=f"(?s)expected SHA-256 {'0' * 64}.*actual .*[0-9a-f]{{64}}"):
         archives.fetch(Package(requirement="a==1", file="a-1.zip", sha256="0" * 64))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_network_says_what_was_tried_and_where_to_put_the_file(monkeypatch, tmp_path):
+def test_without_a_network_the_command_and_the_place_for_the_file_are_shown(monkeypatch, tmp_path):
     monkeypatch.setattr(archives, "DOWNLOADS", tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -85,32 +206,32 @@ def test_an_archive_is_read_without_unpacking_paths(tmp_path):
         file.writestr("model/config.json", "{}")
         file.writestr("model/../../evil", "x")
     assert archives.read_members(tmp_path / "a.zip", "model") == {"config.json": b"{}"}
-    with pytest.raises(UserError, match="no folder 'other'"):
+    with pytest.raises(UserError, match="no folder 'other' in it"):
         archives.read_members(tmp_path / "a.zip", "other")
 
 
 def test_snippets_drop_zeros_and_duplicates_and_name_a_bad_line():
     text = "1\t0.5\tGood one\n2\t0\tNeutral\n3\t-1\tgood  ONE\r\n4\t-2.5\tbad\n"
-    assert data.parse_snippets(text, "f") == [("Good one", 1), ("bad", 0)]
+    assert parse_snippets(text, "f") == [("Good one", 1), ("bad", 0)]
     with pytest.raises(UserError, match="f:2"):
-        data.parse_snippets("1\t0.5\tx\n2\tno rating\n", "f")
+        parse_snippets("1\t0.5\tx\n2\tno rating\n", "f")
 
 
 def test_a_sentence_in_two_splits_or_an_empty_split_is_refused():
     with pytest.raises(UserError, match="'train' and 'test'"):
-        data.check_disjoint({"train": [("A  b", 1)], "test": [("a B", 0)]})
+        check_disjoint({"train": [("A  b", 1)], "test": [("a B", 0)]})
     with pytest.raises(UserError, match="'train' is empty"):
-        data.check_disjoint({"train": []})
+        check_disjoint({"train": []})
 
 
-def test_the_fingerprint_moves_with_text_label_and_split():
+def test_the_fingerprint_depends_on_text_label_and_split():
     base = {"a": [("x", 1)], "b": [("y", 0)]}
     others = [
         {"a": [("x", 0)], "b": [("y", 0)]},
         {"a": [("z", 1)], "b": [("y", 0)]},
         {"a": [("x", 1), ("y", 0)], "b": []},
     ]
-    assert len({data.fingerprint(splits) for splits in [base, *others]}) == 4
+    assert len({fingerprint(splits) for splits in [base, *others]}) == 4
 
 
 def test_atomic_path_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -123,43 +244,7 @@ def test_atomic_path_leaves_the_old_file_when_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_source_hash_ignores_words_and_sees_code(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.files.SCRIPTS", tmp_path)
-    file = tmp_path / "a.py"
-    hashes = []
-    for text in (
-        "def f():\n    return 1\n",
-        'def f():\n    """Doc."""\n    return 1  # why\n',
-        "def f():\n    return 2\n",
-    ):
-        file.write_text(text)
-        hashes.append(source_hash(file))
-    assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_source_hash_follows_imports():
-    script = SCRIPTS / "01_finetune.py"
-    assert source_hash(script) != source_hash(script, without=("compress/training.py",))
-
-
-def test_source_hash_of_a_function_sees_what_it_uses_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.files.SCRIPTS", tmp_path)
-    file = tmp_path / "a.py"
-    text = "N = 1\n\ndef a():\n    return b()\n\ndef b():\n    return N\n\ndef c():\n    return 1\n"
-    hashes = []
-    for new in (
-        text,
-        text.replace("return 1", "return 2"),
-        text.replace("return N", "return -N"),
-        text.replace("N = 1", "N = 2"),
-    ):
-        file.write_text(new)
-        hashes.append(source_hash(file, "a"))
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+def test_a_half_written_checkpoint_is_removed_and_the_one_before_it_used(tmp_path):
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
@@ -172,7 +257,7 @@ def artifact(tmp_path):
     """A folder with two bytes for weights, complete by its own account."""
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
-    for name in data.TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         (tokenizer / name).write_text("{}")
     about = dict(variant="v", method="m", parent=None, backend="torch", parameters=2)
     about |= dict(
@@ -180,7 +265,6 @@ def artifact(tmp_path):
         labels=["a", "b"],
         max_length=8,
         options={},
-        key="k",
         train_seconds=None,
         details={},
         runtime={},
@@ -202,7 +286,7 @@ def test_damaged_swapped_and_missing_weights_are_named(artifact):
 
 
 def test_a_wrong_backend_or_a_missing_library_is_a_clear_error(artifact, monkeypatch):
-    monkeypatch.setitem(load.__globals__["BACKENDS"], "torch", ("no_such_library", None))
+    monkeypatch.setitem(BACKENDS, "torch", ("no_such_library", "pytorch", "load_torch"))
     with pytest.raises(UserError, match="no_such_library, which is not installed"):
         load(artifact)
     content = json.loads((artifact / "artifact.json").read_text()) | {"backend": "abacus"}
@@ -225,28 +309,19 @@ def test_batches_cover_every_sentence_once_and_pad_to_their_own_longest():
 
 
 @pytest.mark.parametrize(
-    ("error", "free", "says"),
+    ("error", "free", "message"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.npz"), 2**40, "disk is full; free some space"),
         (RuntimeError("unexpected pos 3916608 vs 3916496"), 0, "disk is full; free some space"),
         (RuntimeError("unexpected pos 3916608 vs 3916496"), 2**40, None),
     ],
 )
-def test_a_full_disk_is_told_as_such_and_is_no_fault_of_the_variant(error, free, says, monkeypatch):
+def test_a_full_disk_ends_a_command_with_a_clear_message(error, free, message, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
-    monkeypatch.setattr("sys.argv", ["stage"])
-    written = []
-    stage = SimpleNamespace(name=str, is_done=lambda variant: False, write=lambda *_, **about: written.append(about))
+    monkeypatch.setattr("sys.argv", ["build"])
 
-    def prepare(variant):
+    def main(args):
         raise error
 
-    stage.prepare = prepare
-    variant = SimpleNamespace(name="x")
-    if says is None:
-        assert Stage.run_one(stage, variant) is False
-        assert written[0]["status"] == "failed"
-        return
-    with pytest.raises(SystemExit, match=says):
-        main_guard(lambda args: Stage.run_one(stage, variant), argparse.ArgumentParser())
-    assert not written
+    with pytest.raises(SystemExit if message else RuntimeError, match=message):
+        main_guard(main, argparse.ArgumentParser())

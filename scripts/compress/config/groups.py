@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from compress.config.strict import Strict, explain
-from compress.config.variants import AnyVariant, Variant
+from compress.config.variants import METHODS, Variant
 from compress.errors import UserError
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 ENGINE_CHAPTERS = ("HW4", "HW6")
 Table = dict[str, dict]  # options by name
@@ -57,17 +57,17 @@ class Listing(Strict):
 
     def entries(self) -> list[tuple[str, dict]]:
         """(key in the file, all options) of every variant."""
-        found = [(f"variants.{name}", {"name": name} | own) for name, own in self.variants.items()]
+        listed = [(f"variants.{name}", {"name": name} | own) for name, own in self.variants.items()]
         for key, group in self.groups.items():
             for name, own in group.variants.items():
-                found.append((f"groups.{key}.variants.{name}", {"name": name} | merged(group.options, own)))
+                listed.append((f"groups.{key}.variants.{name}", {"name": name} | merged(group.options, own)))
         for key, engine in self.grid.engines.items() if self.grid else ():
             for precision, own in engine.precisions.items():
                 options = merged(engine.options, own.options)
                 for model in own.models or self.grid.models:
                     about = {"name": f"{model}-{key}-{precision}", "parent": model}
-                    found.append((f"grid.engines.{key}.precisions.{precision}", about | options))
-        return found
+                    listed.append((f"grid.engines.{key}.precisions.{precision}", about | options))
+        return listed
 
 
 def merged(common: dict, own: dict) -> dict:
@@ -78,11 +78,13 @@ def merged(common: dict, own: dict) -> dict:
 
 def list_variants(path: Path, listing: Listing) -> list[Variant]:
     """The listed variants, checked one by one; raises UserError naming the file and the key of the first bad one."""
-    check, found = TypeAdapter(AnyVariant), []
+    variants = []
     for key, entry in listing.entries():
+        if (method := entry.get("method")) not in METHODS:
+            raise UserError(f"{path}: {key}.method: is {method!r}, must be one of {', '.join(METHODS)}")
         scope = "core" if listing.core is None or entry["name"] in listing.core else "full"
         try:
-            found.append(check.validate_python(entry | {"scope": scope}))
+            variants.append(METHODS[method].model_validate(entry | {"scope": scope}))
         except ValidationError as error:
             raise UserError(explain(path, error, key)) from error
-    return sorted(found, key=lambda variant: variant.chapter if variant.chapter in ENGINE_CHAPTERS else "")
+    return sorted(variants, key=lambda variant: variant.chapter if variant.chapter in ENGINE_CHAPTERS else "")

@@ -64,8 +64,8 @@ class Profile(Strict):
         for number, variant in enumerate(self.variants):
             if variant.parent is not None and variant.parent not in names[:number]:
                 raise ValueError(f"variants: {variant.name}: parent: no variant before it is called {variant.parent!r}")
-            if getattr(variant, "twin", None) not in [None, *names]:
-                raise ValueError(f"variants: {variant.name}: twin: no variant is called {variant.twin!r}")
+            if getattr(variant, "counterpart", None) not in [None, *names]:
+                raise ValueError(f"variants: {variant.name}: counterpart: no variant is called {variant.counterpart!r}")
         return self
 
     @model_validator(mode="after")

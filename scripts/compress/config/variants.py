@@ -5,7 +5,7 @@ the numbered script that offers the method, `module` the module of compress.meth
 """
 
 # ruff: noqa: RUF012 (pydantic copies mutable defaults)
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from compress.config.strict import Positive, Strict, exactly_one
 from pydantic import Field, field_validator, model_validator
@@ -344,7 +344,7 @@ class OptimumOrt(Tooled):
     method: Literal["optimum-onnx"]
     level: Literal["O1", "O2", "O3", "O4"] | None = None
     quantization: Literal["dynamic", "static"] | None = None
-    twin: str  # the variant that does the same without Optimum
+    counterpart: str  # the variant that does the same without Optimum
 
     @model_validator(mode="after")
     def level_or_quantization(self):
@@ -357,7 +357,7 @@ class OptimumIntel(Tooled):
     cpu_only: ClassVar[str] = NO_ENGINE
     method: Literal["optimum-intel"]
     quantization: Literal["int8", "int8-weights", "int4-weights"]
-    twin: str
+    counterpart: str
 
 
 class TorchRuntime(Tooled):
@@ -409,3 +409,6 @@ AnyVariant = Annotated[
     | TorchRuntime,
     Field(discriminator="method"),
 ]
+METHODS = {
+    get_args(option.model_fields["method"].annotation)[0]: option for option in get_args(get_args(AnyVariant)[0])
+}
