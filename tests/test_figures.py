@@ -1,0 +1,84 @@
+"""Figures: the committed ones are those of the table, drawing is deterministic, and every point is drawn once."""
+
+import math
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+from compress.config.profile import load_profile
+from compress.report import canvas, comparisons, gallery, load_plots, plots
+from compress.results.reading import read_results
+from compress.results.rows import ServingRow
+
+PROFILE = load_profile("minilm")
+RESULTS = read_results(PROFILE)
+
+
+@pytest.mark.parametrize("name", ["minilm", "bert-base-shape"])
+def test_the_committed_figures_are_those_of_the_table(name):
+    profile = load_profile(name)
+    expected = set(gallery.figures(profile, read_results(profile)))
+    assert {path.stem for path in profile.figures.glob("*.png")} == expected, f"run make figures PROFILE={name}"
+    assert {path.stem for path in profile.figures.glob("*.pdf")} == expected
+    assert bool(expected) is not bool(profile.no_quality)
+
+
+@pytest.mark.parametrize("name", ["f1_vs_latency", "grid", "reliability", "serving_peers"])
+def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
+    for folder in ("a", "b"):
+        draw = gallery.figures(PROFILE, read_results(PROFILE))[name]
+        gallery.draw_one(tmp_path / folder, name, draw)
+    for kind in ("png", "pdf"):
+        assert (tmp_path / "a" / f"{name}.{kind}").read_bytes() == (tmp_path / "b" / f"{name}.{kind}").read_bytes()
+
+
+def test_every_variant_is_one_point_and_a_champion_a_ring_around_its_variant():
+    axes = plots.trade_off(RESULTS, "size_mb", "MB").axes[0]
+    drawn = sorted(tuple(container[0].get_xydata()[0]) for container in axes.containers)
+    assert drawn == sorted((row.size_mb, row.f1_test) for row in plots.measured(RESULTS, "size_mb"))
+    rings = {line.get_label(): tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11}
+    rows = comparisons.by_name(RESULTS)
+    variants = {name: rows[facts["chosen"]] for name, facts in RESULTS.champions.items()}
+    assert rings == {name: (row.size_mb, row.f1_test) for name, row in variants.items()}
+
+
+def test_speedups_have_error_bars_where_they_have_an_interval():
+    row = comparisons.by_name(RESULTS)["finetuned-ort-int8"]
+    low, high = 0.8 * row.latency_speedup, 1.25 * row.latency_speedup
+    timed = replace(row, latency_speedup_low=low, latency_speedup_high=high)
+    assert canvas.speedup_errors([timed]) == [
+        [pytest.approx(0.2 * row.latency_speedup)],
+        [pytest.approx(0.25 * row.latency_speedup)],
+    ]
+    (below,), (above,) = canvas.latency_errors([timed])
+    assert (below, above) == (pytest.approx(0.2 * row.latency_ms), pytest.approx(0.25 * row.latency_ms))
+    assert all(math.isnan(length) for lengths in canvas.latency_errors([row]) for length in lengths)
+
+
+def test_error_bars_of_f1_are_the_paired_interval_of_the_drop():
+    row = replace(RESULTS.variants[1], f1_test=0.8, f1_drop_points=2.0, f1_drop_ci_low=1.0, f1_drop_ci_high=5.0)
+    assert canvas.drop_errors([row]) == [[1.0], [3.0]]
+    assert canvas.f1_errors([row]) == [[pytest.approx(0.03)], [pytest.approx(0.01)]]
+
+
+def test_labels_below_the_points_do_not_overlap():
+    texts = ["a" * length for length in (30, 5, 20, 20, 40, 10)]
+    found = plots.label_places(texts, [0.02, 0.05, 0.5, 0.5, 0.4, 0.9])
+    for (i, (step, centre)), (j, (other_step, other)) in combinations(enumerate(found), 2):
+        reach = plots.LETTER_WIDTH * (len(texts[i]) + len(texts[j])) / 2
+        assert step != other_step or abs(centre - other) >= reach
+    assert all(centre >= plots.LETTER_WIDTH * len(text) / 2 for text, (_, centre) in zip(texts, found, strict=True))
+    assert found[5] == (0, 0.9)
+
+
+def test_servers_of_the_ablation_and_of_the_peers_have_figures_of_their_own():
+    names = ["a", "a-b", "a-b-no-batching", "a-b-beside-peers", "five-services", "peer-x", "peer-x-five-services"]
+    rows = [ServingRow(variant=name, layout="open-loop") for name in names]
+    chosen = {
+        choose: [row.variant for row in choose(rows, "a-b")]
+        for choose in (load_plots.own_servers, load_plots.ablation_servers, load_plots.peer_servers)
+    }
+    assert chosen[load_plots.own_servers] == ["a", "a-b", "five-services"]
+    assert chosen[load_plots.ablation_servers] == ["a-b", "a-b-no-batching"]
+    assert chosen[load_plots.peer_servers] == ["a-b-beside-peers", "peer-x"]
+    assert load_plots.ablation_servers(rows, None) == load_plots.ablation_servers(rows[:2], "a-b") == []
