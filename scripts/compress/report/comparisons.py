@@ -7,14 +7,14 @@ the chosen variant is its test result. The pairs of "one thing at a time" are da
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
 from compress.results.reading import PooledRow, Results, by_variant
+from compress.results.statistics import MARGIN
 
 CHAPTERS = ("HW1", "HW2", "HW3", "HW4", "HW6", "HW7")
-MARGIN = 1.0  # F1 points that a variant may lose and still count as near the baseline
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
@@ -24,7 +24,7 @@ UNEVEN_BYTES = 1.02  # a variant's largest size over its smallest
 BUDGETS_MB = (23, 10, 5, 2.5)
 TIMES_FASTER = (2, 4, 8, 12)  # budgets of latency: the baseline's divided by these
 PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
-DOMAINS = ("amazon", "tweets", "nyt")
+DECISION_MB, DECISION_MS, DECISION_POINTS = (23, 12, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
 
 
 def by_name(results: Results) -> dict[str, PooledRow]:
@@ -47,8 +47,12 @@ def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
     return [row for row in rows if row.trained and row.f1_drop_points is not None]
 
 
+def of_method(results: Results, method: str) -> list[PooledRow]:
+    return [row for row in trained(results.variants) if row.method == method]
+
+
 def near(rows: Iterable[PooledRow]) -> list[PooledRow]:
-    """The trained rows that lose at most MARGIN points."""
+    """The trained rows that lose at most MARGIN points, by the mean; non-inferiority also bounds the interval."""
     return [row for row in trained(rows) if row.f1_drop_points <= MARGIN]
 
 
@@ -134,6 +138,12 @@ def drop_deviations(results: Results) -> list[float]:
     drops = _by_seed(results.variants, results, "f1_drop_points")
     drops.pop(results.environment["baseline"], None)
     return [stdev(values) for values in drops.values() if len(values) > 1]
+
+
+def median_width(rows: Iterable[PooledRow]) -> float | None:
+    """The median width in points of the rows' intervals of the drop."""
+    known = [row for row in rows if row.f1_drop_ci_low is not None]
+    return median(row.f1_drop_ci_high - row.f1_drop_ci_low for row in known) if known else None
 
 
 def _by_seed(rows: Iterable[PooledRow], results: Results, column: str) -> dict[str, list[float]]:
@@ -224,20 +234,18 @@ def optimum_pairs(results: Results) -> list[OptimumPair]:
 
 def most_pruned(results: Results) -> tuple[PooledRow, PooledRow] | None:
     """(the best trained row, the untrained one) with the most zeros; None without such a pair."""
-    options = {row.variant: results.methods[row.variant]["options"] for row in results.variants if row.method == "prune"}
-    rows = [row for row in trained(results.variants) if row.method == "prune"]
-    rows = [row for row in rows if options[row.variant]["pattern"] == "unstructured"]
-    most = max((options[row.variant]["sparsity"] for row in rows), default=None)
-    rows = [row for row in rows if options[row.variant]["sparsity"] == most]
-    after = [row for row in rows if options[row.variant]["training"]]
-    plain = [row for row in rows if not options[row.variant]["training"]]
+    pruned = [(row, results.methods[row.variant]["options"]) for row in of_method(results, "prune")]
+    pruned = [(row, options) for row, options in pruned if options["pattern"] == "unstructured"]
+    most = max((options["sparsity"] for _, options in pruned), default=None)
+    after = [row for row, options in pruned if options["sparsity"] == most and options["training"]]
+    plain = [row for row, options in pruned if options["sparsity"] == most and not options["training"]]
     return (lowest(after, "f1_drop_points"), plain[0]) if after and plain else None
 
 
 def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
     """(k, the row with trained centroids, the one of k-means alone) at the smallest k that has both; None without."""
     pairs: dict[int, dict[bool, PooledRow]] = {}
-    for row in (row for row in trained(results.variants) if row.method == "cluster"):
+    for row in of_method(results, "cluster"):
         options = results.methods[row.variant]["options"]
         if not options["rate"]:
             pairs.setdefault(options["k"], {})[options["training"] is not None] = row
@@ -274,7 +282,7 @@ def engine_grid(results: Results) -> dict[tuple[str, str], PooledRow]:
     rows = {row.variant: row for row in results.variants if row.f1_test is not None}
     models = [name for name in rows if {f"{name}-ort-fp32", f"{name}-ov-fp32"} <= set(rows)]
     other = {(results.environment["baseline"], "-torch-int8"): "int8-dynamic"}  # the baseline's own is HW1's row
-    cells = {(model, suffix): other.get((model, suffix), model + suffix) for model in models for suffix in ENGINE_SUFFIXES}
+    cells = {cell: other.get(cell, "".join(cell)) for cell in product(models, ENGINE_SUFFIXES)}
     return {cell: rows[name] for cell, name in cells.items() if name in rows}
 
 
@@ -288,7 +296,7 @@ def lineage(champion: str, results: Results) -> list[PooledRow]:
 
 
 def largest_step(champion: str, results: Results, column: str) -> tuple[PooledRow, PooledRow, float] | None:
-    """(before, after, ratio) of the step to a champion that divides the column by most; None without a measured step."""
+    """(before, after, ratio) of the step to a champion that divides the column by most; None if none was measured."""
     measured = [row for row in lineage(champion, results) if getattr(row, column)]
     steps = [(a, b, getattr(a, column) / getattr(b, column)) for a, b in pairwise(measured)]
     return max(steps, key=lambda step: step[2], default=None)
@@ -376,7 +384,8 @@ def compressed(results: Results) -> list[PooledRow]:
 def useful(results: Results) -> list[PooledRow]:
     """The compressed rows that lose at most TOLERANCE points on validation."""
     base = validation_f1(baseline_row(results), results)
-    return [row for row in compressed(results) if 100 * (base - validation_f1(row, results)) <= TOLERANCE]
+    rows = compressed(results) if base is not None else []
+    return [row for row in rows if 100 * (base - validation_f1(row, results)) <= TOLERANCE]
 
 
 def by_family(rows: Iterable[PooledRow], results: Results) -> dict[str, list[PooledRow]]:

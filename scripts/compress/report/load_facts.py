@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compress.results.reading import by_variant
+from compress.results.reading import Results, by_variant
 from compress.results.rows import ServingRow
 
 PEER, AMONG_PEERS = "peer-", "-beside-peers"  # names of other servers, and of ours when it takes turns with them
-CALM, OVERLOAD = 0.7, 3.0  # shares of the saturated rate
+CALM = 0.7  # of the saturated rate; overload is the largest share above 1
 UNANSWERED = 0.01  # at most, of the requests at a sustained rate
 FIVE = "five-services"
 
@@ -81,12 +81,13 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
         full = next((row for row in of_server if row.layout == "saturation"), None)
         if full is None:
             continue
-        by_share = {row.share: row for row in of_server if row.layout == "open-loop"}
+        by_share = {row.share: row for row in of_server if row.layout == "open-loop" and row.share}
+        largest = max(by_share, default=0)
         found[name] = ServerFacts(
             variant=name,
             full=full,
             calm=by_share.get(CALM),
-            over=by_share.get(OVERLOAD),
+            over=by_share[largest] if largest > 1 else None,
             best_setting=max((rate for _, rate in settings_tried(of_server)), default=None),
             sustained=sustained(of_server, p99_ms),
             fails_at=first_failed(of_server, p99_ms),
@@ -95,12 +96,23 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
     return found
 
 
-def lead(best: ServerFacts, plain: ServerFacts) -> tuple[float, float, float] | None:
-    """(ratio, least, most) of two sustained rates; the bounds come from the steps between the rates tried."""
+def lead(best: ServerFacts, plain: ServerFacts) -> tuple[float, float] | None:
+    """Bounds of the ratio of two sustained rates, which are tried in steps; None if a server never failed."""
     if not best.fails_at or not plain.fails_at:
         return None
-    low, high = best.sustained / plain.fails_at, best.fails_at / plain.sustained
-    return best.sustained / plain.sustained, low, high
+    return best.sustained / plain.fails_at, best.fails_at / plain.sustained
+
+
+def served_models(facts: dict[str, ServerFacts], results: Results) -> dict[str, ServerFacts]:
+    """The servers of one model each, without those that have something changed."""
+    models = {row.variant for row in results.variants} | set(results.champions)
+    return {name: fact for name, fact in facts.items() if name in models}
+
+
+def best_model(facts: dict[str, ServerFacts], results: Results) -> ServerFacts | None:
+    """The served model with the highest sustained rate."""
+    models = [fact for fact in served_models(facts, results).values() if fact.sustained]
+    return max(models, key=lambda fact: fact.sustained, default=None)
 
 
 def single_model(facts: dict[str, ServerFacts]) -> list[ServerFacts]:
@@ -141,3 +153,21 @@ def client_loops(rows: Iterable[ServingRow]) -> list[tuple[int, ServingRow]]:
 def open_minutes(rows: Iterable[ServingRow]) -> float:
     """Minutes of open load."""
     return sum((row.requests or 0) / row.offered_rps for row in rows if row.layout == "open-loop") / 60
+
+
+def offered_shares(rows: Iterable[ServingRow]) -> list[float]:
+    """The shares of saturation that our own servers were offered."""
+    own = [row for row in rows if row.layout == "open-loop" and not runs_with_peers(row.variant)]
+    return sorted({row.share for row in own if row.share})
+
+
+def offline_rate(fact: ServerFacts, results: Results) -> float | None:
+    """Sentences per second of the served file in its best batches, without a server."""
+    name = results.champions.get(fact.variant, {"chosen": fact.variant})["chosen"]
+    return next(row.throughput_per_s for row in results.variants if row.variant == name)
+
+
+def peer_settings(rows: Iterable[ServingRow]) -> list[dict]:
+    """The settings tried for each peer, with the rate at each."""
+    tried = {name: settings_tried(of_server) for name, of_server in by_variant(rows).items()}
+    return [{"name": name, "settings": settings} for name, settings in tried.items() if settings]

@@ -1,0 +1,97 @@
+"""Markdown to what people read: citations written out by pandoc, one HTML file, and LaTeX.
+
+nbformat, nbconvert and pypandoc are imported where they are used: figures and notebooks need none of them.
+"""
+
+import os
+import re
+
+from compress.config.profile import Profile
+from compress.errors import UserError
+from compress.paths import ROOT
+
+BIBLIOGRAPHY = ROOT / "report" / "references.bib"
+CITATION = re.compile(r"\[[^\[\]]*@[^\[\]]+\]|(?<![\w`@.])@[a-z][\w-]*")  # [@key], [@key, eq. 1; @other] or @key
+FIGURE = re.compile(r"!\[(.*)\]\((.*)\.png\)\n\n\*\1\*")
+MATH = re.compile(r"\$\$.+?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)")  # as pandoc and GitHub tell formulas from money
+CITED = "gfm-raw_html-tex_math_gfm+tex_math_dollars"  # the Markdown in which pandoc writes citations
+
+PREAMBLE = r"""\newcounter{none}  % pandoc's tables count in it
+\usepackage{etoolbox}
+\geometry{margin=0.8in}
+\AtBeginEnvironment{longtable}{\fontsize{7}{8.5}\selectfont\setlength{\tabcolsep}{2pt}}  % wide tables
+\captionsetup{format=plain, font=small, aboveskip=4pt, belowskip=4pt}  % the exporter hides captions
+\adjustboxset{max size={0.85\linewidth}{0.33\paperheight}}  % figures stay in place: small ones leave small gaps
+\raggedright  % names of variants are long and can't be hyphenated
+"""
+
+
+def write_citations(text: str) -> str:
+    """The text with its citations written out and the cited works listed at its end.
+
+    A citation is pandoc's: [@key], [@key; @other], or @key within a sentence. Raises UserError naming an unknown key.
+    """
+    import pypandoc
+
+    citations = sorted(set(CITATION.findall(text)))
+    if not citations:
+        return text
+    options = ["--citeproc", f"--bibliography={BIBLIOGRAPHY}", "--wrap=none", "--fail-if-warnings"]
+    try:
+        done = pypandoc.convert_text("\n\n".join(citations), CITED, format="markdown", extra_args=options)
+    except RuntimeError as error:
+        raise UserError(f"{BIBLIOGRAPHY}: a citation can't be resolved: {error}") from None
+    paragraphs = done.strip().split("\n\n")
+    resolved = dict(zip(citations, paragraphs, strict=False))
+    works = "\n".join(f"- {work}" for work in paragraphs[len(citations) :])
+    return f"{CITATION.sub(lambda found: resolved[found[0]], text).rstrip()}\n\n## References\n\n{works}\n"
+
+
+def to_html(profile: Profile, text: str) -> str:
+    """The report as one HTML file with its figures inside and its formulas as MathML, which needs no script."""
+    from nbconvert import HTMLExporter
+
+    formulas = list(dict.fromkeys(MATH.findall(text)))
+    marked = MATH.sub(lambda found: f"formula-{formulas.index(found[0])}-", text)  # the exporter would take tags apart
+    done = _exported(profile, HTMLExporter(embed_images=True), marked, _split_title(text)[0])
+    for i, formula in enumerate(to_mathml(formulas)):
+        done = done.replace(f"formula-{i}-", formula)
+    return done
+
+
+def to_mathml(formulas: list[str]) -> list[str]:
+    """Formulas in LaTeX, dollars included, as MathML."""
+    import pypandoc
+
+    options = ["--mathml", "--wrap=none"]
+    done = pypandoc.convert_text("\n\n".join(formulas), "html", format="markdown", extra_args=options)
+    return re.findall("<math.*?</math>", done, re.S)
+
+
+def to_latex(profile: Profile, text: str) -> str:
+    """The report in LaTeX, with vector figures."""
+    from nbconvert import LatexExporter
+
+    title, body = _split_title(text)  # the title is LaTeX's, and so are sections and captions
+    body = re.sub(r"^##", "#", FIGURE.sub(r"![\1](\2.pdf)", body), flags=re.M)
+    done = _exported(profile, LatexExporter(), body, title)
+    # The exporter makes paths absolute; the committed file must not say where the clone lies.
+    done = done.replace(f"{{{profile.figures}/", f"{{{os.path.relpath(profile.figures, profile.report)}/")
+    done = done.replace("\\begin{document}", f"{PREAMBLE}\\begin{{document}}", 1)
+    return "\n".join(line.rstrip() for line in done.splitlines()) + "\n"
+
+
+def _exported(profile: Profile, exporter, text: str, title: str) -> str:
+    """Markdown through an exporter of nbconvert, as a notebook of one cell."""
+    import nbformat
+    import pypandoc
+
+    os.environ["PATH"] = os.path.dirname(pypandoc.get_pandoc_path()) + os.pathsep + os.environ["PATH"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="report")])
+    notebook.metadata.title = title
+    resources = {"metadata": {"path": str(profile.report), "name": "report"}}
+    return exporter.from_notebook_node(notebook, resources=resources)[0]
+
+
+def _split_title(text: str) -> list[str]:
+    return text.removeprefix("# ").split("\n", 1)

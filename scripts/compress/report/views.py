@@ -1,0 +1,181 @@
+"""Rows joined with their records and with each other, as the tables show them."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+
+from compress.config.profile import Profile
+from compress.paths import ROOT
+from compress.report import comparisons as compare
+from compress.results.reading import PooledRow, Results
+
+
+def entries(rows: Iterable[PooledRow], results: Results) -> list[dict]:
+    """Each row with what its record says (options, details, measured, seconds) and the champions that it is."""
+    names, empty = compare.champion_names(results), {"options": {}, "details": {}, "measured": {}}
+    return [
+        {"row": row, "champions": names.get(row.variant, []), **(results.methods.get(row.variant) or empty)}
+        for row in rows
+    ]
+
+
+def trainings(rows: Iterable[PooledRow], results: Results) -> list[dict]:
+    """A line per training; deep compression trains the remaining weights first, then the codebooks."""
+    return [
+        entry | {"stage": stage, "training": entry["options"][stage]}
+        for entry in entries(rows, results)
+        for stage in ("adaptation", "training")
+        if entry["options"].get(stage)
+    ]
+
+
+def sensitivities(results: Results) -> list[dict]:
+    """Per group of tensors the effect of 8 and of 4 bits in that group alone, and the bits that were chosen."""
+    found = compare.sensitivity(results)
+    if found is None:
+        return []
+    _, details = found
+    losses = compare.group_losses(details["sensitivity"])
+    cells = {(row["group"], row["bits"]): row for row in details["sensitivity"]}
+    return [
+        {
+            "group": group,
+            "bits": bits,
+            "mb_saved": cells[group, 4]["bytes_saved"] / 1e6,
+            **{f"lost_{b}": losses[b][group] for b in (8, 4)},
+            **{f"error_{b}": cells[group, b]["rms_error"] for b in (8, 4)},
+        }
+        for group, bits in details["bits"].items()
+    ]
+
+
+def champions(results: Results) -> list[dict]:
+    """Each champion's name and the facts of its choice, with the row of its variant."""
+    rows = compare.by_name(results)
+    return [{"name": name, "row": rows[facts["chosen"]], **facts} for name, facts in results.champions.items()]
+
+
+def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
+    """A line per budget and family, best validation F1 first."""
+    lines = []
+    for budget in compare.budgets(results, column):
+        chosen = [
+            {
+                "limit": budget.limit,
+                "unit": unit,
+                "family": _mixture(family, row, results),
+                "row": row,
+                "cost": getattr(row, column),
+                "validation_f1": compare.validation_f1(row, results),
+            }
+            for family, row in budget.rows.items()
+            if row
+        ]
+        lines += sorted(chosen, key=lambda line: -line["validation_f1"])
+    return lines
+
+
+def _mixture(family: str, row: PooledRow, results: Results) -> str:
+    if family != compare.MIX:
+        return family
+    return f"{family}: {' + '.join(sorted(compare.ingredients(row.variant, results)))}"
+
+
+def prices(results: Results) -> list[dict]:
+    """The baseline and the cheapest row of each family; empty if throughput was not measured."""
+    base = compare.baseline_row(results)
+    if not base.throughput_per_s:
+        return []
+    chosen = [("baseline", base), *compare.cheapest(results)]
+    return [{"family": of, "row": row, "base": base, "price": compare.PRICE_PER_CORE_HOUR} for of, row in chosen]
+
+
+def gpu_rows(results: Results) -> list[dict]:
+    """The GPU's measured rows, with the same training's seconds on the CPU."""
+    cpu, bound = compare.by_name(results), compare.plan_bound(results.gpu)
+    lines = []
+    for row in (row for row in results.gpu.variants if row.status == "ok"):
+        shown = replace(row, throughput_per_s=None, throughput_speedup=None) if row in bound else row
+        seconds = cpu[row.variant].train_seconds if row.train_seconds and row.variant in cpu else None
+        lines.append({"row": shown, "cpu_train_seconds": seconds})
+    return lines
+
+
+def course() -> list[dict]:
+    """The rows of the course's published table."""
+    with open(ROOT / "report" / "course.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    return [
+        line | {"f1_test": float(line["f1_test"]), "size_mb": float(line["size_mb"])}
+        | {"seconds": float(line["seconds_per_prediction"])}
+        for line in lines
+    ]  # fmt: skip
+
+
+def course_pairs(profile: Profile, results: Results) -> list[dict]:
+    """The course's rows and ours that repeat them, with the speed-up over the fp32 row of the same device."""
+    cpu = compare.by_name(results)
+    gpu = compare.by_name(results.gpu) if results.gpu else {}
+    seconds = {(line["name"], line["device"]): line["seconds"] for line in course()}
+    base = next(name for name, variant in profile.course.items() if variant == profile.baseline)
+    lines = []
+    for line in course():
+        row = cpu[profile.course[line["name"]]]
+        timed = row if line["device"] == "cpu" else gpu.get(row.variant)
+        faster = seconds[base, line["device"]] / line["seconds"]
+        own = timed and timed.latency_ms_p50 and timed.latency_ms_p50 / 1e3
+        lines.append(line | {"row": row, "timed": timed, "faster": faster, "our_seconds": own})
+    return lines
+
+
+def headline(results: Results) -> list[dict]:
+    """Our best rows in the columns of the course, and the course's own rows below them."""
+    ours = [
+        asdict(entry["row"])
+        | {"name": " ".join([f"**{entry['row'].variant}**", *(f"({name})" for name in entry["champions"])])}
+        | {"trained": "yes" if entry["row"].trained else "no"}
+        | {"seconds": entry["row"].latency_ms_p50 and entry["row"].latency_ms_p50 / 1e3}
+        for entry in entries(compare.headline_rows(results), results)
+    ]
+    return ours + [line | {"name": f"course: {line['name']}"} for line in course()]
+
+
+def splits(results: Results) -> list[dict]:
+    """Sentences, share of the positive (or the largest) class, and lengths of each part of the data."""
+    lines = []
+    for name, split in results.data["splits"].items():
+        shares = split["class_share"]
+        two = len(results.data["labels"]) == 2
+        share = {"positive": shares.get("1")} if two else {"largest": max(shares.values(), default=None)}
+        lines.append({"name": name} | split | share)
+    return lines
+
+
+def build_effort(rows: list[PooledRow], results: Results) -> dict | None:
+    """Minutes to build and measure the rows and to train them; trainings that ran in parallel count by their share."""
+    seconds = {row.variant: results.methods[row.variant].get("seconds") or 0 for row in rows}
+    if not seconds:
+        return None
+    longest = max(seconds, key=seconds.get)
+    threads = max(row.threads or 1 for row in rows)
+    share = {row.variant: results.methods[row.variant]["details"].get("training_threads", threads) for row in rows}
+    training = sum((row.train_seconds or 0) * share[row.variant] / threads for row in rows)
+    return {
+        "variants": len(rows),
+        "minutes": sum(seconds.values()) / 60,
+        "training": training / 60,
+        "longest": longest,
+        "longest_minutes": seconds[longest] / 60,
+    }
+
+
+def latency_by_length(rows: Iterable[PooledRow], results: Results) -> list[dict]:
+    """Milliseconds and speed-up by length at batch 1 and the fewest threads, of the rows that have them."""
+    lines = []
+    for row in rows:
+        cells = compare.shape_ratios(row.variant, results)
+        threads = min((cell["threads"] for cell in cells), default=None)
+        first = [cell for cell in cells if cell["batch"] == 1 and cell["threads"] == threads]
+        if first:
+            lines.append({"variant": row.variant} | {str(cell["length"]): cell for cell in first})
+    return lines
