@@ -61,14 +61,31 @@ def test_error_bars_of_f1_are_the_paired_interval_of_the_drop():
     assert canvas.f1_errors([row]) == [[pytest.approx(0.03)], [pytest.approx(0.01)]]
 
 
+def test_intervals_of_speed_and_other_domains_are_drawn():
+    def measured(row):
+        lost = row.f1_drop_points and 1.5 * row.f1_drop_points
+        ends = [factor * row.latency_speedup if row.latency_speedup else None for factor in (0.9, 1.1)]
+        return replace(row, ood_drop_points=lost, latency_speedup_low=ends[0], latency_speedup_high=ends[1])
+
+    seeds = [replace(row, ood_drop_mean=1.5 * row.drop_mean) for row in RESULTS.seeds]
+    results = replace(RESULTS, rows=[measured(row) for row in RESULTS.rows], seeds=seeds)
+    drawn = {name: draw() for name, draw in gallery.figures(PROFILE, results).items()}
+    assert set(drawn) == set(gallery.figures(PROFILE, RESULTS)) | {"domain_shift"}
+    texts = {text.get_text() for text in drawn["domain_shift"].axes[0].texts}
+    assert texts == set(RESULTS.champions)
+    bars = drawn["f1_vs_latency"].axes[0].containers
+    assert bars
+    assert all(bar.has_xerr for bar in bars)
+
+
 def test_labels_below_the_points_do_not_overlap():
     texts = ["a" * length for length in (30, 5, 20, 20, 40, 10)]
-    found = plots.label_places(texts, [0.02, 0.05, 0.5, 0.5, 0.4, 0.9])
-    for (i, (step, centre)), (j, (other_step, other)) in combinations(enumerate(found), 2):
+    places = [0.1, 0.05, 0.5, 0.5, 0.4, 0.9]
+    steps = plots.label_steps(texts, places)
+    for i, j in combinations(range(len(texts)), 2):
         reach = plots.LETTER_WIDTH * (len(texts[i]) + len(texts[j])) / 2
-        assert step != other_step or abs(centre - other) >= reach
-    assert all(centre >= plots.LETTER_WIDTH * len(text) / 2 for text, (_, centre) in zip(texts, found, strict=True))
-    assert found[5] == (0, 0.9)
+        assert steps[i] != steps[j] or abs(places[i] - places[j]) >= reach
+    assert steps[1] == steps[5] == 0
 
 
 def test_servers_of_the_ablation_and_of_the_peers_have_figures_of_their_own():

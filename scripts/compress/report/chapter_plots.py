@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 from compress.report import canvas, comparisons
-from compress.results.reading import Results
+from compress.results.reading import PooledRow, Results
 
 ENGINES = {"ort": "ORT", "ov": "OpenVINO"}
 SPEEDUP_TICKS = (0.5, 1, 2, 5, 10, 20, 50)
@@ -151,7 +151,7 @@ def sensitivity_map(results: Results, variant: str):
 
 def engine_map(results: Results):
     """Every model in every engine: its speed-up at batch 1, and the F1 points that it gains."""
-    cells = {cell: row for cell, row in comparisons.engine_grid(results).items() if row.latency_speedup}
+    cells = timed_engines(results)
     models = list(dict.fromkeys(model for model, _ in cells))
     suffixes = [suffix for suffix in comparisons.ENGINE_SUFFIXES if any((model, suffix) in cells for model in models)]
     speed, texts = np.full((len(models), len(suffixes)), np.nan), {}
@@ -167,6 +167,10 @@ def engine_map(results: Results):
     canvas.colour_bar(image, [axes], label=canvas.FASTER_LABEL, ticks=ticks, format="%g").minorticks_off()
     axes.set_title("above: speed-up over the fine-tuned fp32 PyTorch model; below: F1 points gained", fontsize=8)
     return figure
+
+
+def timed_engines(results: Results) -> dict[tuple[str, str], PooledRow]:
+    return {cell: row for cell, row in comparisons.engine_grid(results).items() if row.latency_speedup}
 
 
 def engine_label(suffix: str) -> str:
@@ -242,9 +246,12 @@ def cost_steps(axes, rows, column: str, label: str) -> None:
         if place:
             axes.barh(-place, before - value, left=value, **step_style(value < before))
             axes.plot([before, before], [-place, 1 - place], color="0.4", lw=0.6)
+        end = max(value, before)
         if column == "latency_ms" and row.latency_ms is not None:
-            axes.errorbar(value, -place, xerr=canvas.latency_errors([row]), fmt="none", color="black", lw=1, capsize=2)
-        axes.text(max(value, before), -place, text, va="center", fontsize=7)
+            _, (above,) = errors = canvas.latency_errors([row])
+            axes.errorbar(value, -place, xerr=errors, fmt="none", color="black", lw=1, capsize=2)
+            end = max(end, value + np.nan_to_num(above))
+        axes.text(end, -place, text, va="center", fontsize=7)
         before = value
     axes.set_xlabel(label)
     axes.set_xlim(0, 1.25 * max(getattr(row, column) or 0 for row in rows))

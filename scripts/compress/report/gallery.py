@@ -11,38 +11,39 @@ from compress.report import canvas, chapter_plots, comparisons, load_plots, plot
 from compress.results.reading import Results
 
 
-def always(results: Results) -> bool:
-    return True
+def has_method(method: str) -> Callable[[Results], list]:
+    return partial(chapter_plots.of_method, method=method)
 
 
-def has_method(method: str) -> Callable[[Results], bool]:
-    return lambda results: bool(chapter_plots.of_method(results, method))
-
-
-def is_timed(results: Results) -> bool:
-    return bool(plots.measured(results, "latency_ms"))
-
-
-def has_flips(results: Results) -> bool:
-    return any(row.flip_rate is not None for row in comparisons.compressed(results))
+def has_values(column: str) -> Callable[[Results], list]:
+    """Whether compressed rows have values in the column."""
+    return lambda results: [row for row in comparisons.compressed(results) if getattr(row, column) is not None]
 
 
 # (name, function of the results, condition)
 FIGURES = (
-    ("f1_vs_size", partial(plots.trade_off, column="size_mb", label="size on disk, MB"), always),
-    ("f1_vs_latency", partial(plots.trade_off, column="latency_ms", label="latency at batch 1, ms"), is_timed),
-    ("f1_vs_memory", partial(plots.trade_off, column="peak_rss_mb", label="peak resident memory, MB"), always),
-    ("equal_bytes", partial(plots.equal_budgets, column="size_mb", unit="MB"), comparisons.compressed),
-    ("equal_latency", partial(plots.equal_budgets, column="latency_ms", unit="ms"), is_timed),
-    ("domain_shift", plots.domain_shift, lambda results: comparisons.domain_losses(results.variants)),
-    ("flips", plots.flip_cloud, has_flips),
+    ("f1_vs_size", partial(plots.trade_off, column="size_mb", label="size on disk, MB"), has_values("size_mb")),
+    (
+        "f1_vs_latency",
+        partial(plots.trade_off, column="latency_ms", label="latency at batch 1, ms"),
+        has_values("latency_ms"),
+    ),
+    (
+        "f1_vs_memory",
+        partial(plots.trade_off, column="peak_rss_mb", label="peak resident memory, MB"),
+        has_values("peak_rss_mb"),
+    ),
+    ("equal_bytes", partial(plots.equal_budgets, column="size_mb", unit="MB"), has_values("size_mb")),
+    ("equal_latency", partial(plots.equal_budgets, column="latency_ms", unit="ms"), has_values("latency_ms")),
+    ("domain_shift", plots.domain_shift, has_values("ood_drop_points")),
+    ("flips", plots.flip_cloud, has_values("flip_rate")),
     ("reliability", plots.reliability_diagram, lambda results: results.reliability),
     ("seeds", plots.seed_spread, plots.seeded_rows),
     ("sparsity", chapter_plots.sparsity_curve, has_method("prune")),
     ("codebook", chapter_plots.codebook_curve, has_method("cluster")),
     ("students", chapter_plots.student_curve, has_method("distill")),
     ("kd_ablation", chapter_plots.distillation_bars, has_method("distill")),
-    ("grid", chapter_plots.engine_map, comparisons.engine_grid),
+    ("grid", chapter_plots.engine_map, chapter_plots.timed_engines),
 )
 # (name, function of the results and of a champion or variant, whom to draw it for)
 SERIES = (
@@ -67,7 +68,7 @@ def figures(profile: Profile, results: Results) -> dict[str, Callable]:
     for name, draw, subjects in SERIES:
         found |= {name.format(subject): partial(draw, results, subject) for subject in subjects(results)}
     for name, draw, choose in SERVING_FIGURES:
-        rows = choose(results.serving, profile.serving.ablated) if results.serving else []
+        rows = choose(results.serving, profile.serving.ablated) if profile.serving else []
         if rows:
             found[name] = partial(draw, rows)
     return found

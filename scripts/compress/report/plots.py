@@ -23,7 +23,7 @@ def trade_off(results: Results, column: str, label: str):
         for row in (row for row in rows if champion in names.get(row.variant, ())):
             canvas.ring(axes, getattr(row, column), row.f1_test, marker, label=champion)
     values = [getattr(row, column) for row in rows]
-    low, high = min(values) / 2, max(values) * 2
+    low, high = min(values) / 3, max(values) * 1.5  # room for the longest label on the left
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     named = [row for row in rows if row in frontier or row.variant in names]
@@ -59,12 +59,13 @@ def label_below(axes, rows, places: list[float], column: str, bold) -> None:
 
     places: of the points along the axis, from 0 to 1.
     """
-    for row, (step, centre) in zip(rows, label_places([row.variant for row in rows], places), strict=True):
+    steps = label_steps([row.variant for row in rows], places)
+    for row, place, step in zip(rows, places, steps, strict=True):
         below, _ = canvas.f1_errors([row])
         axes.annotate(
             row.variant,
             (getattr(row, column), row.f1_test - below[0]),
-            (centre, 0.36 - 0.037 * step),
+            (place, 0.36 - 0.037 * step),
             textcoords="axes fraction",
             arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},
             ha="center",
@@ -75,20 +76,15 @@ def label_below(axes, rows, places: list[float], column: str, bold) -> None:
         )
 
 
-def label_places(texts: list[str], places: list[float]) -> list[tuple[int, float]]:
-    """(step, centre) of each label: the uppermost step at which it overlaps no other, centred below its place.
-
-    Places and centres are shares of the axis; a label keeps within the axis on the left.
-    """
+def label_steps(texts: list[str], places: list[float]) -> list[int]:
+    """For labels centred at these places, shares of the axis, the uppermost step at which each overlaps no other."""
     ends: list[float] = []  # the right end of the last label of each step
-    found = {}
+    steps = {}
     for i in sorted(range(len(texts)), key=lambda i: places[i]):
         half = LETTER_WIDTH * len(texts[i]) / 2
-        centre = max(places[i], half)
-        step = next((step for step, end in enumerate(ends) if end < centre - half), len(ends))
-        ends[step : step + 1] = [centre + half]
-        found[i] = step, centre
-    return [found[i] for i in range(len(texts))]
+        steps[i] = next((step for step, end in enumerate(ends) if end < places[i] - half), len(ends))
+        ends[steps[i] : steps[i] + 1] = [places[i] + half]
+    return [steps[i] for i in range(len(texts))]
 
 
 def equal_budgets(results: Results, column: str, unit: str):
