@@ -1,140 +1,105 @@
-"""OpenVINO models of a classifier: converted from ONNX, compressed by NNCF, and what the compiled model really runs."""
+"""OpenVINO: runs its models on the CPU, and counts what a compiled model really computes."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import openvino
+from compress.engines.predictor import Predictor, named_inputs, require_cpu
 from compress.errors import UserError
+from compress.storage.artifact import Artifact
 
 FILE = "model.xml"
-INPUTS = ("input_ids", "attention_mask")
 PRODUCTS = {"FullyConnected", "MatMul"}
 INTEGERS = {"u8", "i8"}
 PROPERTIES = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
 
 
-def feeds(ids: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
-    """Sentences as inputs of batch 1, at their real lengths."""
-    rows = [np.array([row], np.int64) for row in ids]
-    return [dict(zip(INPUTS, (row, np.ones_like(row)), strict=True)) for row in rows]
+class OpenVINOPredictor(Predictor):
+    """Single calls reuse one request; many() fills a queue with a request per stream."""
+
+    def __init__(self, compiled: openvino.CompiledModel):
+        self.compiled, self.request = compiled, compiled.create_infer_request()
+        self.names = [entry.any_name for entry in compiled.inputs]
+        self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        declared = property_text(compiled.get_property("INFERENCE_PRECISION_HINT"))
+        integers = INTEGERS & set(products(nodes(compiled)))
+        self.precision = "int8" if integers else {"f32": "fp32", "f16": "fp16"}.get(declared, declared)
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        # share_outputs stays off: the next call overwrites the request's own memory.
+        return self.request.infer(named_inputs(self.names, input_ids, attention_mask), share_inputs=True)[0]
+
+    def many(self, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        if self.compiled.get_property("NUM_STREAMS") == 1:
+            return super().many(inputs)
+        outputs = {}
+        queue = openvino.AsyncInferQueue(self.compiled)
+        queue.set_callback(lambda request, i: outputs.__setitem__(i, request.get_output_tensor().data.copy()))
+        for i, (input_ids, mask) in enumerate(inputs):
+            queue.start_async(named_inputs(self.names, input_ids, mask), i)
+        queue.wait_all()
+        return [outputs[i] for i in range(len(outputs))]
 
 
-def post_training(model, ids: Sequence[Sequence[int]], smooth: bool):
-    """int8 weights and activations by NNCF's preset for transformers, calibrated on sentences `ids`.
+def load_openvino(folder: Path, artifact: Artifact, device: str, threads: int) -> OpenVINOPredictor:
+    require_cpu(folder, artifact, device)
+    return OpenVINOPredictor(compile_model(folder / FILE, threads, artifact.runtime))
 
-    `smooth` moves the range of an activation's outliers into the weights (SmoothQuant: Xiao et al., ICML 2023).
+
+def compile_model(path: Path, threads: int, properties: dict[str, str]) -> openvino.CompiledModel:
+    """The compiled model on the CPU; `properties` are OpenVINO's own.
+
+    Properties are read back: raises UserError if OpenVINO did not accept one, or can't load the file.
     """
-    import nncf
-
-    return nncf.quantize(
-        model,
-        nncf.Dataset(feeds(ids)),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(ids),
-        preset=nncf.QuantizationPreset.MIXED,
-        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=_alphas(smooth)),
-    )
-
-
-def with_accuracy_control(model, ids, validation_ids, score: Callable[[np.ndarray], float], most: float):
-    """As post_training with SmoothQuant; then the layers that cost most go back to float until at most `most` is lost.
-
-    score: logits of `validation_ids` -> a number above 0, larger is better.
-    """
-    import nncf
-
-    def validate(compiled, rows):
-        return score(np.concatenate([compiled(row)[0] for row in rows])), None
-
-    return nncf.quantize_with_accuracy_control(
-        model,
-        nncf.Dataset(feeds(ids)),
-        nncf.Dataset(feeds(validation_ids)),
-        validate,
-        max_drop=most,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(ids),
-        preset=nncf.QuantizationPreset.MIXED,
-        advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=_alphas(True)),
-    )
-
-
-def _alphas(smooth: bool):
-    import nncf
-
-    return nncf.AdvancedSmoothQuantParameters(matmul=0.95 if smooth else -1, convolution=-1)
-
-
-def weights_only(model, mode: str):
-    """Weights as 8-bit integers (int8), 4-bit ones in groups of 64 (int4), or 16 shared values (codebook).
-
-    4 bits hold the embedding tables, too, and the last layer.
-    """
-    import nncf
-
-    if mode == "int8":
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-    modes = {"int4": nncf.CompressWeightsMode.INT4_SYM, "codebook": nncf.CompressWeightsMode.CB4}
-    return nncf.compress_weights(model, mode=modes[mode], ratio=1.0, group_size=64, all_layers=True)
-
-
-def compile_model(path: Path, threads: int, properties: dict[str, str]):
-    """The compiled model on the CPU; `properties` are OpenVINO's own, and are read back: UserError if one is not so."""
-    import openvino
-
     core = openvino.Core()
-    # Processes that pin their threads all pin them to the first cores, and wait for each other there.
+    # Processes that pin their threads all pin them to the same first cores, and compete for these.
     always = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False, "CPU_RUNTIME_CACHE_CAPACITY": 5000}
-    asked = always | properties
+    wanted = always | properties
     try:
-        compiled = core.compile_model(str(path), "CPU", asked)
+        compiled = core.compile_model(str(path), "CPU", wanted)
     except RuntimeError as error:
         raise UserError(f"{path}: OpenVINO can't load it: {error}") from None
-    wrong = {
-        name: text(compiled.get_property(name))
-        for name, value in asked.items()
-        if name in compiled.get_property("SUPPORTED_PROPERTIES") and text(compiled.get_property(name)) != text(value)
-    }
-    if wrong:
-        raise UserError(f"{path}: asked for {asked}, OpenVINO has taken {wrong}")
+    supported = compiled.get_property("SUPPORTED_PROPERTIES")
+    actual = {name: property_text(compiled.get_property(name)) for name in wanted if name in supported}
+    if wrong := {name: value for name, value in actual.items() if value != property_text(wanted[name])}:
+        raise UserError(f"{path}: requested {wanted}, but OpenVINO uses {wrong}")
     return compiled
 
 
-def text(value) -> str:
-    """A property as one word: a type as f32, not as Python shows it."""
+def property_text(value) -> str:
+    """A property as one word: a type as f32, not as Python prints it."""
     return value.get_type_name() if hasattr(value, "get_type_name") else str(value)
 
 
 def products(graph: list[tuple[str, str, str]]) -> dict[str, int]:
-    """Matrix products among nodes() by the type they run in: {'u8': 38}; fused ones are not among them."""
-    found = Counter(precision for kind, precision, _ in graph if kind in PRODUCTS)
-    return dict(sorted(found.items()))
+    """Matrix products in nodes() by the type that they run in: {'u8': 38}; fused ones are not counted."""
+    counts = Counter(precision for kind, precision, _ in graph if kind in PRODUCTS)
+    return dict(sorted(counts.items()))
 
 
-def nodes(compiled) -> list[tuple[str, str, str]]:
-    """(kind, type it runs in, names of the layers it stands for) of every node of the compiled graph."""
+def nodes(compiled: openvino.CompiledModel) -> list[tuple[str, str, str]]:
+    """(kind, type that it runs in, names of the layers that it replaces) of every node of the compiled graph."""
     keys = ("layerType", "runtimePrecision", "originalLayersNames")
     about = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     return [tuple(item[key].value for key in keys) for item in about]
 
 
-def inspect(path: Path, compiled) -> dict:
-    """What the file holds (bytes of its constants by type) and what the compiled model runs and has been set to."""
-    import openvino
-
-    held: Counter = Counter()
+def inspect_openvino(path: Path, compiled: openvino.CompiledModel) -> dict:
+    """Bytes of the file's constants by type, matrix products of the compiled graph by kind, and its properties."""
+    stored: Counter = Counter()
     for node in openvino.Core().read_model(str(path)).get_ordered_ops():
         if node.get_type_name() == "Constant":
-            held[node.get_element_type().get_type_name()] += node.get_byte_size()
+            stored[node.get_element_type().get_type_name()] += node.get_byte_size()
     graph = nodes(compiled)
     by_type = products(graph)
     integer = sum(count for kind, count in by_type.items() if kind in INTEGERS)
     return {
-        "initializer_bytes": dict(sorted(held.items())),
+        "initializer_bytes": dict(sorted(stored.items())),
         "integer_products": integer,
         "float_products": sum(by_type.values()) - integer,
-        # Softmax inside a larger node: the plugin has made one kernel of the attention block.
+        # Softmax within a larger node: the plugin fused the attention block into one kernel.
         "fused_attention": sum(kind != "Softmax" and "softmax" in names.lower() for kind, _, names in graph),
-        "properties": {name: text(compiled.get_property(name)) for name in PROPERTIES},
+        "properties": {name: property_text(compiled.get_property(name)) for name in PROPERTIES},
     }

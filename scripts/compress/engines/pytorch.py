@@ -1,39 +1,104 @@
-"""Torch models of artifact folders: as save_pretrained wrote them, or packed; run dense, or with int8 modules."""
+"""PyTorch: classifiers of artifact folders, as save_pretrained wrote them or packed, run dense or with int8 modules.
 
+torchao is imported only for the variants that need it (see compress/__init__.py).
+"""
+
+import logging
+import pickle
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from compress.engines.int8 import Int8Embedding, computes_in_int8, dynamic_int8, int8_linear
+from compress.engines.predictor import Predictor, require_cpu
 from compress.errors import UserError
-from compress.methods.quantize import Int8Embedding, int8_linear
-from compress.storage import packed as storage
+from compress.storage import packed
+from compress.storage.artifact import Artifact
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.modeling_utils import no_init_weights
 
+SAVED = "pytorch_model.bin"
 TORCHAO_FILE = "torchao.pt"
-INT8 = "int8-dynamic"  # the header's word for: run integer weights as integers
+
+
+@dataclass(frozen=True)
+class TorchPredictor(Predictor):
+    model: nn.Module
+    device: str
+    precision: str
+    threads: int
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self.logits(input_ids, attention_mask).cpu().numpy()  # waits for the GPU
+
+    def many(self, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """A GPU receives all batches before the first result is read; a CPU runs one after the other."""
+        return [logits.cpu().numpy() for logits in [self.logits(*arrays) for arrays in inputs]]
+
+    def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> torch.Tensor:
+        """float32 [batch, classes] on the device; a GPU may still be computing them."""
+        with torch.inference_mode():
+            ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
+            mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
+            return self.model(input_ids=ids, attention_mask=mask).logits.float()
+
+
+def load_torch(folder: Path, artifact: Artifact, device: str, threads: int) -> TorchPredictor:
+    check_device(device)
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        # cuDNN's attention, the default for 16-bit floats, builds a plan for every new shape of a batch.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    model = load_model(folder).to(device)
+    precision = torch_precision(model)
+    if artifact.runtime.get("compile"):
+        model = torch.compile(model, dynamic=True)
+    return TorchPredictor(model, device, precision, torch.get_num_threads())
+
+
+def load_int8_saved(folder: Path, artifact: Artifact, device: str, threads: int) -> TorchPredictor:
+    """A state dict that torch.save wrote of a model after quantize_dynamic."""
+    require_cpu(folder, artifact, device)
+    torch.set_num_threads(threads)
+    model = dynamic_int8(empty_model(folder).eval())
+    try:
+        model.load_state_dict(torch.load(folder / SAVED, weights_only=True))
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{folder / SAVED}: damaged, or not the weights of config.json: {error}") from None
+    return TorchPredictor(model, device, torch_precision(model), torch.get_num_threads())
+
+
+def check_device(device: str) -> None:
+    """Raises UserError if this machine or this build of torch has no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("DEVICE=cuda, but torch sees no CUDA GPU here; use DEVICE=cpu or a CUDA build of torch")
 
 
 def load_model(folder: Path, dense: bool = False) -> nn.Module:
-    """The classifier of a folder, in evaluation mode; `dense` asks for float weights whatever the folder runs as.
+    """The classifier of a folder in evaluation mode; dense=True loads int8 weights as floats.
 
-    Raises UserError naming the file when weights are missing, damaged, or not those of the config.
+    Raises UserError naming the file if weights are missing, damaged, or do not fit the config.
     """
-    from transformers import AutoModelForSequenceClassification
-
     if (folder / TORCHAO_FILE).exists():
         return _load_torchao(folder)
-    if not (folder / storage.FILE).exists():
+    if not (folder / packed.FILE).exists():
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval()
-    tensors, about = storage.load(folder)
+    tensors, about = packed.load_tensors(folder)
     model = empty_model(folder)
-    integers = {name: value for name, value in tensors.items() if isinstance(value, storage.Integer)}
-    run_int8 = about.get("execution") == INT8 and not dense
+    integers = {name: value for name, value in tensors.items() if isinstance(value, packed.Integer)}
+    run_int8 = about.get("execution") == packed.INT8 and not dense
     if not run_int8:
         tensors |= {name: torch.from_numpy(value.dense()) for name, value in integers.items()}
     floats = {name: value for name, value in tensors.items() if torch.is_tensor(value)}
     missing, unexpected = _assign(model, floats, folder)
-    if unexpected or set(missing) != (set(integers) if run_int8 else set()):
-        wrong = sorted(set(unexpected) | (set(missing) ^ (set(integers) if run_int8 else set())))
-        raise UserError(f"{folder / storage.FILE}: not the weights of config.json: {', '.join(wrong[:5])}")
+    left = set(integers) if run_int8 else set()  # tensors that int8 modules will hold
+    if unexpected or set(missing) != left:
+        wrong = sorted(set(unexpected) | (set(missing) ^ left))
+        raise UserError(f"{folder / packed.FILE}: not the weights of config.json: {', '.join(wrong[:5])}")
     for name, value in integers.items() if run_int8 else ():
         path = name.removesuffix(".weight")
         old = model.get_submodule(path)
@@ -42,10 +107,7 @@ def load_model(folder: Path, dense: bool = False) -> nn.Module:
 
 
 def import_torchao():
-    """torchao.quantization, kept away from transformers until now (see compress/__init__.py), without its chatter."""
-    import logging
-    import sys
-
+    """The module torchao.quantization, without its log messages; raises UserError if it is not installed."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if sys.modules.get("torchao", False) is None:
@@ -58,7 +120,7 @@ def import_torchao():
 
 
 def _load_torchao(folder: Path) -> nn.Module:
-    """torchao's tensors only travel through torch.save; weights_only lets nothing but tensors out of the file."""
+    """torchao's tensors can only be stored by torch.save; weights_only=True reads nothing but tensors from the file."""
     import_torchao()
     model = empty_model(folder)
     try:
@@ -69,37 +131,25 @@ def _load_torchao(folder: Path) -> nn.Module:
 
 
 def empty_model(folder: Path) -> nn.Module:
-    """The architecture of folder/config.json with weights of any content: they are about to be replaced."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-    from transformers.modeling_utils import no_init_weights
-
+    """The architecture of folder/config.json with uninitialized weights."""
     with no_init_weights():
         return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
 
 
 def _assign(model, floats, folder: Path) -> tuple[list[str], list[str]]:
     try:
-        found = model.load_state_dict(floats, strict=False, assign=True)
+        result = model.load_state_dict(floats, strict=False, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{folder / storage.FILE}: weights of another shape than config.json's: {error}") from None
-    return found.missing_keys, found.unexpected_keys
+        raise UserError(f"{folder / packed.FILE}: weights of another shape than config.json's: {error}") from None
+    return result.missing_keys, result.unexpected_keys
 
 
-def write_packed(model: nn.Module, folder: Path, encoded: dict, execution: str = "dense") -> None:
-    """Writes config.json and packed.safetensors: the model's state with the `encoded` tensors in their place."""
-    model.config.save_pretrained(folder)
-    state = {name: value for name, value in model.state_dict().items() if name not in encoded}
-    storage.save(folder, state | encoded, execution=execution)
-
-
-def precision_of(model: nn.Module) -> str:
+def torch_precision(model: nn.Module) -> str:
     """The arithmetic of the model's matrix products, read from its modules: fp32, bf16, fp16 or int8."""
-    from torch.ao.nn.quantized.dynamic import Linear
-
-    if any(isinstance(module, Linear) for module in model.modules()):
+    if computes_in_int8(model):
         return "int8"
     weight = next(module.weight for module in model.modules() if isinstance(module, nn.Linear))
-    if getattr(weight, "act_quant_kwargs", None) is not None:  # torchao: integers times integers
+    if getattr(weight, "act_quant_kwargs", None) is not None:  # torchao with quantized activations
         return "int8"
-    dtype = weight.dtype  # torchao's weight-only tensors: of the values that they are expanded to
+    dtype = weight.dtype  # torchao's weight-only tensors have the type of the values that they are expanded to
     return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]

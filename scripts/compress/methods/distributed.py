@@ -1,7 +1,7 @@
-"""The processes of one stage, as torchrun starts them: the first decides, makes and writes; the others help it train.
+"""Several processes of one training, as torchrun starts them: the main one builds and writes, the others only train.
 
-What they tell each other goes through a gloo group of its own: waiting there costs neither CPU nor GPU.
-Started any other way there is one process, and everything here is a plain call.
+The processes exchange messages in a gloo group of their own: waiting there uses neither CPU nor GPU. Without torchrun
+there is one process, and every function here is a plain call. torch and accelerate are imported only for several.
 """
 
 import os
@@ -13,20 +13,21 @@ from functools import cache
 
 from compress.errors import UserError
 
-PATIENCE = timedelta(days=7)  # while the main process makes and measures what needs no training
-GRACE = timedelta(minutes=1)  # for a failure on one process to show on the others
+PATIENCE = timedelta(days=7)  # while the main process does what needs no training
+GRACE = timedelta(minutes=1)  # for a failure in one process to show in the others
 
 
 class Apart(UserError):
-    """One process failed where others did not: no step that they take together can follow."""
+    """Some processes failed and others did not: they can't take another step together."""
 
 
 def number() -> int:
+    """Processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def number_here() -> int:
-    """Those on this machine, which share its cores."""
+    """Processes on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", number()))
 
 
@@ -35,25 +36,25 @@ def is_main() -> bool:
 
 
 def start(device: str) -> None:
-    """Joins the others, each on a GPU of its own where the device is cuda."""
+    """Connects the processes; with device cuda each gets a GPU of its own."""
     if number() > 1:
         import torch
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
         _group()
-        # accelerate calls the CPU of each process cpu:0, cpu:1..., which torch.load does not know: no run would resume.
+        # accelerate names the CPU of each process cpu:0, cpu:1..., which torch.load rejects: no run could resume.
         torch.serialization.register_package(
             0, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
         )
         if not is_main():
             from transformers import logging
 
-            logging.set_verbosity_error()  # the main process says it
+            logging.set_verbosity_error()  # the main process shows the messages
 
 
 def leave() -> None:
-    """Parts from the others in order: a thread of gloo that outlives its interpreter now and then aborts it."""
+    """Disconnects the processes: a gloo thread that outlives its interpreter sometimes aborts it."""
     if number() > 1:
         from torch import distributed
 
@@ -68,7 +69,7 @@ def _group():
 
 
 def from_main(value=None):
-    """The main process's value, on every process; a process waits until the main one calls it, too."""
+    """The main process's value, in every process; the others wait until the main process calls this."""
     if number() == 1:
         return value
     from torch import distributed
@@ -79,13 +80,13 @@ def from_main(value=None):
     except RuntimeError:
         if is_main():
             raise
-        sys.exit(1)  # the main process is gone, and has said why
+        sys.exit(1)  # the main process has ended and has reported why
     return box[0]
 
 
 @contextmanager
 def main_first():
-    """The block runs on the main process and then on the others, which find what the first has written."""
+    """Runs the block in the main process first, then in the others, which can read what the main process wrote."""
     if not is_main():
         from_main()
     yield
@@ -94,7 +95,7 @@ def main_first():
 
 
 def together(action: Callable):
-    """What action() returns or raises, run by every process; raises Apart if it failed on some and not on others."""
+    """The result or exception of action() in every process; raises Apart if it failed in some and not in others."""
     if number() == 1:
         return action()
     import torch
@@ -106,17 +107,17 @@ def together(action: Callable):
     except Exception as caught:
         error = caught
     reason = error and f"{type(error).__name__}: {error}"
-    told = [None] * number()
+    reasons = [None] * number()
     try:
-        # Each process has a patience of its own here, which a barrier would not allow.
+        # Each process has its own time limit here, which a barrier would not allow.
         arrived = distributed.all_gather([torch.zeros(1)] * number(), torch.ones(1), group=_group(), async_op=True)
         arrived.wait(GRACE if error else PATIENCE)
-        distributed.all_gather_object(told, reason, group=_group())
-    except RuntimeError as lost:  # another process never came
-        told[distributed.get_rank()] = reason or str(lost)
-    failed = [f"process {rank}: {reason}" for rank, reason in enumerate(told) if reason]
-    if failed and None in told:
-        raise Apart(f"the run ends, since only some of its processes failed: {'; '.join(failed)}") from error
+        distributed.all_gather_object(reasons, reason, group=_group())
+    except RuntimeError as lost:  # another process has ended
+        reasons[distributed.get_rank()] = reason or str(lost)
+    failed = [f"process {rank}: {reason}" for rank, reason in enumerate(reasons) if reason]
+    if failed and None in reasons:
+        raise Apart(f"the run ends, because only some of its processes failed: {'; '.join(failed)}") from error
     if error:
         raise error
     return result

@@ -1,60 +1,104 @@
-"""What the stages 05 to 07 share: calibration sentences, parity with PyTorch, a check for integers, finished files."""
+"""Inference engines: a checkpoint as an ONNX file for ONNX Runtime, or as an OpenVINO model."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from compress.engines.predictor import Predictor, TorchPredictor, load_tokenizer, predict, token_ids
-from compress.errors import UserError
-from compress.files import remove
-
-PARITY = 1e-4  # logits of an fp32 export may differ from PyTorch's by so much
-PARITY_SENTENCES = 100  # of the validation split
-CALIBRATION_SENTENCES = 200  # of the training split, where a variant has no such option
-
-
-def sentences(context, split: str, count: int | None = None) -> list[list[int]]:
-    """Token ids of the first `count` sentences of a split, or of all, as the parent's tokenizer has them."""
-    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    return token_ids(tokenizer, context.splits[split]["text"][:count])
-
-
-def compared(context, model, predictor: Predictor) -> dict[str, float]:
-    """How far the engine's answers lie from those of the torch model, on validation sentences at batch 1."""
-    ids = sentences(context, "validation", PARITY_SENTENCES)
-    wanted = predict(TorchPredictor(model, "cpu", "fp32", context.threads), ids)
-    found = predict(predictor, ids)
-    return {
-        "largest_logit_difference": float(np.abs(found - wanted).max()),
-        "label_agreement": float(np.mean(found.argmax(1) == wanted.argmax(1))),
-    }
+from compress.engines import ort, ov
+from compress.engines.pytorch import load_model
+from compress.methods.engine_files import (
+    check_integers,
+    check_parity,
+    compare_with_torch,
+    copying,
+    empty_folder,
+    of_one_length,
+    sentences,
+)
+from compress.methods.made import Context, Made, made
+from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
+from compress.methods.openvino_files import compress_weights, post_training, with_accuracy_control
+from compress.metrics import quality
+from openvino import convert_model, save_model
+from torch import nn
 
 
-def check_parity(facts: dict) -> None:
-    """Raises UserError if an fp32 export is not its parent's equal."""
-    if facts["largest_logit_difference"] > PARITY:
-        raise UserError(f"logits differ from PyTorch's by {facts['largest_logit_difference']:.2g}, more than {PARITY}")
+def onnx(variant, context: Context) -> Made:
+    """The parent as model.onnx, fused and quantized by the variant's options."""
+    model, plain = exported(context)
+    target = context.work / ort.FILE
+    if variant.precision == "int8-static":
+        ids = of_one_length(sentences(context, "train"), variant.calibration_sentences)
+        quantize_onnx_static(plain, target, ids, variant.calibration)
+    else:
+        source = plain
+        if variant.fused:
+            source = context.work / "fused.onnx"
+            fuse(plain, source, half=variant.precision == "fp16")
+        if variant.precision == "int8-dynamic":
+            quantize_onnx_dynamic(source, target)
+        else:
+            source.rename(target)
+    facts = ort.inspect_onnx(target)
+    precision = ort.onnx_precision(facts)
+    predictor = ort.OrtPredictor(ort.open_session(target, context.threads), precision, context.threads)
+    facts |= compare_with_torch(context, model, predictor)
+    if variant.precision == "fp32":
+        check_parity(facts)
+    elif variant.precision.startswith("int8"):
+        check_integers(facts)
+    runtime = {"precision": precision}
+    return made(model, copying({target: target.name}), details=facts, backend="onnxruntime", runtime=runtime)
 
 
-def check_integers(facts: dict) -> None:
-    """Raises UserError if a file that was quantized multiplies no integers when it runs."""
-    if not facts["integer_products"]:
-        raise UserError("quantized, but the engine multiplies no integers")
+def openvino(variant, context: Context) -> Made:
+    """The parent as model.xml and model.bin, compressed by NNCF by the variant's options."""
+    model, plain = exported(context)
+    converted = compressed(convert_model(plain), variant, context)
+    target = context.work / ov.FILE
+    save_model(converted, target, compress_to_fp16=variant.compression == "fp16")
+    runtime = {"PERFORMANCE_HINT": variant.hint}
+    if variant.execution == "f32":
+        runtime["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = ov.compile_model(target, context.threads, runtime)
+    facts = ov.inspect_openvino(target, compiled)
+    predictor = ov.OpenVINOPredictor(compiled)
+    facts |= compare_with_torch(context, model, predictor)
+    if variant.compression is None and predictor.precision == "fp32":
+        check_parity(facts)
+    elif computes_integers(variant):
+        check_integers(facts)
+    files = {file: file.name for file in (target, target.with_suffix(".bin"))}
+    return made(model, copying(files), details=facts, backend="openvino", runtime=runtime)
 
 
-def fresh(folder: Path) -> Path:
-    """The folder, empty."""
-    remove(folder)
-    folder.mkdir(parents=True)
-    return folder
+def computes_integers(variant) -> bool:
+    """Whether activations are quantized, too, so that matrix products run on integers."""
+    return variant.compression in ("int8", "int8-smooth", "int8-accuracy")
 
 
-def copying(files: dict[Path, str]) -> Callable[[Path], None]:
-    """A function that copies each file into a folder, under its new name."""
+def compressed(model, variant, context: Context):
+    """The OpenVINO model with weights, and activations for int8, in fewer bits."""
+    kind = variant.compression or ""
+    if kind.endswith("-weights"):
+        return compress_weights(model, kind.removesuffix("-weights"))
+    if not computes_integers(variant):
+        return model
+    calibration = sentences(context, "train", variant.calibration_sentences)
+    if kind != "int8-accuracy":
+        return post_training(model, calibration, smooth=kind == "int8-smooth")
+    labels = np.array(context.splits["validation"]["label"])
+    return with_accuracy_control(
+        model,
+        calibration,
+        sentences(context, "validation"),
+        score=lambda logits: quality(logits, labels)["f1"],
+        max_drop=variant.tolerance / 100,
+    )
 
-    def write(folder: Path) -> None:
-        for file, name in files.items():
-            shutil.copyfile(file, folder / name)
 
-    return write
+def exported(context: Context) -> tuple[nn.Module, Path]:
+    """(the parent as a float torch model, its plain ONNX file in the emptied working folder)."""
+    model = load_model(context.parent, dense=True)
+    plain = empty_folder(context.work) / "plain.onnx"
+    export_onnx(model, plain)
+    return model, plain

@@ -1,138 +1,123 @@
-"""Integer quantization: symmetric integers per row or per tensor, the modules that run them, fake quantization.
+"""Quantization in PyTorch: int8, torchao, 16-bit weights, mixed 8 and 4 bits, quantization-aware training."""
 
-Jacob et al. (CVPR 2018), equation 1 with a zero zero-point for weights: real = scale * integer.
-"""
+import time
 
 import numpy as np
 import torch
-from compress.storage.packed import Integer
+from compress.engines.int8 import dynamic_int8
+from compress.engines.predictor import load_tokenizer, token_ids
+from compress.engines.pytorch import SAVED, TORCHAO_FILE, import_torchao, load_model
+from compress.errors import Skip
+from compress.methods.integers import (
+    int8_weights,
+    quantize_weight,
+    start_quantization_aware,
+    stop_quantization_aware,
+)
+from compress.methods.made import Context, Made, made
+from compress.methods.networks import is_matrix
+from compress.methods.sensitivity import choose_bits, group_of, sensitivity
+from compress.methods.teaching import teach
+from compress.storage.packed import INT8, write_packed
 from torch import nn
-from torch.nn.utils import parametrize
 
-SHRINK = np.linspace(0.5, 1.0, 26)  # candidates for clipping below 8 bits, as shares of the largest weight
-
-
-def quantize(weight: torch.Tensor, bits: int, per_channel: bool = True) -> Integer:
-    """A float matrix [rows, columns] as signed integers of 2 to 8 bits with a scale per row, or one for all.
-
-    8 bits: the largest weight maps to 127. Fewer bits: of 26 clipping points, the one with the least squared error.
-    Raises ValueError for weights that are not finite.
-    """
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError("the weights hold NaN or infinite values")
-    rows = weight.detach().float().reshape(weight.shape[0] if per_channel else 1, -1)
-    top = (1 << (bits - 1)) - 1
-    largest = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * top)
-    best = largest / top
-    if bits < 8:
-        error = torch.full_like(largest, torch.inf)
-        for share in SHRINK:
-            scale = largest * float(share) / top
-            new = ((rows / scale).round_().clamp_(-top, top) * scale - rows).square_().sum(1, keepdim=True)
-            best, error = torch.where(new < error, scale, best), torch.minimum(new, error)
-    codes = (rows / best).round_().clamp_(-top, top).to(torch.int8)
-    return Integer(codes.reshape(weight.shape).numpy(), best.reshape(-1).numpy(), bits)
+SLOWDOWN = 10  # against fp32: a slower model would take half an hour to measure, without further insight
 
 
-def quantized(model: nn.Module, per_channel: bool = True, embeddings: bool = True) -> dict[str, Integer]:
-    """The weights of every Linear (and Embedding) as 8-bit integers, by parameter name."""
-    kinds = (nn.Linear, nn.Embedding) if embeddings else nn.Linear
-    return {
-        f"{name}.weight": quantize(module.weight, 8, per_channel)
-        for name, module in model.named_modules()
-        if isinstance(module, kinds)
+def int8_dynamic(variant, context: Context) -> Made:
+    """Linear weights (and embedding tables) as int8; the loader rebuilds torch's int8 modules from the integers."""
+    model = load_model(context.parent)
+    return packed_int8(model, int8_weights(model, variant.per_channel, variant.embeddings))
+
+
+def packed_int8(model: nn.Module, encoded: dict, **about) -> Made:
+    """A Made whose `encoded` weights are stored as integers and run in int8."""
+    return made(model, lambda folder: write_packed(model, folder, encoded, execution=INT8), **about)
+
+
+def int8_saved(variant, context: Context) -> Made:
+    """torch's own dynamic int8, saved by torch.save as in the course; not coded, so that its bytes compare."""
+    model = load_model(context.parent)
+
+    def write(folder):
+        model.config.save_pretrained(folder)
+        torch.save(dynamic_int8(model).state_dict(), folder / SAVED)
+
+    return made(model, write, backend="torch-int8-saved")
+
+
+def torchao(variant, context: Context) -> Made:
+    """A quantization scheme of torchao; raises Skip if it does not run, changes nothing, or has no fast kernel here."""
+    quantization = import_torchao()
+    model = load_model(context.parent)
+    schemes = {
+        "int8-weight-only": quantization.Int8WeightOnlyConfig,
+        "int8-dynamic": quantization.Int8DynamicActivationInt8WeightConfig,
+        "int4-weight-only": quantization.Int4WeightOnlyConfig,
     }
 
+    def write(folder):
+        model.config.save_pretrained(folder)
+        torch.save(model.state_dict(), folder / TORCHAO_FILE)
 
-def is_matrix(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding)
-
-
-class Int8Embedding(nn.Module):
-    """An embedding whose rows lie in memory as int8 with a float scale (per row, or one for all)."""
-
-    def __init__(self, table: Integer):
-        super().__init__()
-        self.register_buffer("codes", torch.from_numpy(table.codes))
-        self.register_buffer("scale", torch.from_numpy(table.scale).reshape(-1, 1))
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """int64 [...] -> float32 [..., width]."""
-        scale = self.scale[ids] if len(self.scale) > 1 else self.scale[0]
-        return self.codes[ids] * scale
-
-
-def int8_linear(weight: Integer, bias: torch.Tensor | None) -> nn.Module:
-    """torch's dynamically quantized Linear around integers that are already there (8 bits or fewer)."""
-    from torch.ao.nn.quantized.dynamic import Linear
-
-    codes, scale = torch.from_numpy(weight.codes), torch.from_numpy(weight.scale).double()
-    if len(scale) == 1:
-        packed = torch._make_per_tensor_quantized_tensor(codes, float(scale), 0)
-    else:
-        packed = torch._make_per_channel_quantized_tensor(codes, scale, torch.zeros(len(scale), dtype=torch.long), 0)
-    layer = Linear(codes.shape[1], codes.shape[0], bias_=bias is not None)
-    layer.set_weight_bias(packed, bias)
-    return layer
+    counted = made(model, write)  # before the weights become torchao's own kind of tensor
+    before = batch_seconds(model)
+    try:
+        quantization.quantize_(model, schemes[variant.scheme]())
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        raise Skip(f"torchao {variant.scheme} does not run on this CPU with these versions: {error}") from error
+    if all(type(module.weight) is nn.Parameter for module in model.modules() if isinstance(module, nn.Linear)):
+        raise Skip(f"torchao {variant.scheme} leaves every matrix of this size unchanged")
+    after = batch_seconds(model)
+    if after > SLOWDOWN * before:
+        seconds = f"{after:.1f} s for a batch of 16 sentences against {before:.2f} s in fp32"
+        raise Skip(f"torchao {variant.scheme} has no fast kernel for this CPU: {seconds}")
+    return counted
 
 
-class FakeQuantizedRows(nn.Module):
-    """Parametrization: the weight on an integer grid; gradients pass straight through (Bengio et al., 2013).
-
-    The grid's scales are those that suit the weight at the start: one row moves little in fine-tuning.
-    """
-
-    def __init__(self, weight: torch.Tensor, bits: int):
-        super().__init__()
-        self.bits, self.top = bits, (1 << (bits - 1)) - 1
-        self.register_buffer("scale", torch.from_numpy(quantize(weight, bits).scale))
-        self.register_buffer("zero", torch.zeros(len(self.scale), dtype=torch.int32))
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return torch.fake_quantize_per_channel_affine(weight, self.scale, self.zero, 0, -self.top, self.top)
-
-    def stored(self, weight: torch.Tensor) -> Integer:
-        """The grid points that forward() stands for."""
-        codes = (weight / self.scale[:, None]).round().clamp(-self.top, self.top)
-        return Integer(codes.to(torch.int8).numpy(), self.scale.numpy(), self.bits)
+def batch_seconds(model: nn.Module) -> float:
+    """Seconds for one batch of 16 sentences of 32 pieces, the second of two."""
+    ids = torch.full((16, 32), 100)
+    with torch.inference_mode():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        started = time.perf_counter()
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return time.perf_counter() - started
 
 
-def fake_quantize_activations(_, inputs):
-    """Forward pre-hook: the input rounded to 8 bits over its own range, as engines do it (torch leaves one out)."""
-    (x,) = inputs
-    low, high = torch.aminmax(x.detach())
-    scale = ((high.clamp_min(0) - low.clamp_max(0)) / 255).clamp_min(1e-8)
-    zero = (-low.clamp_max(0) / scale).round().to(torch.int32)
-    return (torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255),)
+def cast(variant, context: Context) -> Made:
+    """Weights stored in 16 bits; the config asks for float32 arithmetic, since few CPUs multiply 16-bit floats."""
+    model = load_model(context.parent).to(getattr(torch, variant.dtype))
+
+    def write(folder):
+        model.save_pretrained(folder)
+        model.config.dtype = "float32"  # the type that the ordinary loader converts the weights to
+        model.config.save_pretrained(folder)
+
+    return made(model, write)
 
 
-def start_quantization_aware(model: nn.Module, bits: int) -> list:
-    """Makes every Linear and Embedding train on its integer grid; returns the hooks for stop_quantization_aware."""
-    hooks = []
-    for module in [m for m in model.modules() if is_matrix(m)]:
-        parametrize.register_parametrization(module, "weight", FakeQuantizedRows(module.weight, bits))
-        if isinstance(module, nn.Linear):
-            hooks.append(module.register_forward_pre_hook(fake_quantize_activations))
-    return hooks
+def mixed_precision(variant, context: Context) -> Made:
+    """8 or 4 bits per group of tensors, chosen by sensitivity on validation."""
+    model = load_model(context.parent)
+    split = context.splits["validation"]
+    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    ids = token_ids(tokenizer, split["text"])
+    labels = np.array(split["label"])
+    rows = sensitivity(model, ids, labels)
+    chosen = choose_bits(model, ids, labels, rows, variant.tolerance)
+    encoded = {
+        f"{name}.weight": quantize_weight(module.weight, chosen[group_of(name)])
+        for name, module in model.named_modules()
+        if is_matrix(module)
+    }
+    return packed_int8(model, encoded, details={"sensitivity": rows, "bits": chosen})
 
 
-def stop_quantization_aware(model: nn.Module, hooks: list) -> dict[str, Integer]:
-    """Leaves ordinary float weights that lie on the grid, and returns the integers behind them by parameter name."""
-    for hook in hooks:
-        hook.remove()
-    return fix_weights(model)
-
-
-@torch.no_grad()
-def fix_weights(model: nn.Module) -> dict:
-    """Leaves ordinary weights in the place of parametrized ones; returns what is to be stored, by parameter name.
-
-    The parametrization's stored(original) says in which form: Integer here, Codebook in compress.cluster.
-    """
-    found = {}
-    for name, module in list(model.named_modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            weights = module.parametrizations.weight
-            found[f"{name}.weight"] = weights[0].stored(weights.original)
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return found
+def qat(variant, context: Context) -> Made:
+    """Quantization-aware training with the baseline as teacher."""
+    model = load_model(context.parent)
+    hooks = start_quantization_aware(model, variant.bits)
+    seconds = teach(model, variant, context)
+    encoded = stop_quantization_aware(model, hooks)
+    return packed_int8(model, encoded, train_seconds=seconds)

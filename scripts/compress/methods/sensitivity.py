@@ -1,14 +1,17 @@
-"""Which tensors bear few bits: one group at a time is quantized, and the validation set is asked again."""
+"""Sensitivity to low precision: validation F1 and logits with one group of tensors quantized at a time."""
 
 import numpy as np
 import torch
-from compress.engines.predictor import TorchPredictor, predict
-from compress.methods.quantize import is_matrix, quantize
+from compress.engines.predictor import predict
+from compress.engines.pytorch import TorchPredictor
+from compress.methods.integers import quantize_weight
+from compress.methods.networks import is_matrix
 from compress.metrics import quality
+from torch import nn
 
 
 def group_of(name: str) -> str:
-    """The group that a module's parameters are quantized with."""
+    """The group of tensors that a module belongs to, by the module's name."""
     parts = name.split(".")
     if "embeddings" in parts:
         return "embeddings"
@@ -17,40 +20,41 @@ def group_of(name: str) -> str:
     return "pooler" if "pooler" in parts else "head"
 
 
-def groups(model) -> dict[str, list[torch.nn.Module]]:
+def groups_of(model: nn.Module) -> dict[str, list[nn.Module]]:
     """Modules with a weight matrix by group, in the model's order."""
-    found: dict[str, list[torch.nn.Module]] = {}
+    groups: dict[str, list[nn.Module]] = {}
     for name, module in model.named_modules():
         if is_matrix(module):
-            found.setdefault(group_of(name), []).append(module)
-    return found
+            groups.setdefault(group_of(name), []).append(module)
+    return groups
 
 
-def logits_of(model, ids) -> np.ndarray:
+def logits_of(model: nn.Module, ids) -> np.ndarray:
     return predict(TorchPredictor(model, "cpu", "fp32", torch.get_num_threads()), ids, batch_size=64)
 
 
-def weights_of(parts: dict[str, list[torch.nn.Module]]) -> dict[torch.nn.Module, torch.Tensor]:
-    """The weights of every group's modules as they are now."""
-    return {module: module.weight.data for modules in parts.values() for module in modules}
+def weights_of(groups: dict[str, list[nn.Module]]) -> dict[nn.Module, torch.Tensor]:
+    """The current weights of all modules in the groups."""
+    return {module: module.weight.data for modules in groups.values() for module in modules}
 
 
-def set_bits(modules, bits: int | None, originals) -> None:
-    """Rounds the modules' weights to `bits`, or puts the originals back."""
+def set_bits(modules: list[nn.Module], bits: int | None, originals: dict[nn.Module, torch.Tensor]) -> None:
+    """Rounds the modules' weights to `bits`; None restores the originals."""
     for module in modules:
         weight = originals[module]
-        module.weight.data = weight if bits is None else torch.from_numpy(quantize(weight, bits).dense())
+        module.weight.data = weight if bits is None else torch.from_numpy(quantize_weight(weight, bits).dense())
 
 
-def sensitivity(model, ids, labels) -> list[dict]:
-    """One row per group and bit width: f1 and rms logit error on validation, with only that group quantized."""
-    from tqdm import tqdm
+def sensitivity(model: nn.Module, ids, labels: np.ndarray) -> list[dict]:
+    """One row per group and bit width: f1 and rms logit error on validation with only that group quantized.
 
-    parts = groups(model)
-    originals = weights_of(parts)
+    ids, labels: token ids and classes of the validation sentences; bytes_saved is against float32.
+    """
+    groups = groups_of(model)
+    originals = weights_of(groups)
     reference = logits_of(model, ids)
     rows = [{"group": "none", "bits": 32, "bytes_saved": 0, "f1": quality(reference, labels)["f1"], "rms_error": 0.0}]
-    for group, modules in tqdm(parts.items(), desc="sensitivity", mininterval=5):
+    for group, modules in groups.items():
         for bits in (8, 4):
             set_bits(modules, bits, originals)
             logits = logits_of(model, ids)
@@ -64,28 +68,29 @@ def sensitivity(model, ids, labels) -> list[dict]:
                     "rms_error": float(np.sqrt(np.mean((logits - reference) ** 2))),
                 }
             )
+            print(f"sensitivity: {group} with {bits} bits: F1 {rows[-1]['f1']:.4f}", flush=True)
     return rows
 
 
-def choose_bits(model, ids, labels, rows: list[dict], tolerance: float) -> dict[str, int]:
-    """Bits per group: 8 everywhere, then 4 for one group after the other, least error per byte saved first.
+def choose_bits(model: nn.Module, ids, labels: np.ndarray, rows: list[dict], tolerance: float) -> dict[str, int]:
+    """Bits per group: 8 everywhere, then 4 for one group after another, in order of error per byte saved.
 
-    A group keeps 4 bits if validation F1 then stays within `tolerance` points of the all-8-bit model's; else it goes
-    back to 8, and the next is tried.
+    A group keeps 4 bits if validation F1 stays within `tolerance` points of the model with 8 bits everywhere.
+    rows: the result of sensitivity().
     """
-    parts = groups(model)
-    originals = weights_of(parts)
+    groups = groups_of(model)
+    originals = weights_of(groups)
     four = {row["group"]: row["rms_error"] ** 2 / row["bytes_saved"] for row in rows if row["bits"] == 4}
-    chosen = dict.fromkeys(parts, 8)
-    for modules in parts.values():
+    chosen = dict.fromkeys(groups, 8)
+    for modules in groups.values():
         set_bits(modules, 8, originals)
     floor = quality(logits_of(model, ids), labels)["f1"] - tolerance / 100
     for group in sorted(four, key=four.get):
-        set_bits(parts[group], 4, originals)
+        set_bits(groups[group], 4, originals)
         if quality(logits_of(model, ids), labels)["f1"] >= floor:
             chosen[group] = 4
         else:
-            set_bits(parts[group], 8, originals)
-    for modules in parts.values():
+            set_bits(groups[group], 8, originals)
+    for modules in groups.values():
         set_bits(modules, None, originals)
     return chosen

@@ -1,8 +1,8 @@
 """A smaller WordPiece vocabulary: the pieces that the texts use, and every single character to spell the rest.
 
-Greedy longest match finds the same pieces as before in text whose pieces are all kept. Other words fall into shorter
-pieces, at worst into characters, so that nothing turns into [UNK] that was known before: this needs a vocabulary
-that holds each of its characters both with and without ##, as Google's do.
+Greedy longest match splits a text as before if all its pieces are kept. Other words are split into shorter pieces, at
+worst into characters, so that no word becomes [UNK] that was not [UNK] before. This needs a vocabulary that holds each
+of its characters both with and without ##, as Google's do.
 """
 
 import json
@@ -11,12 +11,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compress.engines.predictor import token_ids
-from compress.errors import UserError
+import torch
+from compress.engines.predictor import load_tokenizer, token_ids
+from compress.errors import Skip, UserError
 from compress.files import write_json
+from compress.methods import distributed
+from compress.methods.made import Context
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from torch import nn
 
 CONTINUES = "##"
+LEARNING_SPLITS = ("train", "unlabelled")  # splits that a student may learn from; in order of importance
+
+
+def trim_vocabulary(model: nn.Module, context: Context, size: int) -> Path:
+    """Cuts the model's embeddings to `size` pieces in place; returns the folder of the matching tokenizer.
+
+    Pieces are ranked by their counts in training text first, then in unlabelled text; test sets are not used. Raises
+    Skip if the vocabulary is not WordPiece.
+    """
+    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    if not isinstance(tokenizer.model, WordPiece):
+        raise Skip(f"only a WordPiece vocabulary can be trimmed; this one is {type(tokenizer.model).__name__}'s")
+    names = [name for name in LEARNING_SPLITS if name in context.splits]
+    counts = [count_pieces(tokenizer, context.splits[name]["text"][:]) for name in names]
+    kept = choose_pieces(tokenizer, counts, size)
+    folder = context.work / "tokenizer"
+    with distributed.main_first():
+        if distributed.is_main():
+            write_trimmed(context.parent, folder, kept)
+    trim_embeddings(model, kept, pad_id=kept.index(tokenizer.token_to_id("[PAD]")))
+    return folder
 
 
 def count_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
@@ -27,8 +53,8 @@ def count_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
 def choose_pieces(tokenizer: Tokenizer, counts: Sequence[np.ndarray], size: int) -> list[int]:
     """Old ids, ascending, of at most `size` pieces: specials, single characters, then the most frequent.
 
-    counts: one count_pieces per text, the first decides, the next breaks its ties. Pieces that never occur are left
-    out even when there is room. Raises UserError if the specials and characters alone are more than `size`.
+    counts: one count_pieces() per set of texts, where each set breaks the ties of the one before it. Pieces that never
+    occur are left out even if there is room. Raises UserError if specials and characters alone exceed `size`.
     """
     vocabulary = tokenizer.get_vocab()
     kept = set(tokenizer.get_added_tokens_decoder())
@@ -41,9 +67,9 @@ def choose_pieces(tokenizer: Tokenizer, counts: Sequence[np.ndarray], size: int)
 
 
 def write_trimmed(source: Path, folder: Path, kept: Sequence[int]) -> None:
-    """Writes the tokenizer files of `source` into a new `folder`, with the pieces `kept` under the ids 0, 1, 2...
+    """Writes the tokenizer files of `source` into a new `folder`; the pieces `kept` get the ids 0, 1, 2...
 
-    Normalizer, pre-tokenizer and templates stay as they are; the specials' ids change wherever the file names them.
+    Normalizer, pre-tokenizer and templates stay the same; the ids of special tokens change wherever the file has them.
     """
     tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))
     pieces = {i: piece for piece, i in tokenizer["model"]["vocab"].items()}
@@ -58,11 +84,8 @@ def write_trimmed(source: Path, folder: Path, kept: Sequence[int]) -> None:
     shutil.copyfile(source / "tokenizer_config.json", folder / "tokenizer_config.json")
 
 
-def trim_embeddings(model, kept: Sequence[int], pad_id: int = 0) -> None:
-    """Keeps the rows `kept` of the word embeddings, in this order; the config says so, in place."""
-    import torch
-    from torch import nn
-
+def trim_embeddings(model: nn.Module, kept: Sequence[int], pad_id: int = 0) -> None:
+    """Keeps the rows `kept` of the word embeddings, in this order; changes the config, too, in place."""
     rows = model.get_input_embeddings().weight.detach()[torch.tensor(kept)]
     model.set_input_embeddings(nn.Embedding(*rows.shape, padding_idx=pad_id, _weight=rows))
     model.config.vocab_size = len(rows)

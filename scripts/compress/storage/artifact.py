@@ -1,11 +1,14 @@
-"""Artifacts: folders that are complete in themselves. Weights, config, tokenizer, and artifact.json about them."""
+"""Artifacts: folders that are complete in themselves. Weights, config, tokenizer, and artifact.json, which lists them.
+
+Other files may lie in the same folder (record.json, predictions); they are no part of the artifact.
+"""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from compress.config.profile import Strict, explain
+from compress.config.strict import Strict, explain
 from compress.errors import UserError
 from compress.files import atomic_path, sha256_file, write_json
 from pydantic import ValidationError
@@ -19,7 +22,7 @@ class File(Strict):
 
 
 class Artifact(Strict):
-    """artifact.json: what the folder holds and how it came to be."""
+    """artifact.json: what the folder holds and how it was built."""
 
     variant: str
     method: str
@@ -30,10 +33,9 @@ class Artifact(Strict):
     labels: list[str]
     max_length: int
     options: dict  # the variant's entry in the profile
-    key: str  # of everything that went in: options, data, parent, sources
     train_seconds: float | None
     details: dict
-    runtime: dict  # how its backend is to run it: settings of the engine, or of torch
+    runtime: dict  # how the backend runs it: settings of the engine, or of torch
     files: dict[str, File]
 
     @property
@@ -47,24 +49,33 @@ class Artifact(Strict):
 
 
 def read_artifact(folder: Path, verify: bool = True) -> Artifact:
-    """The checked artifact.json of a folder; raises UserError if a file is missing or is not the one saved."""
+    """The checked artifact.json of a folder; raises UserError if a listed file is missing or has changed.
+
+    verify=False checks artifact.json alone and does not hash the listed files.
+    """
     path = folder / "artifact.json"
     try:
         artifact = Artifact.model_validate_json(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: no model there (no artifact.json)") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged ({error}); remove {folder} and run make all") from None
     except ValidationError as error:
         raise UserError(explain(path, error)) from error
+    remedy = f"remove {folder} and run make all"
     for name, file in artifact.files.items() if verify else ():
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing, though artifact.json lists it; make the variant again")
+            raise UserError(f"{folder / name}: missing, but artifact.json lists it; {remedy}")
         if (folder / name).stat().st_size != file.bytes or sha256_file(folder / name) != file.sha256:
-            raise UserError(f"{folder / name}: damaged or replaced since it was saved; make the variant again")
+            raise UserError(f"{folder / name}: damaged or replaced since it was saved; {remedy}")
     return artifact
 
 
 def save_artifact(folder: Path, write: Callable[[Path], None], tokenizer: Path, **about) -> Artifact:
-    """Writes a whole artifact or nothing: `write` puts the model into a new folder, the tokenizer joins it."""
+    """Writes a complete artifact or nothing: `write` puts the model into a new folder, then the tokenizer is added.
+
+    tokenizer: the folder to copy the tokenizer's files from; about: the other fields of Artifact.
+    """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write(temporary)

@@ -1,8 +1,8 @@
-"""Arrays to few bytes and back, bit for bit: packed integers, sparse masks, Huffman codes. Pure functions on NumPy.
+"""Lossless coding of arrays: packed integers, sparse masks, Huffman codes. Pure functions on NumPy arrays.
 
-Deep Compression (Han et al., ICLR 2016, section 4) stores indices and sparse weights Huffman-coded. Here Huffman
-coding is deflate's own (zlib with Z_HUFFMAN_ONLY: no string matching); several short codes share a byte first, so
-that the code works on byte-wide symbols and its loss, less than a bit, falls on the byte, not on each code.
+Deep Compression (Han et al., ICLR 2016, section 4) stores indices and sparse weights Huffman-coded. Here the Huffman
+coder is deflate's (zlib with Z_HUFFMAN_ONLY: no string matching). Short codes are first packed into bytes: the coder
+works on bytes, and its loss of less than a bit is then paid per byte, not per code.
 """
 
 import zlib
@@ -13,7 +13,7 @@ DENSE, HUFFMAN = 0, 1  # the first byte of a coded block
 
 
 def bits_for(values: int) -> int:
-    """Bits that tell `values` >= 1 different values apart (at least 1)."""
+    """Bits that distinguish `values` >= 1 different values (at least 1)."""
     return max(1, int(values - 1).bit_length())
 
 
@@ -24,14 +24,14 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
         raise ValueError(f"codes must lie in 0..{(1 << bits) - 1} to fit {bits} bits")
     if bits == 8:
         return codes.astype(np.uint8)
-    # Every code as a row of its low `bits` bits; the rows one after another are the stream.
+    # Every code becomes a row of its low `bits` bits; the stream is the rows in order.
     return np.packbits(np.unpackbits(codes.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :])
 
 
 def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The inverse of pack_bits: uint8 [count]; raises ValueError if there are not exactly the bytes for it."""
+    """The inverse of pack_bits: uint8 [count]; raises ValueError if the number of bytes does not fit."""
     if packed.size != -(-count * bits // 8):
-        raise ValueError(f"{count} codes of {bits} bits need {-(-count * bits // 8)} bytes, found {packed.size}")
+        raise ValueError(f"{count} codes of {bits} bits need {-(-count * bits // 8)} bytes, not {packed.size}")
     if bits == 8:
         return packed.copy()
     stream = np.unpackbits(packed, count=count * bits).reshape(count, bits)
@@ -39,7 +39,7 @@ def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def encode_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes below 2**bits as a block of bytes: packed, or Huffman-coded where that is smaller."""
+    """Codes below 2**bits as a block of bytes: packed, or Huffman-coded if that is smaller."""
     packed = pack_bits(codes, bits)
     coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     huffman = coder.compress(_share_bytes(codes, bits).tobytes()) + coder.flush()
@@ -58,7 +58,7 @@ def decode_codes(block: np.ndarray, bits: int, count: int) -> np.ndarray:
     per_byte = 8 // bits
     decoder = zlib.decompressobj(-15)
     try:
-        # One byte more than expected is enough to notice a block that is too long.
+        # One byte more than expected, to notice a block that is too long.
         shared = np.frombuffer(decoder.decompress(block[1:].tobytes(), -(-count // per_byte) + 1), np.uint8)
     except zlib.error as error:
         raise ValueError(f"damaged Huffman block: {error}") from None
@@ -68,7 +68,7 @@ def decode_codes(block: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def _share_bytes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """As many whole codes in each byte as fit, the first lowest: codes that straddle bytes hide their statistics."""
+    """As many whole codes per byte as fit, the first in the lowest bits: split codes would compress worse."""
     per_byte = 8 // bits
     codes = codes.reshape(-1).astype(np.uint8)
     padded = np.pad(codes, (0, -codes.size % per_byte)).reshape(-1, per_byte)
@@ -76,7 +76,7 @@ def _share_bytes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def entropy_bytes(codes: np.ndarray) -> float:
-    """Shannon entropy of the codes, as independent draws from their own histogram, in bytes."""
+    """Shannon entropy of the codes in bytes, as independent draws from their histogram."""
     _, counts = np.unique(codes, return_counts=True)
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 

@@ -1,6 +1,6 @@
 """One file for weights of every form: packed.safetensors, each tensor raw or in one of four encodings.
 
-The safetensors header's metadata tells each tensor's encoding; its parts are ordinary safetensors entries.
+The metadata in the safetensors header names each tensor's encoding; its parts are ordinary safetensors entries.
 
 raw              name                                   the tensor itself
 sparse           name.mask, name.values                 coded bitmask and the nonzero values
@@ -14,15 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from compress.errors import UserError
 from compress.storage.coding import bits_for, decode_codes, decode_sparse, encode_codes, encode_sparse
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 FILE = "packed.safetensors"
+INT8 = "int8-dynamic"  # value of the header's field `execution`: compute with the integers themselves
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """A tensor to be stored by its nonzero values."""
+    """A tensor that is stored as its nonzero values."""
 
     values: np.ndarray
 
@@ -50,14 +54,18 @@ class Integer:
         return self.codes.astype(np.float32) * self.scale.reshape(-1, *[1] * (self.codes.ndim - 1))
 
 
-def save(folder: Path, tensors: dict, **about: str) -> None:
+def write_packed(model: torch.nn.Module, folder: Path, encoded: dict, execution: str = "dense") -> None:
+    """Writes config.json and packed.safetensors: the model's state with the `encoded` tensors replacing its own."""
+    model.config.save_pretrained(folder)
+    state = {name: value for name, value in model.state_dict().items() if name not in encoded}
+    save_tensors(folder, state | encoded, execution=execution)
+
+
+def save_tensors(folder: Path, tensors: dict, **about: str) -> None:
     """Writes folder/packed.safetensors from tensors by name (NumPy or torch arrays, Sparse, Codebook, Integer).
 
-    `about` (text) is kept in the header beside the encodings.
+    `about` is stored as text in the header.
     """
-    import torch
-    from safetensors.torch import save_file
-
     parts, header = {}, {}
     for name, value in tensors.items():
         if isinstance(value, Sparse):
@@ -78,9 +86,10 @@ def save(folder: Path, tensors: dict, **about: str) -> None:
 
 
 def _encode_codebook(value: Codebook) -> tuple[dict, dict[str, np.ndarray]]:
-    """(header entry, parts): the codes, or a bitmask and the codes of the nonzeros where those are smaller.
+    """(header entry, parts): the codes, or a bitmask and the codes of the nonzeros if those are smaller.
 
-    Codes share bytes, and Huffman coding gives each byte a bit at least: where nearly all are zero, a mask costs less.
+    Several codes share a byte, and Huffman coding spends at least one bit on a byte: a mask is cheaper for a tensor
+    that is nearly all zeros.
     """
     bits = bits_for(len(value.codebook))
     whole = {"codes": encode_codes(value.codes, bits), "codebook": value.codebook}
@@ -98,14 +107,11 @@ def _encode_codebook(value: Codebook) -> tuple[dict, dict[str, np.ndarray]]:
     return entry | {"encoding": "sparse-codebook", "bits": fewer, "nonzeros": len(codes)}, sparse
 
 
-def load(folder: Path) -> tuple[dict, dict[str, str]]:
-    """(tensors by name, the header's other texts): torch tensors for raw, sparse and codebook, Integer as it is.
+def load_tensors(folder: Path) -> tuple[dict, dict[str, str]]:
+    """(tensors by name, the header's other texts): torch tensors for raw, sparse and codebook; Integer objects.
 
-    Raises UserError naming file and tensor for anything that does not fit.
+    Raises UserError naming the file and the tensor if the file is missing, damaged or inconsistent.
     """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
     path = folder / FILE
     try:
         with safe_open(str(path), "pt") as file:
@@ -113,37 +119,41 @@ def load(folder: Path) -> tuple[dict, dict[str, str]]:
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         header = json.loads(about.pop("encodings"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; make the variant again") from None
+        raise UserError(f"{path}: missing; remove {folder} and run make all") from None
     except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: damaged, or not written by this project ({error}); make the variant again") from None
-
-    def array(name: str) -> np.ndarray:
-        return parts[name].numpy()
-
+        what = f"damaged, or not written by this project ({error})"
+        raise UserError(f"{path}: {what}; remove {folder} and run make all") from None
     tensors = {}
     for name, entry in header.items():
         try:
-            encoding = entry["encoding"]
-            if encoding == "raw":
-                tensors[name] = parts[name]
-                continue
-            shape = tuple(entry["shape"])
-            count = int(np.prod(shape))
-            if encoding == "sparse":
-                tensors[name] = torch.from_numpy(decode_sparse(array(f"{name}.mask"), array(f"{name}.values"), shape))
-            elif encoding == "codebook":
-                codes = decode_codes(array(f"{name}.codes"), entry["bits"], count).reshape(shape)
-                tensors[name] = torch.from_numpy(Codebook(codes, array(f"{name}.codebook")).dense())
-            elif encoding == "sparse-codebook":
-                mask, codebook = array(f"{name}.mask"), array(f"{name}.codebook")
-                codes = decode_codes(array(f"{name}.codes"), entry["bits"], entry["nonzeros"])
-                tensors[name] = torch.from_numpy(decode_sparse(mask, codebook[codes], shape))
-            elif encoding == "integer":
-                bits = entry["bits"]
-                codes = decode_codes(array(f"{name}.codes"), bits, count).astype(np.int16) - (1 << (bits - 1))
-                tensors[name] = Integer(codes.astype(np.int8).reshape(shape), array(f"{name}.scale"), bits)
-            else:
-                raise ValueError(f"unknown encoding {encoding!r}")
+            tensors[name] = _decode(name, entry, parts)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise UserError(f"{path}: tensor {name}: {type(error).__name__}: {error}") from None
     return tensors, about
+
+
+def _decode(name: str, entry: dict, parts: dict[str, torch.Tensor]):
+    """The tensor `name` from its header entry and the parts in the file."""
+
+    def array(part: str) -> np.ndarray:
+        return parts[f"{name}.{part}"].numpy()
+
+    encoding = entry["encoding"]
+    if encoding == "raw":
+        return parts[name]
+    shape = tuple(entry["shape"])
+    count = int(np.prod(shape))
+    if encoding == "sparse":
+        return torch.from_numpy(decode_sparse(array("mask"), array("values"), shape))
+    if encoding == "codebook":
+        codes = decode_codes(array("codes"), entry["bits"], count).reshape(shape)
+        return torch.from_numpy(Codebook(codes, array("codebook")).dense())
+    if encoding == "sparse-codebook":
+        mask, codebook = array("mask"), array("codebook")
+        codes = decode_codes(array("codes"), entry["bits"], entry["nonzeros"])
+        return torch.from_numpy(decode_sparse(mask, codebook[codes], shape))
+    if encoding == "integer":
+        bits = entry["bits"]
+        codes = decode_codes(array("codes"), bits, count).astype(np.int16) - (1 << (bits - 1))
+        return Integer(codes.astype(np.int8).reshape(shape), array("scale"), bits)
+    raise ValueError(f"unknown encoding {encoding!r}")

@@ -1,0 +1,70 @@
+"""What the methods that write files for an engine share: calibration sentences, comparison with PyTorch, checks."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from compress.engines.predictor import Predictor, load_tokenizer, predict, token_ids
+from compress.engines.pytorch import TorchPredictor
+from compress.errors import UserError
+from compress.files import remove
+from compress.methods.made import Context
+from torch import nn
+
+PARITY = 1e-4  # the largest difference of logits between PyTorch and an fp32 export
+PARITY_SENTENCES = 100  # of the validation split
+CALIBRATION_SENTENCES = 200  # of the training split, for variants without such an option
+
+
+def sentences(context: Context, split: str, count: int | None = None) -> list[list[int]]:
+    """Token ids of the first `count` sentences of a split, or of all, by the parent's tokenizer."""
+    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    return token_ids(tokenizer, context.splits[split]["text"][:count])
+
+
+def of_one_length(ids: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
+    """The first `count` sentences of the most frequent length, which need no padding."""
+    length = Counter(map(len, ids)).most_common(1)[0][0]
+    return [row for row in ids if len(row) == length][:count]
+
+
+def compare_with_torch(context: Context, model: nn.Module, predictor: Predictor) -> dict[str, float]:
+    """How much the engine's logits differ from the torch model's, on validation sentences at batch 1."""
+    ids = sentences(context, "validation", PARITY_SENTENCES)
+    expected = predict(TorchPredictor(model, "cpu", "fp32", context.threads), ids)
+    logits = predict(predictor, ids)
+    return {
+        "largest_logit_difference": float(np.abs(logits - expected).max()),
+        "label_agreement": float(np.mean(logits.argmax(1) == expected.argmax(1))),
+    }
+
+
+def check_parity(facts: dict) -> None:
+    """Raises UserError if an fp32 export differs from its parent."""
+    if facts["largest_logit_difference"] > PARITY:
+        raise UserError(f"logits differ from PyTorch's by {facts['largest_logit_difference']:.2g}, more than {PARITY}")
+
+
+def check_integers(facts: dict) -> None:
+    """Raises UserError if a quantized file multiplies no integers when it runs."""
+    if not facts["integer_products"]:
+        raise UserError("quantized, but the engine multiplies no integers")
+
+
+def empty_folder(folder: Path) -> Path:
+    """The folder, created or emptied."""
+    remove(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def copying(files: dict[Path, str]) -> Callable[[Path], None]:
+    """A function that copies each file into a folder, under its new name."""
+
+    def write(folder: Path) -> None:
+        for file, name in files.items():
+            shutil.copyfile(file, folder / name)
+
+    return write

@@ -1,0 +1,75 @@
+"""OpenVINO models compressed by NNCF: int8 weights and activations, or weights only.
+
+nncf is imported inside the functions: it takes two seconds and changes torch, and only compressed models need it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+INPUTS = ("input_ids", "attention_mask")
+
+
+def feeds(ids: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
+    """Sentences as inputs of batch 1, at their real lengths."""
+    rows = [np.array([row], np.int64) for row in ids]
+    return [dict(zip(INPUTS, (row, np.ones_like(row)), strict=True)) for row in rows]
+
+
+def post_training(model, ids: Sequence[Sequence[int]], smooth: bool):
+    """int8 weights and activations by NNCF's preset for transformers, calibrated on the sentences `ids`.
+
+    smooth=True moves the range of outliers from activations into weights (SmoothQuant: Xiao et al., ICML 2023).
+    """
+    import nncf
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(feeds(ids)),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(ids),
+        preset=nncf.QuantizationPreset.MIXED,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=_alphas(smooth)),
+    )
+
+
+def with_accuracy_control(model, ids, validation_ids, score: Callable[[np.ndarray], float], max_drop: float):
+    """As post_training() with SmoothQuant; then layers return to float until the score drops by `max_drop` at most.
+
+    score: logits of `validation_ids` -> a number above 0, larger is better. The most costly layers return first.
+    """
+    import nncf
+
+    def validate(compiled, rows):
+        return score(np.concatenate([compiled(row)[0] for row in rows])), None
+
+    return nncf.quantize_with_accuracy_control(
+        model,
+        nncf.Dataset(feeds(ids)),
+        nncf.Dataset(feeds(validation_ids)),
+        validate,
+        max_drop=max_drop,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(ids),
+        preset=nncf.QuantizationPreset.MIXED,
+        advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=_alphas(True)),
+    )
+
+
+def _alphas(smooth: bool):
+    import nncf
+
+    return nncf.AdvancedSmoothQuantParameters(matmul=0.95 if smooth else -1, convolution=-1)
+
+
+def compress_weights(model, mode: str):
+    """Weights as 8-bit integers (int8), 4-bit integers in groups of 64 (int4), or 16 shared values (codebook).
+
+    In 4 bits the embedding tables and the last layer are included.
+    """
+    import nncf
+
+    if mode == "int8":
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    modes = {"int4": nncf.CompressWeightsMode.INT4_SYM, "codebook": nncf.CompressWeightsMode.CB4}
+    return nncf.compress_weights(model, mode=modes[mode], ratio=1.0, group_size=64, all_layers=True)
