@@ -21,7 +21,7 @@ def exactly_one(model: Strict, *keys: str) -> Strict:
     return model
 
 
-def explain(path: Path, error: ValidationError, *keys: str) -> str:
+def explain(path: Path | str, error: ValidationError, *keys: str) -> str:
     """Pydantic's errors as 'file: key: what is wrong', one a line; `keys` lead to the value that was checked."""
     lines = []
     for item in error.errors(include_url=False, include_context=False):
