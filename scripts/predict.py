@@ -1,8 +1,8 @@
-"""Answers of any variant, whatever its backend: texts from the command line, or a text a line from standard input.
+"""Classifies texts with any model, whatever its backend: from the command line, or one per line from standard input.
 
-Writes CSV (text, label, score) or JSON lines with the score of every class. The score is the softmax of the logits.
-Text is UTF-8; a byte that is not becomes U+FFFD.
-Example: python scripts/predict.py --model build/minilm/models/champion-balanced "A film that grows on you."
+Writes CSV (text, label, score) or JSON lines with the score of every class; scores are the softmax of the logits. Input
+is UTF-8, and invalid bytes become U+FFFD.
+Example: python scripts/predict.py --model champion-balanced "A film that grows on you."
 """
 
 import argparse
@@ -12,49 +12,69 @@ import json
 import os
 import sys
 import warnings
-from pathlib import Path
 
-from compress.cli import cores, main_guard, positive
+from compress.cli import cores, main_guard, positive, run_parser
 
-CHUNK = 512  # texts that are answered before the next are read
+CHUNK = 512  # texts classified before the next are read
 
 
 def main(args: argparse.Namespace) -> None:
+    from compress.config.profile import load_profile
     from compress.engines.predictor import load, load_tokenizer, predict, token_ids
     from compress.metrics import softmax
+    from compress.results.models import model_folder
     from compress.storage.artifact import read_artifact
 
-    # torch announces that int8 modules of its own, which some variants are, will move to another package.
+    # torch deprecates its own int8 modules, which some variants consist of.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    model = load(args.model, args.device, args.threads)  # checks the files, the tokenizer's among them
-    artifact = read_artifact(args.model, verify=False)
-    tokenizer = load_tokenizer(args.model, artifact.max_length)
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    given = (os.fsencode(text).decode("utf-8", "replace") for text in args.text)
-    texts = iter(given if args.text else (line.rstrip("\r\n") for line in sys.stdin))
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    if args.format == "csv":
-        table.writerow(["text", "label", "score"])
+    folder = model_folder(load_profile(args.profile), args.model, args.seed)
+    model = load(folder, args.device, args.threads)  # verifies the files, the tokenizer's included
+    artifact = read_artifact(folder, verify=False)
+    tokenizer = load_tokenizer(folder, artifact.max_length)
+    write = csv_writer() if args.format == "csv" else write_json_line
+    texts = iter(given_texts(args.text))
     while chunk := list(itertools.islice(texts, CHUNK)):
-        ids = token_ids(tokenizer, chunk)
-        for text, scores in zip(chunk, softmax(predict(model, ids, args.batch_size)), strict=True):
-            label = artifact.labels[scores.argmax()]
-            if args.format == "csv":
-                table.writerow([text, label, f"{scores.max():.4f}"])
-            else:
-                rounded = {name: round(float(score), 4) for name, score in zip(artifact.labels, scores, strict=True)}
-                print(json.dumps({"text": text, "label": label, "scores": rounded}, ensure_ascii=False))
+        scores = softmax(predict(model, token_ids(tokenizer, chunk), args.batch_size))
+        for text, row in zip(chunk, scores, strict=True):
+            write(text, dict(zip(artifact.labels, row.tolist(), strict=True)))
         sys.stdout.flush()
 
 
+def given_texts(arguments: list[str]):
+    """The texts of the command line, or the lines of standard input."""
+    if arguments:
+        return (os.fsencode(text).decode("utf-8", "replace") for text in arguments)
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    return (line.rstrip("\r\n") for line in sys.stdin)
+
+
+def csv_writer():
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["text", "label", "score"])
+
+    def write(text: str, scores: dict[str, float]) -> None:
+        label = max(scores, key=scores.get)
+        table.writerow([text, label, f"{scores[label]:.4f}"])
+
+    return write
+
+
+def write_json_line(text: str, scores: dict[str, float]) -> None:
+    rounded = {label: round(score, 4) for label, score in scores.items()}
+    line = {"text": text, "label": max(scores, key=scores.get), "scores": rounded}
+    print(json.dumps(line, ensure_ascii=False))
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = run_parser(__doc__)
     parser.add_argument("text", nargs="*", help="texts to classify (default: the lines of standard input)")
-    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a variant's folder")
+    parser.add_argument("--model", required=True, help="a variant, a champion, or the folder of a model")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
     parser.add_argument(
-        "--batch-size", type=positive, default=1, help="more is faster; dynamic int8 then answers a little differently"
+        "--batch-size",
+        type=positive,
+        default=1,
+        help="more is faster, but changes predictions of dynamic int8 a little (default: %(default)s)",
     )
     main_guard(main, parser)

@@ -1,31 +1,32 @@
-"""The same predictor on Ray Serve, whose replicas, routing and batching do the scaling over cores and machines.
+"""Serves a model on Ray Serve, whose replicas, routing and batching scale over cores and machines.
 
-One replica a core by default, each with one thread and a model of its own; POST a JSON string to /process as to
-serve.py. It has none of serve.py's limits: put a proxy before it. It needs Ray (requirements-ray.txt), which
-make serve-ray installs in an environment of its own.
+By default one replica per core, each with one thread and its own model; POST a JSON string to /process as with
+serve.py. It has none of serve.py's limits: put a proxy in front. It needs Ray (requirements-ray.txt), which
+make serve-ray installs in a separate environment.
 Example: make serve-ray MODEL=champion-balanced
 """
 
 import argparse
 import asyncio
-import os
+import time
 from pathlib import Path
 
-from compress.cli import main_guard
-
-MAX_BATCH = 4
+from compress.cli import cores, main_guard, natural, port, positive, profile_parser
 
 
 def application(folder: Path, replicas: int):
-    """The Serve application of an artifact folder; a model whose answers depend on its batch gets batches of one."""
+    """The Ray Serve application of an artifact folder; batches have one text unless the model is batch invariant."""
     from compress.engines.predictor import load, load_tokenizer, predict, token_ids
     from compress.metrics import softmax
+    from compress.serving.limits import Options
     from compress.serving.loading import PROBE, is_invariant
     from compress.storage.artifact import read_artifact
     from ray import serve
     from starlette.requests import Request
 
-    @serve.deployment(num_replicas=replicas, max_ongoing_requests=4 * MAX_BATCH, ray_actor_options={"num_cpus": 1})
+    ongoing = 4 * Options.max_batch
+
+    @serve.deployment(num_replicas=replicas, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": 1})
     class Classifier:
         def __init__(self):
             artifact = read_artifact(folder)
@@ -33,11 +34,11 @@ def application(folder: Path, replicas: int):
             self.tokenizer = load_tokenizer(folder, artifact.max_length)
             self.model = load(folder, threads=1)
             invariant = is_invariant(self.model, token_ids(self.tokenizer, PROBE))
-            self.answers.set_max_batch_size(MAX_BATCH if invariant else 1)
+            self.classify.set_max_batch_size(Options.max_batch if invariant else 1)
 
-        @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
-        async def answers(self, texts: list[str]) -> list[dict]:
-            return await asyncio.to_thread(self.predict, texts)  # the replica's event loop goes on meanwhile
+        @serve.batch(max_batch_size=Options.max_batch, batch_wait_timeout_s=0.0)
+        async def classify(self, texts: list[str]) -> list[dict]:
+            return await asyncio.to_thread(self.predict, texts)  # keeps the replica's event loop free
 
         def predict(self, texts: list[str]) -> list[dict]:
             scores = softmax(predict(self.model, token_ids(self.tokenizer, texts), len(texts)))
@@ -48,19 +49,20 @@ def application(folder: Path, replicas: int):
             ]
 
         async def __call__(self, request: Request):
-            return await self.answers(await request.json())
+            return await self.classify(await request.json())
 
     return Classifier.bind()
 
 
 def main(args: argparse.Namespace) -> None:
-    import time
-
+    from compress.config.profile import load_profile
     from compress.errors import UserError
     from compress.paths import SCRIPTS
+    from compress.results.models import model_folder
     from compress.storage.artifact import read_artifact
 
-    read_artifact(args.model)  # here, since Ray would start its replicas over and over before it gives up
+    folder = model_folder(load_profile(args.profile), args.model, args.seed).resolve()
+    read_artifact(folder)  # here, because Ray would restart its replicas many times before it gives up
     try:
         import ray
         from ray import serve
@@ -68,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("Ray is not installed here; run: make serve-ray MODEL=...") from None
     ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(SCRIPTS)}})
     serve.start(http_options={"host": args.host, "port": args.port})
-    serve.run(application(args.model.resolve(), args.replicas), route_prefix="/process")
+    serve.run(application(folder, args.replicas), route_prefix="/process")
     print(f"ready: http://{args.host}:{args.port}/process", flush=True)
     try:
         while True:
@@ -78,9 +80,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a variant's folder")
+    parser = profile_parser(__doc__)
+    parser.add_argument("--model", required=True, help="a variant, a champion, or the folder of a model")
+    parser.add_argument("--seed", type=natural, default=0, help="of the model (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument("--replicas", type=int, default=os.cpu_count(), help="default: one per core, %(default)s")
+    parser.add_argument("--port", type=port, default=8000, help="default: %(default)s")
+    parser.add_argument("--replicas", type=positive, default=cores(), help="default: one per core, %(default)s")
     main_guard(main, parser)

@@ -1,19 +1,24 @@
-"""The load generator against servers of a few lines: it charges a stall to everyone who came meanwhile."""
+"""The load generator against servers of a few lines, and the summary and staleness of its runs."""
 
 import asyncio
+import os
 import threading
 import time
 from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
+from compress.errors import UserError
 from compress.loadtest import generator as load
-from compress.loadtest.bench import HOST, free_port, is_void
+from compress.loadtest import runs
+from compress.loadtest.processes import HOST, free_port
+from compress.loadtest.runs import Run, is_void
+from compress.loadtest.summary import serving_row
 
 
 @contextmanager
-def server(answer):
-    """A raw HTTP server in a thread; answer(number of the request) -> (seconds to wait, status or None to hang up)."""
+def server(respond):
+    """A raw HTTP server in a thread; respond(number of the request) -> (seconds to wait, status or None to hang up)."""
     port, ready, loops = free_port(), threading.Event(), []
     numbers = iter(range(10**9))
     bodies = []
@@ -24,7 +29,7 @@ def server(answer):
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 bodies.append(await reader.readexactly(length))
-                wait, status = answer(next(numbers))
+                wait, status = respond(next(numbers))
                 await asyncio.sleep(wait)
                 if status is None:
                     break
@@ -67,37 +72,37 @@ def test_the_schedule_is_a_poisson_process_and_the_same_for_the_same_seed():
     assert not np.array_equal(moments, load.poisson(200.0, 20_000, 4))
 
 
-def test_a_stall_is_charged_to_all_that_came_meanwhile():
+def test_a_stall_counts_for_every_request_that_was_due_meanwhile():
     start = []
 
-    def answer(_):
+    def respond(_):
         now = time.monotonic()
         start.append(now)
         since = now - start[0]
-        return (1.0 - since if 0.5 < since < 1.0 else 0.0), 200  # nobody is answered between 0.5 and 1.0 s
+        return (1.0 - since if 0.5 < since < 1.0 else 0.0), 200  # no response between 0.5 and 1.0 s
 
-    with server(answer) as (port, bodies):
-        found = load.open_loop(HOST, port, requests(300), load.poisson(200.0, 300, 0))
-    assert (found.status == 200).all()
-    assert len(set(bodies)) == 300  # every request another text
-    stalled = found.latency > 0.05
-    assert 0.2 < stalled.mean() < 0.45  # a third of the time, though a client that waits would have met it once
-    assert found.latency.max() == pytest.approx(0.5, abs=0.1)
+    with server(respond) as (port, bodies):
+        outcome = load.open_loop(HOST, port, requests(300), load.poisson(200.0, 300, 0))
+    assert (outcome.status == 200).all()
+    assert len(set(bodies)) == 300  # a different text in every request
+    stalled = outcome.latency > 0.05
+    assert 0.2 < stalled.mean() < 0.45  # a third of the time; a client that waits for responses would see it once
+    assert outcome.latency.max() == pytest.approx(0.5, abs=0.1)
 
 
-def test_statuses_and_lost_requests_are_told_apart():
+def test_statuses_and_lost_requests_are_distinguished():
     kinds = [(0.0, 200), (0.0, 429), (0.0, 500), (0.0, None)]
     with server(lambda number: kinds[number % 4]) as (port, _):
-        found = load.open_loop(HOST, port, requests(40), np.linspace(0.01, 0.4, 40))
-    assert sorted(set(found.status.tolist())) == [load.LOST, 200, 429, 500]
-    assert np.isnan(found.latency[found.status == load.LOST]).all()
-    assert not np.isnan(found.latency[found.status != load.LOST]).any()
+        outcome = load.open_loop(HOST, port, requests(40), np.linspace(0.01, 0.4, 40))
+    assert sorted(set(outcome.status.tolist())) == [load.LOST, 200, 429, 500]
+    assert np.isnan(outcome.latency[outcome.status == load.LOST]).all()
+    assert not np.isnan(outcome.latency[outcome.status != load.LOST]).any()
 
 
-def test_a_closed_loop_has_as_many_requests_under_way_as_clients():
+def test_a_closed_loop_has_at_most_one_open_request_per_client():
     busy, most = 0, 0
 
-    def answer(_):
+    def respond(_):
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
@@ -108,28 +113,95 @@ def test_a_closed_loop_has_as_many_requests_under_way_as_clients():
         nonlocal busy
         busy -= 1
 
-    with server(answer) as (port, _):
-        found = load.closed_loop(HOST, port, requests(10), 5, 0.5)
+    with server(respond) as (port, _):
+        outcome = load.closed_loop(HOST, port, requests(10), 5, 0.5)
     assert most <= 5
-    assert len(found.status) == pytest.approx(5 * 0.5 / 0.02, rel=0.3)
-    assert (found.status == 200).all()
+    assert len(outcome.status) == pytest.approx(5 * 0.5 / 0.02, rel=0.3)
+    assert (outcome.status == 200).all()
 
 
 @pytest.mark.parametrize("status", [429, None])
-def test_who_is_turned_away_does_not_ask_again_at_once(status):
+def test_a_refused_client_waits_before_its_next_request(status):
     with server(lambda _: (0.0, status)) as (port, bodies):
-        found = load.closed_loop(HOST, port, requests(10), 5, 0.5)
-    assert 25 <= len(bodies) == len(found.status) <= 5 * 0.5 / load.BACKOFF
-    assert (found.status == (status or load.LOST)).all()
+        outcome = load.closed_loop(HOST, port, requests(10), 5, 0.5)
+    assert 25 <= len(bodies) == len(outcome.status) <= 5 * 0.5 / load.BACKOFF
+    assert (outcome.status == (status or load.LOST)).all()
 
 
-def test_a_generator_that_is_late_spoils_its_run():
+def test_a_run_with_a_late_generator_is_void():
     moments = np.linspace(0.001, 0.1, 100)
     outcome = load.Outcome(moments, np.full(100, 200), np.full(100, 0.006), 0.1)
     assert is_void(outcome)
     assert not is_void(load.Outcome(moments, np.full(100, 200), np.full(100, 0.001), 0.1))
 
 
-def test_nobody_there_is_a_lost_request_not_a_crash():
-    found = load.open_loop(HOST, free_port(), requests(5), np.linspace(0.01, 0.05, 5))
-    assert (found.status == load.LOST).all()
+def test_without_a_server_requests_are_lost():
+    outcome = load.open_loop(HOST, free_port(), requests(5), np.linspace(0.01, 0.05, 5))
+    assert (outcome.status == load.LOST).all()
+
+
+def a_run(share=0.5, lag=0.001, tries=1, settings=None, sources=()):
+    """A run of 100 requests, of which 10 were refused and 10 came too late."""
+    status = np.full(100, 200, np.int16)
+    status[:10] = 429
+    latency = np.full(100, 0.1)
+    latency[10:20] = 0.9
+    about = {"settings": settings or {}, "sources": list(sources), "provenance": {"seed": 0}, "tries": tries}
+    about |= {"deadline": 0.5, "cpu_seconds": 0.9, "peak_rss_bytes": 10**8, "batches": 30, "items": 90}
+    about |= {"tokens": 900, "padded_tokens": 1800}
+    outcome = load.Outcome(latency, status, np.full(100, lag), 2.0)
+    return Run("ours", "open-loop", share, 50.0, 0, outcome, about)
+
+
+def test_a_summary_counts_responses_refusals_and_time_limits():
+    row = serving_row([a_run(), a_run()])
+    assert row["achieved_rps"] == 45
+    assert row["goodput_rps"] == 40
+    assert row["shed_fraction"] == 0.1
+    assert row["error_fraction"] == 0
+    assert (row["batch_size_mean"], row["padding_ratio"]) == (3, 2)
+    assert row["server_cpu_seconds_per_request"] == pytest.approx(0.01)
+    assert row["requests"] == 200
+    assert row["reason"] == ""
+
+
+def test_void_runs_are_left_out_and_counted():
+    row = serving_row([a_run(), a_run(lag=0.009, tries=3)])
+    assert row["requests"] == 100
+    assert row["reason"].startswith("3 of 4 runs void")
+    alone = serving_row([a_run(lag=0.009, tries=3)])
+    assert "achieved_rps" not in alone
+    assert alone["offered_rps"] == 50
+    assert alone["reason"].startswith("3 of 3 runs void")
+
+
+def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    artifact, settings = tmp_path / "artifact.json", {"command": ["serve.py", "--workers=2"]}
+    artifact.write_text("{}")
+    folder = tmp_path / "serving"
+    path = runs.run_path(folder, "ours", "open-loop", 0.5, 0)
+    runs.write_run(path, a_run(settings=settings, sources=["artifact.json"]))
+    written = path.stat().st_mtime
+    runs.remove_outdated(folder)
+    kept = runs.current_run(path, [settings])
+    np.testing.assert_array_equal(kept.outcome.latency, a_run().outcome.latency)
+    assert runs.current_run(path, [{"command": ["serve.py", "--workers=1"]}]) is None
+    os.utime(artifact, (written + 1, written + 1))
+    runs.remove_outdated(folder)
+    assert not path.exists()
+
+
+def test_damaged_void_and_other_runs_are_measured_again(tmp_path):
+    path = runs.run_path(tmp_path, "ours", "open-loop", 0.5, 0)
+    runs.write_run(path, a_run(settings={"workers": 2}, lag=0.009))
+    assert runs.current_run(path, [{"workers": 2}]) is None
+    runs.remove_other_settings(tmp_path, "ours", [{"workers": 2}])
+    assert path.exists()
+    runs.remove_other_settings(tmp_path, "ours", [{"workers": 1}])
+    assert not path.exists()
+    path.write_bytes(b"no run")
+    with pytest.raises(UserError, match=str(path)):
+        runs.read_run(path)
+    runs.remove_outdated(tmp_path)
+    assert not path.exists()

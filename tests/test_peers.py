@@ -1,11 +1,11 @@
-"""The peers of our service: each answers as our own predictor does, and what the course's design can't do is shown."""
+"""The peers of our service: each predicts what our own predictor does; and the limits of the course's design."""
 
 import asyncio
 import json
 import os
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,12 @@ import psutil
 import pytest
 from compress.engines import ort
 from compress.engines import predictor as predict
+from compress.errors import UserError
+from compress.loadtest.peers import PEERS
+from compress.loadtest.processes import post_text
+from compress.loadtest.servers import Fleet, peer_server
 from compress.metrics import softmax
 from compress.storage.artifact import read_artifact, save_artifact
-from peers import PEERS, PeerError, command, post, running
 
 WORDS = ["a", "the", "film", "play", "story", "that", "was", "is", "not", "good", "bad", "dull", "bright", "slow"]
 TEXTS = [" ".join(WORDS[i % len(WORDS)] for i in range(start, start + 1 + start % 9)) for start in range(24)]
@@ -24,7 +27,7 @@ TEXTS += ["", "GOOD, not bad!", 'a "quoted" play', "фильм 🎬", " ".join(W
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory):
-    """A tiny fp32 ONNX classifier, whose answers don't depend on a batch, with a tokenizer of a few words."""
+    """A tiny fp32 ONNX classifier, so batch invariant, with a tokenizer of a few words."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
@@ -54,14 +57,15 @@ def expected(folder: Path, texts: list[str]) -> list[tuple[str, float]]:
     return [(about.labels[row.argmax()], row.max()) for row in softmax(logits)]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextmanager
+def started(server, folder):
+    with Fleet([server], folder, lambda _: None) as fleet:
+        fleet.start()
+        yield
 
 
 def group(leader: int) -> list[psutil.Process]:
-    """The processes of a group that still run."""
+    """The running processes of a group."""
 
     def belongs(process):
         try:
@@ -77,55 +81,58 @@ def group(leader: int) -> list[psutil.Process]:
     ("peer", "layout"),
     [(name, layout) for name, about in PEERS.items() for layout in (about.sweep[0], about.sweep[-1])],
 )
-def test_a_peer_answers_as_our_predictor_does_and_leaves_no_process(artifact, tmp_path, peer, layout):
-    if not PEERS[peer].installed:
+def test_a_peer_predicts_what_our_predictor_does_and_leaves_no_process(artifact, tmp_path, peer, layout):
+    if not PEERS[peer].installed.exists():
         pytest.skip(f"{peer} has no environment; run: make peers-env")
-    port = free_port()
-    with running(peer, [artifact], port, *layout, log=tmp_path / "log") as server, ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda text: post(f"http://127.0.0.1:{port}{PEERS[peer].path}", text), TEXTS))
-        assert group(server.pid)
-    assert not group(server.pid)
-    # The course's service hands on the body as it is.
+    server = peer_server(peer, peer, [artifact], layout)
+    with started(server, tmp_path), ThreadPoolExecutor(8) as clients:
+        responses = list(clients.map(lambda text: post_text(server.port, text), TEXTS))
+        assert group(server.process.pid)
+    assert not group(server.process.pid)
+    # The course's service passes the raw body to the model.
     read = [json.dumps(text) for text in TEXTS] if peer == "peer-course" else TEXTS
     wanted = expected(artifact, read)
     assert {label for label, _ in wanted} == {"no", "yes"}
-    for answer, (label, score) in zip(answers, wanted, strict=True):
-        assert answer == {"tiny": {"label": label, "score": pytest.approx(score, abs=1e-4)}}
+    for response, (label, score) in zip(responses, wanted, strict=True):
+        assert response == {"tiny": {"label": label, "score": pytest.approx(score, abs=1e-4)}}
 
 
 @pytest.mark.peers
 def test_a_peer_that_does_not_start_says_why(tmp_path):
-    if not PEERS["peer-course"].installed:
+    if not PEERS["peer-course"].installed.exists():
         pytest.skip("peer-course has no environment; run: make peers-env")
+    server = peer_server("peer-course", "peer-course", [tmp_path], (1, 1, 0))
     with (
-        pytest.raises(PeerError, match=r"peer-course: ended with status 1(.|\n)*no model there"),
-        running("peer-course", [tmp_path], free_port(), 1, 1, 0, log=tmp_path / "log"),
+        pytest.raises(UserError, match=r"peer-course: ended with status 1(.|\n)*no model there"),
+        started(server, tmp_path),
     ):
         pass
 
 
 def test_a_peer_without_an_environment_names_the_command_that_makes_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("peers.ROOT", tmp_path)
-    with pytest.raises(PeerError, match="make peers-env"):
-        command("peer-mosec", [tmp_path], 8000, 2, 1, 8)
+    monkeypatch.setattr("compress.loadtest.peers.ROOT", tmp_path)
+    with pytest.raises(UserError, match="make peers-env"):
+        peer_server("peer-mosec", "peer-mosec", [tmp_path], (2, 1, 8))
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_peers_run_the_same_engine_and_tokenizer_as_we_do(peer):
+def test_peers_have_the_same_engine_and_tokenizer_as_our_service(peer):
     root = Path(__file__).resolve().parents[1]
     ours = (root / "requirements.txt").read_text("utf-8").splitlines()
     theirs = (root / f"scripts/peers/requirements-{PEERS[peer].name}.txt").read_text("utf-8").splitlines()
     pins = [line for line in theirs if not line.startswith("#")]
     assert all("==" in pin for pin in pins)
-    same = "" if peer == "peer-course" else ("onnxruntime", "tokenizers")  # the course's design has all from us
+    same = (
+        "" if peer == "peer-course" else ("onnxruntime", "tokenizers")
+    )  # the course's design has all packages from ours
     assert {pin for pin in pins if pin.startswith(same)} <= set(ours)
 
 
-# What the course's design can't do, as facts; a service of ours must pass the opposite of each.
+# The limits of the course's design; our service must pass the opposite of each test.
 
 
 class Model:
-    """Answers with the text it was given; every call takes `seconds` and is noted."""
+    """Returns its input; every call takes `seconds` and is recorded."""
 
     def __init__(self, name: str, seconds: float = 0.0):
         self.name, self.seconds, self.calls = name, seconds, []
@@ -159,14 +166,14 @@ def test_course_a_steady_stream_never_closes_a_batch(monkeypatch):
     async def stream():
         waiting = []
         for i in range(50):
-            waiting.append(asyncio.create_task(service.answer(str(i))))
+            waiting.append(asyncio.create_task(service.classify(str(i))))
             await asyncio.sleep(0.02)
         done = [task for task in waiting if task.done()]
         return done, await asyncio.gather(*waiting)
 
-    done, answers = asyncio.run(consuming(service, stream()))
-    assert not done, "five idle gaps long, and the first text has no answer yet"
-    assert [answer["m"] for answer in answers] == [str(i) for i in range(50)]
+    done, results = asyncio.run(consuming(service, stream()))
+    assert not done, "after five idle intervals the first text has no result yet"
+    assert [result["m"] for result in results] == [str(i) for i in range(50)]
     assert len(model.calls) == 1
 
 
@@ -175,7 +182,7 @@ def test_course_nothing_limits_the_queue_or_a_batch():
     service = course(model)
 
     async def flood():
-        return await asyncio.gather(*(service.answer(str(i)) for i in range(5000)))
+        return await asyncio.gather(*(service.classify(str(i)) for i in range(5000)))
 
     asyncio.run(consuming(service, flood()))
     assert service.queue.maxsize == 0
@@ -187,15 +194,15 @@ def test_course_a_model_blocks_the_event_loop_and_the_next_model():
     service = course(first, second)
 
     async def measure():
-        answer = asyncio.create_task(service.answer("x"))
+        result = asyncio.create_task(service.classify("x"))
         ticks = [time.perf_counter()]
-        while not answer.done():
+        while not result.done():
             await asyncio.sleep(0.001)
             ticks.append(time.perf_counter())
         return np.diff(ticks).max()
 
     stall = asyncio.run(consuming(service, measure()))
-    assert stall >= 0.6, "the loop stands still while both models work"
+    assert stall >= 0.6, "the loop is blocked while both models run"
     assert second.calls[0][0] >= first.calls[0][1]
 
 
@@ -218,10 +225,10 @@ def test_course_a_failed_batch_ends_the_service():
 
     service = course(broken)
 
-    async def ask():
+    async def send():
         consumer = asyncio.create_task(service.consume())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(service.answer("x"), 0.5)
+            await asyncio.wait_for(service.classify("x"), 0.5)
         return consumer.done()
 
-    assert asyncio.run(ask()), "nobody answers any more"
+    assert asyncio.run(send()), "nothing takes requests off the queue"

@@ -1,4 +1,4 @@
-"""The service on Ray Serve: it answers as our own predictor does; what it lacks is named before Ray starts."""
+"""The service on Ray Serve: it predicts what our own predictor does; missing things are named before Ray starts."""
 
 import importlib.util
 import subprocess
@@ -6,9 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from compress.loadtest.bench import free_port
+from compress.loadtest.processes import free_port, launched, post_text, wait_until_ready
 from conftest import ROOT
-from peers import post, started
 from test_peers import TEXTS, artifact, expected  # noqa: F401  (artifact is a fixture)
 
 PYTHON = ROOT / "build" / "ray" / "bin" / "python"
@@ -32,13 +31,14 @@ def test_without_ray_the_command_that_installs_it_is_named(artifact):  # noqa: F
 
 
 @pytest.mark.ray
-def test_ray_serve_answers_as_our_predictor_does_and_ends_on_sigterm(artifact, tmp_path):  # noqa: F811
+def test_ray_serve_predicts_what_our_predictor_does_and_ends_on_sigterm(artifact, tmp_path):  # noqa: F811
     port = free_port()
     command = [PYTHON, ROOT / "scripts" / "serve_ray.py", "--model", artifact, "--port", port, "--replicas", 1]
-    url = f"http://127.0.0.1:{port}/process"
-    with started("ray", list(map(str, command)), url, tmp_path / "log", 300) as server, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda text: post(url, text), TEXTS))
+    log = tmp_path / "log"
+    with launched(list(map(str, command)), log) as server, ThreadPoolExecutor(8) as pool:
+        wait_until_ready("ray", server, port, log, 300)
+        responses = list(pool.map(lambda text: post_text(port, text), TEXTS))
         server.terminate()
         server.wait(60)
-    for answer, (label, score) in zip(answers, expected(artifact, TEXTS), strict=True):
-        assert answer == {"tiny": {"label": label, "score": pytest.approx(score, abs=1e-4)}}
+    for response, (label, score) in zip(responses, expected(artifact, TEXTS), strict=True):
+        assert response == {"tiny": {"label": label, "score": pytest.approx(score, abs=1e-4)}}

@@ -1,6 +1,6 @@
-"""Beyond one process: two replicas behind haproxy, the manifests, and the packages that the container image has.
+"""Beyond one process: two replicas behind haproxy, the manifests, and the packages of the container image.
 
-Run by make test-replicas; the numbers it prints are of this machine, its load generator on the same cores.
+Run by make test-replicas. The printed rates are of this machine, with the load generator on the same cores.
 """
 
 import concurrent.futures
@@ -16,8 +16,8 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from compress.loadtest import generator as load
-from compress.loadtest.bench import HOST, free_port
-from compress.serving.server import DRAIN_SECONDS
+from compress.loadtest.processes import HOST, free_port
+from compress.serving.limits import DRAIN_SECONDS
 from conftest import ROOT
 from test_service import STATIC, get, post, service, texts  # noqa: F401  (texts is a fixture)
 
@@ -32,8 +32,8 @@ def needs_two(test):
 
 
 def replica(folder, core):
-    """A service with one lane on one core."""
-    return service(folder, STATIC, python=("taskset", "--cpu-list", str(core), sys.executable), lanes=1)
+    """A service with one worker on one core."""
+    return service(folder, STATIC, python=("taskset", "--cpu-list", str(core), sys.executable), workers=1)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def replicas(smoke):
 
 
 def under_load(port, requests, rate, act):
-    """The outcome of 4 s of Poisson load, `act` called after 1.5 s of it."""
+    """The outcome of 4 s of Poisson load; `act` is called after 1.5 s."""
     moments = load.poisson(rate, int(4 * rate), 0)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         acting = pool.submit(lambda: (time.sleep(1.5), act()))
@@ -64,13 +64,13 @@ def under_load(port, requests, rate, act):
 
 
 @needs_two
-def test_two_replicas_answer_more_than_one(replicas, texts):  # noqa: F811
+def test_two_replicas_have_a_higher_rate_than_one(replicas, texts):  # noqa: F811
     port, both = replicas
     requests = load.payloads(texts, HOST, "/process")
     rates = {}
     for name, target in (("one", both[0][0]), ("two", port)) * 3:
         outcome = load.closed_loop(HOST, target, requests, 16, 2.0)
-        rates.setdefault(name, []).append(outcome.answered_rps)
+        rates.setdefault(name, []).append(outcome.completed_rps)
     one, two = (float(np.median(rates[name])) for name in ("one", "two"))
     print(f"\none replica {one:.0f}/s, two behind haproxy {two:.0f}/s: {two / one:.2f} times")
     assert two > one
@@ -87,7 +87,7 @@ def test_a_drained_replica_costs_no_request(replicas, texts):  # noqa: F811
 
 
 @needs_two
-def test_a_killed_replica_costs_at_most_what_it_held(replicas, texts):  # noqa: F811
+def test_a_killed_replica_costs_at_most_its_open_requests(replicas, texts):  # noqa: F811
     port, both = replicas
     requests = load.payloads(texts, HOST, "/process")
     outcome = under_load(port, requests, 100, both[0][1].kill)
@@ -97,7 +97,7 @@ def test_a_killed_replica_costs_at_most_what_it_held(replicas, texts):  # noqa: 
     assert (outcome.status[-100:] == 200).all()
 
 
-def test_the_manifests_are_valid_and_name_what_the_service_has():
+def test_the_manifests_are_valid_and_fit_the_service():
     import kubernetes_validate
     import yaml
 
@@ -112,7 +112,7 @@ def test_the_manifests_are_valid_and_name_what_the_service_has():
     assert pod["terminationGracePeriodSeconds"] >= int(wait) + DRAIN_SECONDS
 
 
-def test_the_service_runs_on_the_packages_of_the_image_alone(smoke, tmp_path):
+def test_the_service_runs_with_the_packages_of_the_image_alone(smoke, tmp_path):
     recipe = (ROOT / "deploy/Dockerfile").read_text("utf-8")
     packages = re.search(r"--constraint requirements.txt \\\n\s+(.+)\n", recipe).group(1).split()
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "image"], check=True)

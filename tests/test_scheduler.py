@@ -1,4 +1,4 @@
-"""The batcher with models of a few lines: what is batched with what, who waits for whom, what a failure may touch."""
+"""The scheduler with models of a few lines: the choice of batches, waiting, failures, and admission."""
 
 import asyncio
 import itertools
@@ -7,14 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from compress.serving.scheduler import BackendError, Model, Overloaded, Request, Scheduler, choose
+from compress.serving.batching import Model, choose_batch
+from compress.serving.scheduler import BackendError, Overloaded, Request, Scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-BAD = 9  # the piece that a model chokes on
+BAD = 9  # the piece on which a model fails
 
 
 class Recorder:
@@ -40,24 +41,24 @@ class Recorder:
         return np.stack([total, np.zeros_like(total)], 1).astype(np.float32)
 
 
-def words_only():
+def word_tokenizer():
     vocabulary = {"[PAD]": 0, **{str(i): i for i in range(1, 10)}}
-    made = Tokenizer(WordLevel(vocabulary, unk_token="[PAD]"))
-    made.pre_tokenizer = Whitespace()
-    return made
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
 
 
-def model(name, predictor, lanes, max_batch=4):
-    return Model(name, ["yes", "no"], 0, [predictor] * lanes, 128, max_batch, 1e-3, 1e-5)
+def model(name, predictor, workers, max_batch=4):
+    return Model(name, ["yes", "no"], 0, [predictor] * workers, 128, max_batch, 1e-3, 1e-5)
 
 
-def serving(work, predictors, lanes=1, max_batch=4, window=16, max_tokens=1000, max_wait=10.0, tokenizer=None):
+def serving(work, predictors, workers=1, max_batch=4, window=16, max_tokens=1000, max_wait=10.0, tokenizer=None):
     """Runs the coroutine work(scheduler) against models of these predictors."""
 
     async def run():
-        models = [model(name, predictor, lanes, max_batch) for name, predictor in predictors.items()]
+        models = [model(name, predictor, workers, max_batch) for name, predictor in predictors.items()]
         loop = asyncio.get_running_loop()
-        scheduler = Scheduler(models, [tokenizer or words_only()], lanes, loop, max_tokens, window, max_wait)
+        scheduler = Scheduler(models, [tokenizer or word_tokenizer()], workers, loop, max_tokens, window, max_wait)
         try:
             return await asyncio.wait_for(work(scheduler), 20)
         finally:
@@ -71,13 +72,11 @@ def words(count, word="1"):
 
 
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=9), st.integers(1, 8), st.integers(1, 512), st.floats(0, 100))
-def test_a_batch_is_the_cheapest_run_of_lengths_that_holds_the_oldest_and_keeps_the_limits(
-    lengths, most, max_tokens, call
-):
+def test_a_batch_is_the_cheapest_run_of_lengths_with_the_oldest_within_the_limits(lengths, most, max_tokens, call):
     def cost(batch):
         return (call + len(batch) * max(lengths[i] for i in batch)) / sum(lengths[i] for i in batch)
 
-    chosen = choose(lengths, most, max_tokens, call)
+    chosen = choose_batch(lengths, most, max_tokens, call)
     assert chosen[0] == 0
     assert len(set(chosen)) == len(chosen) <= most
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
@@ -87,33 +86,33 @@ def test_a_batch_is_the_cheapest_run_of_lengths_that_holds_the_oldest_and_keeps_
     assert cost(chosen) == pytest.approx(min(map(cost, allowed)))
 
 
-def test_a_free_call_is_worth_no_padding_and_a_dear_one_fills_the_batch():
+def test_free_calls_justify_no_padding_and_expensive_calls_fill_the_batch():
     lengths = [10, 90, 10, 12, 80]
-    assert choose(lengths, 4, 1000, call_tokens=0) == [0]
-    assert choose(lengths, 4, 1000, call_tokens=30) == [0, 2, 3]
-    assert len(choose(lengths, 4, 1000, call_tokens=1000)) == 4
+    assert choose_batch(lengths, 4, 1000, call_tokens=0) == [0]
+    assert choose_batch(lengths, 4, 1000, call_tokens=30) == [0, 2, 3]
+    assert len(choose_batch(lengths, 4, 1000, call_tokens=1000)) == 4
 
 
-def test_a_lone_request_is_answered_at_once_and_alone():
+def test_a_single_request_runs_at_once_and_alone():
     recorder = Recorder()
 
     async def work(scheduler):
         started = time.perf_counter()
-        answers = await scheduler.submit(["1 2"]).future
-        return answers, time.perf_counter() - started
+        predictions = await scheduler.submit(["1 2"]).future
+        return predictions, time.perf_counter() - started
 
-    answers, seconds = serving(work, {"m": recorder})
+    predictions, seconds = serving(work, {"m": recorder})
     assert recorder.batches == [[2]]
-    assert answers[0]["m"].scores[0] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert predictions[0]["m"].scores[0] == pytest.approx(1 / (1 + np.exp(-3)))
     assert seconds < 0.1
 
 
-def test_what_waits_is_batched_and_a_steady_stream_does_not_hold_a_batch_open():
+def test_waiting_texts_are_batched_and_a_steady_stream_does_not_delay_a_batch():
     recorder = Recorder(seconds=0.05)
 
     async def work(scheduler):
         first = scheduler.submit([words(5)])
-        await asyncio.sleep(0.02)  # the lane is busy: these wait
+        await asyncio.sleep(0.02)  # the worker is busy: these wait
         rest = [scheduler.submit([words(n)]) for n in (3, 9, 3, 9, 4)]
         stream = []
         for _ in range(20):
@@ -128,7 +127,7 @@ def test_what_waits_is_batched_and_a_steady_stream_does_not_hold_a_batch_open():
     assert len(recorder.batches) > 5  # batches closed while the stream went on
 
 
-def test_the_oldest_is_in_the_next_batch_however_common_another_length_is():
+def test_the_oldest_text_is_in_the_next_batch_even_if_its_length_is_rare():
     free = threading.Event()
 
     class Held(Recorder):
@@ -145,7 +144,7 @@ def test_the_oldest_is_in_the_next_batch_however_common_another_length_is():
 
     async def work(scheduler):
         first = scheduler.submit([words(4)])
-        await until(lambda: recorder.batches)  # the lane is busy
+        await until(lambda: recorder.batches)  # the worker is busy
         odd = scheduler.submit([words(60)])
         await until(lambda: len(scheduler.queues["m"]) == 1)
         behind = [scheduler.submit([words(4)]) for _ in range(40)]
@@ -158,32 +157,32 @@ def test_the_oldest_is_in_the_next_batch_however_common_another_length_is():
     assert sum(map(len, recorder.batches)) == 42
 
 
-def test_a_request_that_ends_between_two_looks_at_it_ends_no_lane():
+def test_a_request_that_ends_between_two_checks_ends_no_worker():
     class Late:
-        """As a future that the event loop ends after a lane's first look."""
+        """Like a future that the event loop ends after a worker's first check."""
 
-        looks = 0
+        checks = 0
 
         def done(self):
-            self.looks += 1
-            return self.looks > 2  # one is the tokenizer's
+            self.checks += 1
+            return self.checks > 2  # the first is the tokenizer's
 
         def add_done_callback(self, _):
             pass
 
     async def work(scheduler):
         scheduler.texts.put(Request(["1"], 1, 0.0, gone := Late()))
-        while gone.looks < 3:
+        while gone.checks < 3:
             await asyncio.sleep(0.001)
         await scheduler.submit(["1 2"]).future
-        return scheduler.is_whole(), [thread.is_alive() for thread in scheduler.threads]
+        return scheduler.is_complete(), [thread.is_alive() for thread in scheduler.threads]
 
-    whole, alive = serving(work, {"m": Recorder()})
-    assert whole
+    complete, alive = serving(work, {"m": Recorder()})
+    assert complete
     assert all(alive)
 
 
-def test_lanes_work_at_the_same_time_and_models_too():
+def test_workers_and_models_run_at_the_same_time():
     slow = {"a": Recorder(0.2), "b": Recorder(0.2)}
 
     async def work(scheduler):
@@ -191,7 +190,7 @@ def test_lanes_work_at_the_same_time_and_models_too():
         await scheduler.submit(["1"]).future
         return time.perf_counter() - started
 
-    assert serving(work, slow, lanes=2) < 0.35  # one after the other would take 0.4
+    assert serving(work, slow, workers=2) < 0.35  # one after the other would take 0.4
 
 
 def test_one_bad_text_fails_alone():
@@ -201,11 +200,11 @@ def test_one_bad_text_fails_alone():
         requests = [scheduler.submit([text]) for text in ("1 1", "1 2", f"1 {BAD}", "2 2")]
         return await asyncio.gather(*[request.future for request in requests], return_exceptions=True)
 
-    found = serving(work, {"m": recorder})
-    assert [isinstance(answer, BackendError) for answer in found] == [False, False, True, False]
+    results = serving(work, {"m": recorder})
+    assert [isinstance(result, BackendError) for result in results] == [False, False, True, False]
 
 
-def test_all_models_answer_or_none():
+def test_a_request_gets_all_models_or_an_error():
     class Broken(Recorder):
         def __call__(self, ids, mask):
             raise RuntimeError("no")
@@ -218,7 +217,7 @@ def test_all_models_answer_or_none():
     assert serving(work, {"a": Recorder(), "b": Broken()}) == 0
 
 
-def test_the_dead_are_dropped_before_they_cost_anything():
+def test_cancelled_requests_are_dropped_before_they_run():
     recorder = Recorder(seconds=0.1)
 
     async def work(scheduler):
@@ -236,7 +235,7 @@ def test_the_dead_are_dropped_before_they_cost_anything():
     assert recorder.batches == [[1], [3]]
 
 
-def test_a_full_queue_turns_away_and_then_admits_again():
+def test_a_full_queue_refuses_requests_and_later_admits_again():
     async def work(scheduler):
         admitted, waits = [], []
         for _ in range(200):
@@ -254,27 +253,27 @@ def test_a_full_queue_turns_away_and_then_admits_again():
     assert min(waits) > 0.02
 
 
-def test_a_text_that_is_cut_off_is_not_priced_by_its_length():
+def test_the_cost_of_a_truncated_text_does_not_depend_on_its_length():
     async def work(scheduler):
         await scheduler.submit([words(20_000)]).future
         share = scheduler.pieces_per_character
         scheduler.submit([words(20_000)])
         return scheduler.wait_seconds() / scheduler.pace, share
 
-    cut = words_only()
+    cut = word_tokenizer()
     cut.enable_truncation(128)
     wait, share = serving(work, {"m": Recorder()}, tokenizer=cut)
     assert wait == pytest.approx(1e-3 + 128e-5)
-    assert share == 0.3, "the text says nothing of how many pieces a character makes"
+    assert share == 0.3, "a truncated text does not count for the pieces per character"
 
 
-def test_a_text_is_cut_once_per_tokenizer_however_many_models_share_it():
+def test_a_text_is_tokenized_once_per_tokenizer_whatever_the_number_of_models():
     calls = []
 
     class Counting:
         def encode_batch(self, texts):
             calls.append(list(texts))
-            return words_only().encode_batch(texts)
+            return word_tokenizer().encode_batch(texts)
 
     async def run():
         models = [model(name, Recorder(), 1) for name in "abc"]
@@ -284,6 +283,6 @@ def test_a_text_is_cut_once_per_tokenizer_however_many_models_share_it():
         finally:
             scheduler.stop()
 
-    answers = asyncio.run(run())
+    predictions = asyncio.run(run())
     assert calls == [["1 2", "3"]]
-    assert [set(row) for row in answers] == [{"a", "b", "c"}] * 2
+    assert [set(row) for row in predictions] == [{"a", "b", "c"}] * 2

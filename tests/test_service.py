@@ -1,4 +1,4 @@
-"""The service on real sockets, over models of the smoke run: answers, limits, hostile requests, signals, the page."""
+"""The service on real sockets with models of the smoke run: responses, limits, bad requests, signals, the page."""
 
 import concurrent.futures
 import http.client
@@ -22,21 +22,22 @@ import pytest
 from compress.engines.predictor import load as load_model
 from compress.engines.predictor import load_tokenizer, predict
 from compress.loadtest import generator as load
-from compress.loadtest.bench import HOST, free_port
+from compress.loadtest.processes import HOST, free_port
 from compress.storage.artifact import read_artifact, save_artifact
 
 TEXT = "A film that grows on you."
 STATIC = "ort-int8-static-percentile"
 DYNAMIC = "finetuned-ort-int8"
+MODELS = "build/smoke/seed0"
 
 
 @contextmanager
 def service(folder, *models, python=(sys.executable,), **options):
-    """(port, process) of a ready scripts/serve.py over these models of the smoke run, or absolute folders."""
+    """(port, process) of a ready scripts/serve.py with these variants of the smoke run, or folders."""
     port = free_port()
     command = [*python, "scripts/serve.py", "--profile", "smoke", "--port", str(port)]
     for name in models:
-        command += ["--model", str(folder / "build/smoke/models" / name)]
+        command += ["--model", str(name)]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -54,26 +55,26 @@ def service(folder, *models, python=(sys.executable,), **options):
 
 
 def get(port, path):
-    return ask(port, path, method="GET")[:2]
+    return send(port, path, method="GET")[:2]
 
 
-def ask(port, path="/process", body=None, method="POST", media="application/json", **headers):
-    """(status, JSON or text, headers); status 0 when nobody answers."""
+def send(port, path="/process", body=None, method="POST", media="application/json", **headers):
+    """(status, JSON or text, headers); status 0 without a response."""
     headers = {"Content-Type": media} | headers if media else headers
-    request = urllib.request.Request(f"http://{HOST}:{port}{path}", data=body, method=method, headers=headers)
+    whole = urllib.request.Request(f"http://{HOST}:{port}{path}", data=body, method=method, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
-            status, content, found = response.status, response.read(), response.headers
+        with urllib.request.urlopen(whole, timeout=20) as response:
+            status, content, received = response.status, response.read(), response.headers
     except urllib.error.HTTPError as error:
-        status, content, found = error.code, error.read(), error.headers
+        status, content, received = error.code, error.read(), error.headers
     except (urllib.error.URLError, ConnectionError):
         return 0, None, {}
-    kind = found.get("Content-Type", "")
-    return status, json.loads(content) if kind == "application/json" else content.decode(), found
+    kind = received.get("Content-Type", "")
+    return status, json.loads(content) if kind == "application/json" else content.decode(), received
 
 
 def post(port, value, path="/process"):
-    return ask(port, path, json.dumps(value).encode())[:2]
+    return send(port, path, json.dumps(value).encode())[:2]
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +86,13 @@ def texts(smoke):
 
 @pytest.fixture(scope="module")
 def served(smoke):
-    with service(smoke[0], STATIC, DYNAMIC, "service-domain") as found:
-        yield found
+    with service(smoke[0], STATIC, DYNAMIC, "service-domain") as running:
+        yield running
 
 
 def expected(folder, name, texts):
-    """(labels, scores [texts, classes]) by the repository's own predictor, each text alone."""
-    model = folder / "build/smoke/models" / name
+    """(labels, scores [texts, classes]) of the repository's own predictor, each text alone."""
+    model = folder / MODELS / name
     about = json.loads((model / "artifact.json").read_text())
     ids = [row.ids for row in load_tokenizer(model, about["max_length"]).encode_batch(texts)]
     logits = predict(load_model(model), ids).astype(float)
@@ -100,33 +101,33 @@ def expected(folder, name, texts):
     return [about["labels"][i] for i in scores.argmax(-1)], scores
 
 
-def test_every_model_answers_what_it_answers_alone_however_many_ask_at_once(smoke, served, texts):
+def test_predictions_under_concurrency_equal_those_of_each_text_alone(smoke, served, texts):
     port, _ = served
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda text: post(port, text), texts))
-    assert {status for status, _ in found} == {200}
+        responses = list(pool.map(lambda text: post(port, text), texts))
+    assert {status for status, _ in responses} == {200}
     for name in (STATIC, DYNAMIC, "service-domain"):
         labels, scores = expected(smoke[0], name, texts)
-        assert [answer[name]["label"] for _, answer in found] == labels
-        np.testing.assert_allclose([answer[name]["score"] for _, answer in found], scores.max(-1), atol=2e-5)
+        assert [response[name]["label"] for _, response in responses] == labels
+        np.testing.assert_allclose([response[name]["score"] for _, response in responses], scores.max(-1), atol=2e-5)
 
 
-def test_predict_takes_one_text_or_many_and_tells_all_scores(served, texts):
+def test_predict_takes_one_text_or_many_and_returns_all_scores(served, texts):
     port, _ = served
     status, many = post(port, {"text": texts[:32], "scores": True}, "/predict")
     assert status == 200
     assert len(many["predictions"]) == 32
     for row in many["predictions"]:
         assert set(row) == {STATIC, DYNAMIC, "service-domain"}
-        for answer in row.values():
-            assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
-            assert answer["score"] == max(answer["scores"].values()) == answer["scores"][answer["label"]]
+        for model in row.values():
+            assert sum(model["scores"].values()) == pytest.approx(1, abs=1e-4)
+            assert model["score"] == max(model["scores"].values()) == model["scores"][model["label"]]
     status, one = post(port, {"text": texts[0]}, "/predict")
     assert "scores" not in one["predictions"][0][STATIC]
     assert one["predictions"][0][STATIC]["score"] == many["predictions"][0][STATIC]["score"]
 
 
-def test_info_says_which_models_may_be_batched(served, smoke):
+def test_info_shows_which_models_are_batched(served, smoke):
     status, info = get(served[0], "/info")
     assert status == 200
     models = {model["name"]: model for model in info["models"]}
@@ -172,10 +173,10 @@ def test_info_says_which_models_may_be_batched(served, smoke):
         (b'"' + b"a" * 70_000 + b'"', 413, "body_too_large"),
     ],
 )
-def test_what_is_wrong_is_named(served, body, status, kind):
-    found, answer, _ = ask(served[0], body=body)
-    assert (found, answer["error_type"]) == (status, kind)
-    assert set(answer) == {"error", "error_type"}
+def test_errors_name_the_problem(served, body, status, kind):
+    received, content, _ = send(served[0], body=body)
+    assert (received, content["error_type"]) == (status, kind)
+    assert set(content) == {"error", "error_type"}
 
 
 @pytest.mark.parametrize(
@@ -190,36 +191,36 @@ def test_what_is_wrong_is_named(served, body, status, kind):
         ({"text": "a", "<b>": 1}, 400, "unknown_key"),
     ],
 )
-def test_predict_names_what_is_wrong(served, value, status, kind):
-    found, answer = post(served[0], value, "/predict")
-    assert (found, answer["error_type"]) == (status, kind)
-    assert "<b>" not in answer["error"]
+def test_errors_of_predict_name_the_problem(served, value, status, kind):
+    received, content = post(served[0], value, "/predict")
+    assert (received, content["error_type"]) == (status, kind)
+    assert "<b>" not in content["error"]
 
 
 def test_methods_media_types_and_paths(served):
     port, _ = served
-    assert ask(port, method="GET")[0] == 405
-    assert ask(port, "/info", body=b"1")[:2] == (
+    assert send(port, method="GET")[0] == 405
+    assert send(port, "/info", body=b"1")[:2] == (
         405,
         {"error": "Method Not Allowed", "error_type": "method_not_allowed"},
     )
-    assert ask(port, "/nothing", method="GET")[1]["error_type"] == "not_found"
+    assert send(port, "/nothing", method="GET")[1]["error_type"] == "not_found"
     for media in ("text/plain", "application/json; charset=latin-1", "application/jsonx"):
-        assert ask(port, body=b'"a"', media=media)[1]["error_type"] == "media_type"
+        assert send(port, body=b'"a"', media=media)[1]["error_type"] == "media_type"
     for media in ("application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'):
-        assert ask(port, body=b'"a"', media=media)[0] == 200
+        assert send(port, body=b'"a"', media=media)[0] == 200
 
 
-def test_quotes_and_nul_reach_the_model_as_the_user_meant_them(smoke, served):
+def test_quotes_and_nul_reach_the_model_unchanged(smoke, served):
     labels, scores = expected(smoke[0], STATIC, ['She said "no".', "a\0b"])
     for text, label, row in zip(['She said "no".', "a\0b"], labels, scores, strict=True):
-        answer = post(served[0], text)[1][STATIC]
-        assert answer["label"] == label
-        assert answer["score"] == pytest.approx(row.max(), abs=2e-5)
+        prediction = post(served[0], text)[1][STATIC]
+        assert prediction["label"] == label
+        assert prediction["score"] == pytest.approx(row.max(), abs=2e-5)
 
 
-def hostile(chance, texts):
-    """A request as no client should send it: its bytes, and whether the server can tell that they are all."""
+def bad_request(chance, texts):
+    """The bytes of a bad request, and whether the server can tell where it ends."""
     body = json.dumps(chance.choice(texts)).encode()
     kinds = [
         body[: chance.randrange(len(body))],  # truncated JSON
@@ -248,32 +249,32 @@ def rss(process):
         return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) * 1024
 
 
-def test_hostile_requests_get_defined_answers_and_leave_nothing_behind(served, texts):
+def test_bad_requests_get_defined_responses_and_leave_nothing_behind(served, texts):
     port, process = served
     chance = random.Random(0)
     descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
 
-    def send(count):
+    def send_bad(count):
         statuses = []
         for _ in range(count):
             with socket.create_connection((HOST, port), timeout=20) as client:
-                raw, whole = hostile(chance, texts)
+                raw, is_whole = bad_request(chance, texts)
                 client.sendall(raw)
                 if chance.random() < 0.2:
-                    continue  # gone without waiting
-                if not whole:
+                    continue  # disconnects without waiting
+                if not is_whole:
                     client.shutdown(socket.SHUT_WR)
                 try:
-                    answer = client.recv(65536)
+                    response = client.recv(65536)
                 except ConnectionError:
                     continue
-                if answer:
-                    statuses.append(int(answer.split(b" ", 2)[1]))
+                if response:
+                    statuses.append(int(response.split(b" ", 2)[1]))
         return statuses
 
-    statuses = send(500)  # nobody reads what the service prints meanwhile: a line for each would block it in the end
+    statuses = send_bad(500)  # nothing reads the service's output: one line per request would block it
     before = rss(process)
-    statuses += send(9500)
+    statuses += send_bad(9500)
     assert {status for status in statuses if status >= 500} == set()
     assert {200, 400, 404, 405} <= set(statuses) <= {200, 400, 404, 405, 408, 413, 415, 431}
     assert post(port, TEXT)[0] == 200
@@ -287,7 +288,7 @@ def test_hostile_requests_get_defined_answers_and_leave_nothing_behind(served, t
     assert time.perf_counter() - started < 5
 
 
-def test_a_head_without_end_is_cut_off(served):
+def test_an_endless_head_is_rejected(served):
     with socket.create_connection((HOST, served[0]), timeout=20) as client:
         sent = b"POST /process HTTP/1.1\r\n"
         try:
@@ -295,78 +296,78 @@ def test_a_head_without_end_is_cut_off(served):
                 client.sendall(sent)
                 sent = b"X-%d: %s\r\n" % (i, b"a" * 100)
                 time.sleep(0.0005)
-            answer = client.recv(1000)
-            assert answer.startswith(b"HTTP/1.1 431")
-            assert json.loads(answer.split(b"\r\n\r\n")[1])["error_type"] == "head_too_large"
+            response = client.recv(1000)
+            assert response.startswith(b"HTTP/1.1 431")
+            assert json.loads(response.split(b"\r\n\r\n")[1])["error_type"] == "head_too_large"
             assert client.recv(1) == b""
         except ConnectionError:
-            pass  # cut off while it sent
+            pass  # disconnected while it sent
     with socket.create_connection((HOST, served[0]), timeout=20) as client:
         client.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
-        answer = client.recv(1000)
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert json.loads(answer.split(b"\r\n\r\n")[1])["error_type"] == "bad_request"
+        response = client.recv(1000)
+    assert response.startswith(b"HTTP/1.1 400")
+    assert json.loads(response.split(b"\r\n\r\n")[1])["error_type"] == "bad_request"
     assert post(served[0], TEXT)[0] == 200
 
 
-def spoken(port, sent: bytes, seconds: float = 20) -> bytes:
-    """All that the server says to these bytes until it closes the connection, or says nothing for `seconds`."""
-    heard = b""
+def exchange(port, sent: bytes, seconds: float = 20) -> bytes:
+    """Everything that the server sends until it closes the connection, or sends nothing for `seconds`."""
+    received = b""
     with socket.create_connection((HOST, port), timeout=seconds) as client:
         try:
             client.sendall(sent)
-            while got := client.recv(65536):
-                heard += got
+            while part := client.recv(65536):
+                received += part
         except (TimeoutError, ConnectionError):
             pass
-    return heard
+    return received
 
 
 HEAD = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
 
 
-def test_heads_are_limited_however_they_come(served):
+def test_heads_are_limited_however_they_arrive(served):
     port, process = served
     large = b"".join(b"X-%d: %s\r\n" % (i, b"a" * 90) for i in range(400))
-    assert spoken(port, HEAD % (6, large) + b'"good"').startswith(b"HTTP/1.1 431")
-    assert spoken(port, b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 431")
-    # A long body is no head, nor are many heads one; what lies behind them is waited for.
+    assert exchange(port, HEAD % (6, large) + b'"good"').startswith(b"HTTP/1.1 431")
+    assert exchange(port, b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 431")
+    # Neither a long body nor many heads count as one head; the server waits for the rest behind them.
     body = b'"' + b"good " * 8000 + b'"'
-    assert spoken(port, HEAD % (len(body), b"") + body + HEAD[:20], 1).startswith(b"HTTP/1.1 413")
+    assert exchange(port, HEAD % (len(body), b"") + body + HEAD[:20], 1).startswith(b"HTTP/1.1 413")
     many = (HEAD % (6, b"") + b'"good"') * 50
-    assert spoken(port, many + HEAD[:20], 2).count(b"HTTP/1.1 200") == 50
+    assert exchange(port, many + HEAD[:20], 2).count(b"HTTP/1.1 200") == 50
     before = rss(process)
     for start in (b"GET /livez", b"POST /process"):
         head = start + b" HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        assert spoken(port, head + b"0\r\n" + b"a:b\r\n" * 2_000_000, 2).count(b"HTTP/1.1") <= 1
+        assert exchange(port, head + b"0\r\n" + b"a:b\r\n" * 2_000_000, 2).count(b"HTTP/1.1") <= 1
     assert rss(process) - before < 20e6
     assert post(port, TEXT)[0] == 200
 
 
-def test_an_offer_of_another_protocol_is_answered(served):
+def test_an_offer_of_another_protocol_gets_a_response(served):
     port, _ = served
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-    assert spoken(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n").startswith(b"HTTP/1.1 200")
-    heard = spoken(port, HEAD % (6, offer) + b'"good"')
-    assert heard.startswith(b"HTTP/1.1 501")
-    assert json.loads(heard.split(b"\r\n\r\n")[1])["error_type"] == "upgrade"
+    assert exchange(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n").startswith(b"HTTP/1.1 200")
+    received = exchange(port, HEAD % (6, offer) + b'"good"')
+    assert received.startswith(b"HTTP/1.1 501")
+    assert json.loads(received.split(b"\r\n\r\n")[1])["error_type"] == "upgrade"
 
 
-def test_what_is_wrong_behind_a_request_does_not_cost_its_answer(served):
+def test_garbage_after_a_request_does_not_cost_its_response(served):
     port, _ = served
-    assert spoken(port, HEAD % (6, b"") + b'"good"\x00 no request').startswith(b"HTTP/1.1 200")
+    assert exchange(port, HEAD % (6, b"") + b'"good"\x00 no request').startswith(b"HTTP/1.1 200")
     chunked = b"POST /process HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
-    assert spoken(port, chunked).startswith(b"HTTP/1.1 4")
-    assert ask(port, "/livez/", method="GET")[0] == 404
+    assert exchange(port, chunked).startswith(b"HTTP/1.1 4")
+    assert send(port, "/livez/", method="GET")[0] == 404
 
 
-def test_nobody_holds_a_connection_by_saying_little_or_reading_nothing(served):
+def test_no_client_holds_a_connection_by_sending_little_or_reading_nothing(served):
     port, _ = served
     unfinished = b"GET /livez HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n"
     clients = [socket.create_connection((HOST, port), timeout=20) for _ in range(3)]
     clients[0].sendall(unfinished)
     clients[1].sendall(b"POST /process HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: 60000\r\n\r\n")
-    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the kernel goes on reading for a while
+    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # otherwise the kernel keeps reading for a while
     clients[2].setblocking(False)
     started = time.perf_counter()
     while time.perf_counter() < started + 2:
@@ -377,7 +378,7 @@ def test_nobody_holds_a_connection_by_saying_little_or_reading_nothing(served):
     here = clients[2].getsockname()[1]
     while any(c.laddr.port == port and c.raddr and c.raddr.port == here for c in psutil.net_connections("tcp")):
         assert time.perf_counter() - started < 20
-        time.sleep(0.1)  # and nothing is read meanwhile, which would let it go on
+        time.sleep(0.1)  # without reading, which would let the server continue
     for client in clients:
         client.settimeout(20)
         with suppress(ConnectionError):
@@ -388,10 +389,10 @@ def test_nobody_holds_a_connection_by_saying_little_or_reading_nothing(served):
     assert post(port, TEXT)[0] == 200
 
 
-def test_a_late_answer_is_told_as_late(smoke, full_size, texts):
-    with service(smoke[0], full_size, deadline_ms=100, max_wait_ms=10_000, lanes=1, max_batch=1) as (port, process):
-        status, answer = post(port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
-        assert (status, answer["error_type"]) == (504, "deadline")
+def test_a_response_after_the_deadline_is_504(smoke, full_size, texts):
+    with service(smoke[0], full_size, deadline_ms=100, max_wait_ms=10_000, workers=1, max_batch=1) as (port, process):
+        status, content = post(port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
+        assert (status, content["error_type"]) == (504, "deadline")
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0
 
@@ -408,7 +409,7 @@ def test_a_slow_sender_ends_at_the_deadline(smoke):
 
 @pytest.fixture(scope="module")
 def full_size(smoke, tmp_path_factory):
-    """A network of the default profile's size, random: where the tiny ones run, nothing ever waits for a lane."""
+    """A random network of the default profile's size: the tiny ones are so fast that nothing ever waits."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -416,28 +417,28 @@ def full_size(smoke, tmp_path_factory):
     model = BertForSequenceClassification(
         BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     )
-    about = read_artifact(smoke[0] / "build/smoke/models/finetuned").model_dump(exclude={"files"})
+    about = read_artifact(smoke[0] / MODELS / "finetuned").model_dump(exclude={"files"})
     folder = tmp_path_factory.mktemp("models") / "full-size"
-    save_artifact(folder, model.save_pretrained, smoke[0] / "build/smoke/models/finetuned", **about)
+    save_artifact(folder, model.save_pretrained, smoke[0] / MODELS / "finetuned", **about)
     return folder
 
 
-def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(smoke, texts, full_size):
-    with service(smoke[0], full_size, deadline_ms=1000, max_wait_ms=50, lanes=1, max_batch=1) as (port, process):
+def test_overload_is_refused_early_and_admitted_requests_finish_in_time(smoke, texts, full_size):
+    with service(smoke[0], full_size, deadline_ms=1000, max_wait_ms=50, workers=1, max_batch=1) as (port, process):
         requests = load.payloads(texts, HOST, "/process")
-        # Two clients: none is turned away, whose haste would cost the lane its time. The first calls are slow.
+        # Two clients, of which none is refused: refusals would take the worker's time. The first calls are slow.
         load.closed_loop(HOST, port, requests, 2, 1.0)
-        rate = 3 * load.closed_loop(HOST, port, requests, 2, 1.0).answered_rps
+        rate = 3 * load.closed_loop(HOST, port, requests, 2, 1.0).completed_rps
         before = rss(process)
-        found = load.open_loop(HOST, port, requests, load.poisson(rate, int(3 * rate), 0))
-        assert set(found.status.tolist()) == {200, 429}
-        assert np.mean(found.status == 429) > 0.4  # two of three
-        assert np.quantile(found.latency[found.status == 200], 0.99) < 1.0
+        outcome = load.open_loop(HOST, port, requests, load.poisson(rate, int(3 * rate), 0))
+        assert set(outcome.status.tolist()) == {200, 429}
+        assert np.mean(outcome.status == 429) > 0.4  # two of three
+        assert np.quantile(outcome.latency[outcome.status == 200], 0.99) < 1.0
         assert rss(process) - before < 50e6
         with concurrent.futures.ThreadPoolExecutor(64) as pool:
             heads = [
                 h
-                for status, _, h in pool.map(lambda t: ask(port, body=json.dumps(t).encode()), texts * 4)
+                for status, _, h in pool.map(lambda t: send(port, body=json.dumps(t).encode()), texts * 4)
                 if status == 429
             ]
         assert all(int(head["Retry-After"]) >= 1 for head in heads)
@@ -446,9 +447,9 @@ def test_overload_is_turned_away_soon_and_what_is_admitted_is_answered_in_time(s
 
 @contextmanager
 def full_service(smoke, full_size, texts):
-    """(port, process, future of the answer) of a service that turns others away while it answers one long request."""
+    """(port, process, future of the response) of a service that is busy with one long request and refuses others."""
     with (
-        service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=1, lanes=1, max_batch=1) as (port, process),
+        service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=1, workers=1, max_batch=1) as (port, process),
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
         busy = pool.submit(post, port, {"text": [" ".join(texts)[:1900]] * 32}, "/predict")
@@ -457,7 +458,7 @@ def full_service(smoke, full_size, texts):
         yield port, process, busy
 
 
-def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, full_size, texts):
+def test_a_refusal_comes_before_the_body_and_the_connection_stays_open(smoke, full_size, texts):
     head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with full_service(smoke, full_size, texts) as (port, _, busy):
         with socket.create_connection((HOST, port), timeout=10) as client:
@@ -465,29 +466,28 @@ def test_who_is_turned_away_hears_it_before_the_body_and_may_ask_again(smoke, fu
             assert client.recv(1000).startswith(b"HTTP/1.1 429")
             client.sendall(b'"a"' + head % 60_000)
             assert client.recv(1000).startswith(b"HTTP/1.1 429")
-            client.sendall(b" " * 20_000)  # nobody waits for a long body that is not wanted
+            client.sendall(b" " * 20_000)  # the server does not wait for a long body of a refused request
             assert client.recv(1000) == b""
         assert busy.result()[0] == 200
 
 
-def test_who_asks_and_asks_and_reads_nothing_is_cut_off(smoke, full_size, texts):
-    request = load.payloads(texts[:1], HOST, "/process")[0]
+def test_a_client_that_sends_requests_and_reads_nothing_is_disconnected(smoke, full_size, texts):
+    payload = load.payloads(texts[:1], HOST, "/process")[0]
     with full_service(smoke, full_size, texts) as (port, process, busy):
-        time.sleep(0.5)  # the model's own memory grows in its first calls
+        time.sleep(0.5)  # the model's memory grows in its first calls
         before = rss(process)
         with socket.create_connection((HOST, port), timeout=10) as client, pytest.raises(ConnectionError):
-            client.sendall(request * 100_000)
+            client.sendall(payload * 100_000)
         assert not busy.done()
         assert rss(process) - before < 30e6
         assert busy.result()[0] == 200
 
 
-def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
-    with service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=10_000, lanes=1, max_batch=1) as (port, _):
-        for request in load.payloads(texts[:25], HOST, "/process"):
-            request = request * 2  # the second is read, and waits for the first
+def test_requests_of_disconnected_clients_are_dropped(smoke, texts, full_size):
+    with service(smoke[0], full_size, deadline_ms=10_000, max_wait_ms=10_000, workers=1, max_batch=1) as (port, _):
+        for payload in load.payloads(texts[:25], HOST, "/process"):
             with socket.create_connection((HOST, port)) as client:
-                client.sendall(request)
+                client.sendall(payload * 2)  # the second is read and waits for the first
         last = time.monotonic() + 10
         while "waiting_requests 0.0" not in (counts := get(port, "/metrics")[1]):
             assert time.monotonic() < last
@@ -497,45 +497,48 @@ def test_who_hangs_up_is_no_longer_waited_for(smoke, texts, full_size):
         assert run <= 10
 
 
-def test_sigterm_answers_everything_that_was_admitted(smoke, texts, full_size):
-    with service(smoke[0], full_size, deadline_ms=20_000, max_wait_ms=20_000, lanes=1, max_batch=1) as (port, process):
+def test_sigterm_finishes_every_admitted_request(smoke, texts, full_size):
+    with service(smoke[0], full_size, deadline_ms=20_000, max_wait_ms=20_000, workers=1, max_batch=1) as (
+        port,
+        process,
+    ):
         clients = [socket.create_connection((HOST, port), timeout=20) for _ in range(60)]
-        for client, request in zip(clients, load.payloads(texts[:60], HOST, "/process"), strict=True):
-            client.sendall(request)
-        waiting = answered = 0
-        while waiting + answered < 60:
+        for client, payload in zip(clients, load.payloads(texts[:60], HOST, "/process"), strict=True):
+            client.sendall(payload)
+        waiting = finished = 0
+        while waiting + finished < 60:
             counts = get(port, "/metrics")[1]
             waiting = float(re.search(r"^waiting_requests (\S+)", counts, re.M).group(1))
-            found = re.search(r'^requests_total{path="/process",status="200"} (\S+)', counts, re.M)
-            answered = float(found.group(1)) if found else 0
+            done = re.search(r'^requests_total{path="/process",status="200"} (\S+)', counts, re.M)
+            finished = float(done.group(1)) if done else 0
         process.send_signal(signal.SIGTERM)
-        assert waiting > 20, "answered before they could be lost: nothing would be tested"
+        assert waiting > 20, "finished too early to be lost: the test would show nothing"
         assert [client.recv(1000)[:12] for client in clients] == [b"HTTP/1.1 200"] * 60
         assert process.wait(25) == 0
 
 
-def test_sigterm_under_load_cuts_nobody_off(smoke, texts):
+def test_sigterm_under_load_loses_no_admitted_request(smoke, texts):
     with service(smoke[0], STATIC) as (port, process):
         statuses = under_load(port, texts, 1.5, 0.7, lambda: process.send_signal(signal.SIGTERM))
         assert process.wait(25) == 0
         assert statuses.count(200) > 50
-        assert set(statuses) <= {200, 503, "refused"}, "an admitted request was cut off"
+        assert set(statuses) <= {200, 503, "refused"}, "an admitted request was lost"
 
 
 def under_load(port, texts, seconds, wait, act):
-    """What closed_without_loop gets while, after `wait` seconds of it, `act` is called."""
+    """The results of plain_clients(), with `act` called after `wait` seconds."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        running = pool.submit(closed_without_loop, port, load.payloads(texts, HOST, "/process"), seconds)
+        running = pool.submit(plain_clients, port, load.payloads(texts, HOST, "/process"), seconds)
         time.sleep(wait)
         act()
         return running.result()
 
 
-def closed_without_loop(port, requests, seconds):
-    """8 clients of plain sockets; what each request got: a status, 'refused' before it was sent, or 'cut'."""
+def plain_clients(port, requests, seconds):
+    """8 clients with plain sockets; per request a status, 'refused' before it was sent, or 'lost'."""
 
     def client(k):
-        found, connection = [], None
+        results, connection = [], None
         last = time.monotonic() + seconds
         i = k
         while time.monotonic() < last:
@@ -546,58 +549,58 @@ def closed_without_loop(port, requests, seconds):
                 connection.request("POST", "/process", body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 response.read()
-                found.append(response.status)
+                results.append(response.status)
                 if response.will_close:
                     connection = None
             except ConnectionRefusedError:
-                found.append("refused")
+                results.append("refused")
                 break
             except (ConnectionError, http.client.HTTPException):
-                # An idle kept-alive connection may close while the next request is on its way: it was not admitted.
-                found.append("refused" if not fresh else "cut")
+                # An idle connection may close while the next request is on its way, which was then not admitted.
+                results.append("refused" if not fresh else "lost")
                 connection = None
             i += 8
-        return found
+        return results
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return [status for found in pool.map(client, range(8)) for status in found]
+        return [status for results in pool.map(client, range(8)) for status in results]
 
 
-def test_a_killed_service_fails_only_what_was_in_flight(smoke, texts):
+def test_a_killed_service_fails_only_requests_in_flight(smoke, texts):
     with service(smoke[0], STATIC) as (port, process):
         statuses = under_load(port, texts, 1.0, 0.5, process.kill)
     bad = [status for status in statuses if status != 200]
     assert statuses.count(200) > 30
-    assert len(bad) <= 3 * 8  # per client: one in flight, one that the dying socket still took, one refused
+    assert len(bad) <= 3 * 8  # per client: one in flight, one that the dying socket accepted, one refused
 
 
-def test_a_damaged_or_missing_model_ends_the_command_with_what_to_do(smoke, tmp_path):
+def test_a_damaged_or_missing_model_ends_the_command_with_a_remedy(smoke, tmp_path):
     folder, _ = smoke
     broken = tmp_path / "broken"
-    shutil.copytree(folder / "build/smoke/models" / STATIC, broken)
+    shutil.copytree(folder / MODELS / STATIC, broken)
     (broken / "model.onnx").write_bytes(b"no model")
-    untold = tmp_path / "untold"
-    shutil.copytree(folder / "build/smoke/models" / STATIC, untold)
-    (untold / "measured.json").write_text('{"f1_test": "good"}')
-    for model, said in (
+    mismeasured = tmp_path / "mismeasured"
+    shutil.copytree(folder / MODELS / STATIC, mismeasured)
+    (mismeasured / "measured.json").write_text('{"f1_test": "good"}')
+    for model, message in (
         (broken, "damaged or replaced"),
         (tmp_path / "none", "no model there"),
-        (untold, "measured.json: damaged"),
+        (mismeasured, "measured.json: damaged"),
     ):
         command = [sys.executable, "scripts/serve.py", "--model", str(model), "--port", str(free_port())]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1
-        assert said in done.stderr
+        assert message in done.stderr
 
 
-def test_a_second_service_on_the_port_is_told(smoke, served):
-    command = [sys.executable, "scripts/serve.py", "--model", f"build/smoke/models/{STATIC}", "--port", str(served[0])]
+def test_a_second_service_on_the_port_says_so(smoke, served):
+    command = [sys.executable, "scripts/serve.py", "--model", f"{MODELS}/{STATIC}", "--port", str(served[0])]
     done = subprocess.run(command, cwd=smoke[0], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "address already in use" in done.stderr
 
 
-def test_an_onnx_service_is_soon_ready_small_and_without_torch(smoke):
+def test_an_onnx_service_starts_fast_and_small_without_torch(smoke):
     started = time.perf_counter()
     with service(smoke[0], STATIC) as (_, process):
         seconds = time.perf_counter() - started
@@ -611,25 +614,25 @@ SOAK_SECONDS = 600
 
 
 @pytest.mark.soak
-def test_ten_minutes_of_load_leave_no_trace(smoke, texts):
+def test_ten_minutes_of_load_leak_nothing(smoke, texts):
     with service(smoke[0], STATIC, "service-domain") as (port, process):
         requests = load.payloads(texts, HOST, "/process")
-        rate = load.closed_loop(HOST, port, requests, 8, 3.0).answered_rps / 2
-        seen, answered = [], []
+        rate = load.closed_loop(HOST, port, requests, 8, 3.0).completed_rps / 2
+        seen, completed = [], []
         for chunk in range(SOAK_SECONDS // 30):
-            found = load.open_loop(HOST, port, requests, load.poisson(rate, int(30 * rate), chunk))
-            assert set(found.status.tolist()) <= {200, 429, 504}  # on a machine that others use some come to nothing
-            answered.append(np.mean(found.status == 200))
-            time.sleep(2)  # until the service has seen that the generator's connections are closed
+            outcome = load.open_loop(HOST, port, requests, load.poisson(rate, int(30 * rate), chunk))
+            assert set(outcome.status.tolist()) <= {200, 429, 504}  # on a busy machine some are refused or late
+            completed.append(np.mean(outcome.status == 200))
+            time.sleep(2)  # until the service has noticed that the generator's connections are closed
             descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
-            p99 = 1000 * np.quantile(found.latency[found.status == 200], 0.99)
+            p99 = 1000 * np.quantile(outcome.latency[outcome.status == 200], 0.99)
             seen.append((rss(process) / 1e6, descriptors, p99))
             print(
-                f"{30 * (chunk + 1):4d} s at {rate:.0f}/s: {100 * answered[-1]:.2f} % answered, {seen[-1][0]:.1f} MB, "
-                f"{descriptors} descriptors, p99 {p99:.1f} ms",
+                f"{30 * (chunk + 1):4d} s at {rate:.0f}/s: {100 * completed[-1]:.2f} % completed, "
+                f"{seen[-1][0]:.1f} MB, {descriptors} descriptors, p99 {p99:.1f} ms",
                 flush=True,
             )
-    assert np.mean(answered) > 0.95
+    assert np.mean(completed) > 0.95
     half = len(seen) // 2
     first, second = (np.array(part) for part in (seen[2:half], seen[half:]))
     assert second[:, 0].max() - first[:, 0].max() < 5, "memory grows"
@@ -641,7 +644,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver")
-def test_the_page_answers_a_sentence_by_keyboard_and_shows_markup_as_text(served, tmp_path):
+def test_the_page_classifies_a_sentence_by_keyboard_and_shows_markup_as_text(served, tmp_path):
     from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -667,15 +670,15 @@ def test_the_page_answers_a_sentence_by_keyboard_and_shows_markup_as_text(served
         wait.until(lambda _: status.text == "Ready.")
         rows = browser.find_elements(By.CSS_SELECTOR, "#rows tr")
         assert [row.get_attribute("data-model") for row in rows] == [STATIC, DYNAMIC, "service-domain"]
-        box = browser.switch_to.active_element  # the text box has the focus: no mouse is needed
+        box = browser.switch_to.active_element  # the text box has the focus
         box.send_keys('<img src=x onerror="document.title=1"> ' + TEXT, Keys.ENTER)
-        wait.until(lambda _: status.text.startswith("Answered in"))
-        answer = post(served[0], '<img src=x onerror="document.title=1"> ' + TEXT)[1]
+        wait.until(lambda _: status.text.startswith("Classified in"))
+        response = post(served[0], '<img src=x onerror="document.title=1"> ' + TEXT)[1]
         for row in rows:
             cells = row.find_elements(By.TAG_NAME, "td")
-            found = answer[row.get_attribute("data-model")]
-            assert cells[0].text == found["label"]
-            assert f"{100 * found['score']:.1f} %" in cells[1].text
+            prediction = response[row.get_attribute("data-model")]
+            assert cells[0].text == prediction["label"]
+            assert f"{100 * prediction['score']:.1f} %" in cells[1].text
             assert float(cells[2].text) > 0
         assert browser.title == "Compressed BERT classifiers"
         box.clear()

@@ -1,7 +1,7 @@
-"""What the peers share: their command line, and a classifier of one artifact folder as each would build it by hand.
+"""Shared by the peers: their command line, and a classifier for one artifact folder as each of them would write it.
 
-Each peer runs in an environment of its own, so this imports nothing of the project, only numpy, onnxruntime and
-tokenizers. A batch is padded to its own longest text; ONNX Runtime gets the threads that the command line names.
+Each peer runs in its own environment, so this module imports nothing of the project, only numpy, onnxruntime and
+tokenizers. A batch is padded to its longest text; ONNX Runtime gets the threads that the command line names.
 """
 
 import argparse
@@ -9,14 +9,14 @@ import json
 import os
 from pathlib import Path
 
-PATH = "/process"  # every peer answers here: a JSON string in, {variant: {"label": ..., "score": ...}} out
+PATH = "/process"  # every peer takes a JSON string here and returns {variant: {"label": ..., "score": ...}}
 HOST = "127.0.0.1"
-# The tokenizers' own thread pool would run beside the threads that are counted.
+# The tokenizers' own thread pool would come on top of the given threads.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 class Classifier:
-    """Texts in, answers out, each {variant: {"label": ..., "score": ...}}; loaded once per worker."""
+    """Texts to predictions, each {variant: {"label": ..., "score": ...}}; loaded once per worker."""
 
     def __init__(self, folder: Path, threads: int):
         import onnxruntime
@@ -33,7 +33,7 @@ class Classifier:
         self.inputs = [entry.name for entry in self.session.get_inputs()]
 
     def __call__(self, texts: str | list[str]) -> dict | list[dict]:
-        """A list of texts gets a list of answers; one text, as frameworks hand it over with batching off, gets one."""
+        """A list for a list of texts; one prediction for one text, which frameworks pass when batching is off."""
         import numpy as np
 
         if isinstance(texts, str):
@@ -55,7 +55,7 @@ class Classifier:
 
 
 def read(folder: Path) -> dict:
-    """The folder's artifact.json; exits with a reason if these servers can't serve what is there."""
+    """The folder's artifact.json; exits with a reason if the peers can't serve it."""
     try:
         about = json.loads((folder / "artifact.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -66,11 +66,11 @@ def read(folder: Path) -> dict:
 
 
 def parser(description: str, models: str | None = None) -> argparse.ArgumentParser:
-    """The command line that all peers have; `models` is the nargs of --model where a peer serves several."""
+    """The command line of every peer; `models` is the nargs of --model for a peer that serves several."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, nargs=models, required=True, metavar="FOLDER", help="an artifact folder")
     parser.add_argument("--port", type=int, required=True, help=f"on {HOST}")
     parser.add_argument("--workers", type=int, required=True, help="processes that each load the model")
     parser.add_argument("--threads", type=int, required=True, help="of ONNX Runtime in each worker")
-    parser.add_argument("--batch", type=int, required=True, help="texts of one batch at most")
+    parser.add_argument("--batch", type=int, required=True, help="texts in a batch, at most")
     return parser

@@ -1,11 +1,10 @@
-"""Peer course: the service that the course hands out, rebuilt, as the reference that the others are measured against.
+"""Peer course: the service that the course hands out, rebuilt as the reference for the others.
 
-One handler puts each text on an unbounded queue; one consumer collects a batch until no text has come for 10 ms, then
-awaits the models one after another. What follows from that, and what our service must not have:
-a steady stream of texts never closes a batch, and nothing limits its size; a model's call blocks the event loop, so
-that nothing is received or answered meanwhile; the second model waits for the first; nothing is ever refused; the
-request's body goes to the tokenizer as it came, JSON quotes and escapes included; one failed batch ends the consumer.
-Only the design is the course's: it runs on the libraries of our own service (Starlette on uvicorn, ONNX Runtime).
+A handler puts each text on an unbounded queue. One consumer collects a batch until no text has arrived for 10 ms, then
+awaits the models one after another. The consequences, which our service must not have: a steady stream of texts never
+closes a batch, and nothing limits its size; a model's call blocks the event loop; the second model waits for the first;
+no request is ever refused; the raw body goes to the tokenizer, JSON quotes and escapes included; one failed batch ends
+the consumer. Only the design is the course's: it runs on the libraries of our own service.
 Example: python scripts/peers/course_server.py --model FOLDER [FOLDER ...] --port 8000 --workers 1 --threads 2 --batch 0
 """
 
@@ -22,19 +21,19 @@ IDLE_SECONDS = 0.01
 
 
 class Course:
-    """The queue and its consumer; `models` are functions from texts to answers, as Classifier is."""
+    """The queue and its consumer; `models` are functions from texts to predictions, such as Classifier."""
 
     def __init__(self, models):
         self.models = models
         self.queue: asyncio.Queue = asyncio.Queue()
 
     async def process(self, request: Request) -> JSONResponse:
-        return JSONResponse(await self.answer((await request.body()).decode()))
+        return JSONResponse(await self.classify((await request.body()).decode()))
 
-    async def answer(self, text: str) -> dict:
-        answer = asyncio.get_running_loop().create_future()
-        self.queue.put_nowait((text, answer))
-        return await answer
+    async def classify(self, text: str) -> dict:
+        future = asyncio.get_running_loop().create_future()
+        self.queue.put_nowait((text, future))
+        return await future
 
     async def consume(self) -> None:
         while True:
@@ -42,14 +41,14 @@ class Course:
             with contextlib.suppress(TimeoutError):
                 while True:
                     batch.append(await asyncio.wait_for(self.queue.get(), IDLE_SECONDS))
-            texts, answers = zip(*batch, strict=True)
-            found = [await self.infer(model, list(texts)) for model in self.models]
-            for answer, of_models in zip(answers, zip(*found, strict=True), strict=True):
-                if not answer.done():
-                    answer.set_result({name: value for of_model in of_models for name, value in of_model.items()})
+            texts, futures = zip(*batch, strict=True)
+            by_model = [await self.infer(model, list(texts)) for model in self.models]
+            for future, predictions in zip(futures, zip(*by_model, strict=True), strict=True):
+                if not future.done():
+                    future.set_result({name: value for one in predictions for name, value in one.items()})
 
     async def infer(self, model, texts: list[str]) -> list[dict]:
-        return model(texts)  # awaited, yet nothing in it gives way
+        return model(texts)  # awaited, but nothing in it yields to the event loop
 
 
 def app(course: Course) -> Starlette:
@@ -68,6 +67,6 @@ if __name__ == "__main__":
     options = parser(__doc__, models="+")
     arguments = options.parse_args()
     if arguments.workers != 1 or arguments.batch != 0:
-        options.error("this design has one worker and batches without a limit: --workers 1 --batch 0")
+        options.error("this design has one worker and unlimited batches: --workers 1 --batch 0")
     course = Course([Classifier(folder, arguments.threads) for folder in arguments.model])
     uvicorn.run(app(course), host=HOST, port=arguments.port, log_level="warning")

@@ -1,11 +1,11 @@
-"""Peer infinity-emb: a FastAPI app whose threads sort a queue by length and hand batches to a transformers pipeline.
+"""Peer infinity-emb: a FastAPI app whose threads sort a queue by length and pass batches to a transformers pipeline.
 
-Its `optimum` engine runs ONNX files, but gives the pipeline no batch size, so that texts go through the model one by
-one whatever --batch says; and it loads one replica, so that workers are uvicorn's processes. It is the app that
-`infinity_emb v2` serves with one route added, for the benchmark's request and answer. Two things it has no option for
-are done here: the model gets the config.json that transformers asks for, and ONNX Runtime its threads. It does not
-truncate: a text of more than 512 pieces stops its model thread for good. Its warm-up sends such texts, so it is off, as
-are telemetry and BetterTransformer (for torch). Engine and options: https://github.com/michaelfeil/infinity.
+Its `optimum` engine runs ONNX files but gives the pipeline no batch size, so that the model gets one text at a time
+whatever --batch says; and it loads one replica, so that workers are uvicorn's processes. This is the app of
+`infinity_emb v2` with one route added for the benchmark. Two things for which it has no option are done here: the model
+gets the config.json that transformers needs, and ONNX Runtime its threads. It does not truncate: a text of more than
+512 pieces stops its model thread for good. Its warm-up sends such texts, so it is off, as are telemetry and
+BetterTransformer (for torch). Engine and options: https://github.com/michaelfeil/infinity.
 Example: python scripts/peers/infinity_server.py --model FOLDER --port 8000 --workers 2 --threads 1 --batch 8
 """
 
@@ -29,7 +29,7 @@ from starlette.routing import Route
 
 
 def app():
-    """The ASGI app of one worker, which is spawned with the server's command line."""
+    """The ASGI app of one worker, a new process with the server's command line."""
     arguments = parser(__doc__).parse_args()
     about = read(arguments.model)
     options = onnxruntime.SessionOptions()
@@ -38,7 +38,7 @@ def app():
     class Threaded(optimum.ORTModelForSequenceClassification):
         @classmethod
         def from_pretrained(cls, *args, file_name, **kwargs):
-            # optimum looks for a name inside the folder, where infinity gives a path.
+            # optimum expects a name inside the folder, infinity passes a path.
             return super().from_pretrained(*args, file_name=Path(file_name).name, session_options=options, **kwargs)
 
     optimum.ORTModelForSequenceClassification = Threaded
@@ -57,8 +57,8 @@ def app():
     )
 
     async def process(request: Request) -> JSONResponse:
-        answers, _ = await server.engine_array[about["variant"]].classify(sentences=[await request.json()])
-        best = max(answers[0], key=lambda answer: answer["score"])
+        predictions, _ = await server.engine_array[about["variant"]].classify(sentences=[await request.json()])
+        best = max(predictions[0], key=lambda prediction: prediction["score"])
         return JSONResponse({about["variant"]: best})
 
     server.router.routes.insert(0, Route(PATH, process, methods=["POST"]))
@@ -69,8 +69,8 @@ def folder_of(about: dict) -> Path:
     return Path(sys.prefix) / "models" / about["variant"]
 
 
-def lay_out(model: Path) -> None:
-    """The artifact as transformers wants it: its files linked, and a config.json that names the labels."""
+def link_files(model: Path) -> None:
+    """Links the artifact's files into a folder with the config.json that transformers needs."""
     about = read(model)
     folder = folder_of(about)
     shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +84,7 @@ def lay_out(model: Path) -> None:
 
 if __name__ == "__main__":
     arguments = parser(__doc__).parse_args()
-    lay_out(arguments.model)
+    link_files(arguments.model)
     uvicorn.run(
         "infinity_server:app",
         factory=True,

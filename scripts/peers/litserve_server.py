@@ -1,9 +1,9 @@
-"""Peer LitServe: FastAPI processes put requests on a queue between processes, from which workers collect batches.
+"""Peer LitServe: FastAPI processes put requests on an inter-process queue, from which workers collect batches.
 
 A worker opens a batch, takes what arrives within batch_timeout, and runs it. The default, 0, polls the queue without a
-pause and burns the cores that the models need (collate_requests in litserve/loops/base.py); 1 ms, the step in which it
-polls otherwise, gave the throughput of 5 ms at less latency. One process for HTTP, since the workers need the cores; a
-second one, the default, or the fast queue made no difference beyond noise.
+pause and takes the cores that the models need (collate_requests in litserve/loops/base.py). 1 ms, its usual polling
+interval, gave the throughput of 5 ms at a lower latency. There is one HTTP process, because the workers need the cores;
+a second one (the default) or the fast queue made no measurable difference.
 Settings: https://lightning.ai/docs/litserve/features/batching and .../api-reference/litserver.
 Example: python scripts/peers/litserve_server.py --model FOLDER --port 8000 --workers 2 --threads 1 --batch 8
 """

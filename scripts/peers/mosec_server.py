@@ -1,10 +1,10 @@
-"""Peer mosec: a Rust front collects batches for Python worker processes, which take turns at one queue over a socket.
+"""Peer mosec: a Rust front end collects batches for Python worker processes, which share one queue over a socket.
 
-A batch goes out when it is full or its first text has waited max_wait_time: here the least that mosec takes, 1 ms (its
-default is 10). While workers are busy the queue fills by itself; while they are idle a wait costs its length in latency
-and brings nothing: 1, 5 and 10 ms gave the same throughput. Both settings and the path are arguments of
+A batch is sent when it is full or its first text has waited for max_wait_time: here 1 ms, the shortest that mosec
+accepts (its default is 10). While workers are busy the queue fills by itself; while they are idle a wait only adds
+latency: 1, 5 and 10 ms gave the same throughput. Both settings and the path are arguments of
 mosec.Server.append_worker, whose docstring is their reference (https://github.com/mosecorg/mosec).
-Over its capacity of 1024 requests it answers 429, after 3 seconds 408: its defaults, left alone.
+Beyond its capacity of 1024 requests it returns 429, and after 3 seconds 408: its defaults, unchanged.
 Example: python scripts/peers/mosec_server.py --model FOLDER --port 8000 --workers 2 --threads 1 --batch 8
 """
 
@@ -18,7 +18,7 @@ WAIT_MS = 1
 
 class Worker(mosec.Worker):
     def __init__(self):
-        arguments = parser(__doc__).parse_args()  # a worker is spawned with the server's command line
+        arguments = parser(__doc__).parse_args()  # a worker process has the server's command line
         self.classify = Classifier(arguments.model, arguments.threads)
 
     def forward(self, data):

@@ -1,11 +1,11 @@
-"""Load on an HTTP server: requests on a schedule that does not wait for answers, or N patient clients.
+"""Load on an HTTP server: an open loop on a fixed schedule, or a closed loop of N clients.
 
-Open loop: moments of a Poisson process are drawn before the run, and a latency counts from its moment, not from when
-the generator got round to sending: a server that stalls is charged for everyone who came meanwhile (else it would be
-Tene's "coordinated omission"). The generator's own lateness, up to a millisecond by its timer, is in the latency, and
-is kept beside it, so that a run it spoiled is thrown away.
-Closed loop: each of N connections sends its next request when its last is answered; this finds the saturation. One that
-was turned away waits a little first: to ask again at once would keep the server busy with refusing.
+Open loop: the moments of a Poisson process are drawn before the run, and each latency counts from the scheduled moment,
+not from the sending. So a server that stalls is charged for every request that was due meanwhile; otherwise this would
+be Tene's "coordinated omission". The generator's own lag, up to a millisecond by its timer, is part of the latency. It
+is also recorded, so that runs with a late generator can be discarded.
+Closed loop: each of N connections sends its next request when its last response arrives; this measures the saturation
+rate. A refused client waits a little first, because immediate retries would keep the server busy with refusals.
 """
 
 import asyncio
@@ -17,60 +17,60 @@ from dataclasses import dataclass
 import httptools
 import numpy as np
 import orjson
+import uvloop
 
-TICK = 0.001  # seconds, the resolution of uvloop's timers: to wait for less is to spin, on a core that the server needs
-PATIENCE = 10.0  # seconds after the last request; what is unanswered then is lost
-BACKOFF = 0.05  # seconds that a patient client waits when it got no answer
-STALE = 1.0  # seconds of rest after which a server may have closed a connection without being at fault
-LOST = 0  # status of a request that got no response
+TICK = 0.001  # seconds, uvloop's timer resolution; a shorter sleep would spin on a core that the server needs
+GRACE = 10.0  # seconds after the last request; then missing responses count as lost
+BACKOFF = 0.05  # seconds that a closed-loop client waits after a response other than 200
+STALE = 1.0  # seconds of idleness after which a server may close a connection without fault
+LOST = 0  # status of a request without a response
 HEAD = "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of every request, in the order of sending."""
+    """The result of every request, in the order of sending."""
 
-    latency: np.ndarray  # seconds from the scheduled moment to the whole answer; NaN if there was none
-    status: np.ndarray  # int16; LOST if there was none
+    latency: np.ndarray  # seconds from the scheduled moment to the complete response; NaN if there was none
+    status: np.ndarray  # int16; LOST if there was no response
     lag: np.ndarray  # seconds from the scheduled moment to the sending
-    seconds: float  # from the first scheduled moment to the last answer
+    seconds: float  # from the first scheduled moment to the last response
 
     @property
-    def answered_rps(self) -> float:
-        """Requests answered with status 200 per second."""
+    def completed_rps(self) -> float:
+        """Responses with status 200 per second."""
         return float((self.status == 200).sum() / self.seconds)
 
 
 def payloads(texts: Sequence[str], host: str, path: str) -> list[bytes]:
-    """One whole HTTP request per text, its body a JSON string."""
+    """One complete HTTP request per text, with a JSON string as its body."""
     bodies = [orjson.dumps(text) for text in texts]
     return [HEAD.format(path=path, host=host, length=len(body)).encode() + body for body in bodies]
 
 
 def poisson(rate: float, requests: int, seed: int) -> np.ndarray:
-    """Moments in seconds of a Poisson process with `rate` per second, given how many arrivals its time has.
+    """The moments, in seconds, of a Poisson process of `rate` per second, given its number of arrivals.
 
-    Those are uniform in the time and sorted; without the condition a short run's rate would be off by several percent.
+    Given the number, the moments are uniform and sorted. Without this condition the rate of a short run would be off
+    by several percent.
     """
     return np.sort(np.random.default_rng(seed).uniform(0, requests / rate, requests))
 
 
 def open_loop(host: str, port: int, requests: Sequence[bytes], moments: np.ndarray) -> Outcome:
-    """Sends each request at its moment, whatever became of the others."""
+    """Sends each request at its moment, whatever happens to the others."""
     return _run(_Generator(host, port, requests, moments).open_loop())
 
 
 def closed_loop(host: str, port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Outcome:
-    """`clients` connections that each send the next of the requests when their last is answered, for so long.
+    """`clients` connections send one request after another for `seconds`.
 
-    One without an answer (status other than 200) waits for BACKOFF seconds first.
+    After a response other than 200, or none, a client waits for BACKOFF seconds.
     """
     return _run(_Generator(host, port, requests).closed_loop(clients, seconds))
 
 
 def _run(work) -> Outcome:
-    import uvloop
-
     gc.collect()
     gc.disable()
     try:
@@ -84,21 +84,21 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, generator: "_Generator"):
         self.generator = generator
-        self.number: int | None = None  # of the request that is on it
-        self.rested = self.answering = False
-        self.since = float("inf")  # when its last answer came
+        self.number: int | None = None  # of the current request
+        self.is_stale = self.is_responding = False
+        self.since = float("inf")  # when the last response arrived
 
     def connection_made(self, transport) -> None:
         self.transport = transport
         self.parser = httptools.HttpResponseParser(self)
 
     def send(self, number: int) -> None:
-        self.number, self.answering = number, False
-        self.rested = time.perf_counter() - self.since > STALE
+        self.number, self.is_responding = number, False
+        self.is_stale = time.perf_counter() - self.since > STALE
         self.transport.write(self.generator.request(number))
 
     def data_received(self, data: bytes) -> None:
-        self.answering = True
+        self.is_responding = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -107,20 +107,20 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         number, self.number, self.since = self.number, None, time.perf_counter()
         if number is None:
-            return  # an answer that nobody asked for
+            return  # a response without a request
         again = self.parser.should_keep_alive()
         if not again:
             self.transport.close()
-        self.generator.answered(number, self.parser.get_status_code(), self if again else None)
+        self.generator.finish(number, self.parser.get_status_code(), self if again else None)
 
     def connection_lost(self, error) -> None:
         number, self.number = self.number, None
         if self in self.generator.idle:
             self.generator.idle.remove(self)
         if number is not None:
-            # A server may close a connection that has long been idle just as it is used again: nobody's failure.
-            stale = self.rested and not self.answering
-            self.generator.dispatch(number) if stale else self.generator.answered(number, LOST, None)
+            # A server may close an idle connection just as the next request is sent: try again on another one.
+            again = self.is_stale and not self.is_responding
+            self.generator.dispatch(number) if again else self.generator.finish(number, LOST, None)
 
 
 class _Generator:
@@ -129,9 +129,9 @@ class _Generator:
         self.idle: list[_Connection] = []
         self.scheduled: list[float] = []
         self.sent: list[float] = []
-        self.finished: dict[int, tuple[float, int]] = {}
+        self.finished: dict[int, tuple[float, int]] = {}  # by request: moment, status
         self.opening: set[asyncio.Task] = set()
-        self.on_answer = self.rest
+        self.on_finish = self.keep_idle
 
     def request(self, number: int) -> bytes:
         return self.requests[number % len(self.requests)]
@@ -150,15 +150,15 @@ class _Generator:
                 lambda: _Connection(self), self.host, self.port
             )
         except OSError:
-            self.answered(number, LOST, None)
+            self.finish(number, LOST, None)
         else:
             connection.send(number)
 
-    def answered(self, number: int, status: int, connection: _Connection | None) -> None:
+    def finish(self, number: int, status: int, connection: _Connection | None) -> None:
         self.finished[number] = (time.perf_counter(), status)
-        self.on_answer(connection, status)
+        self.on_finish(connection, status)
 
-    def rest(self, connection: _Connection | None, status: int) -> None:
+    def keep_idle(self, connection: _Connection | None, status: int) -> None:
         if connection:
             self.idle.append(connection)
 
@@ -169,7 +169,7 @@ class _Generator:
             while (wait := moment - time.perf_counter()) > 0:
                 await asyncio.sleep(max(wait, TICK))
             if number % 16 == 15:
-                await asyncio.sleep(0)  # answers are read also while many are due
+                await asyncio.sleep(0)  # reads responses even while many requests are due
             self.sent.append(time.perf_counter())
             self.dispatch(number)
         return await self._outcome(start + float(self.moments[0]))
@@ -177,7 +177,7 @@ class _Generator:
     async def closed_loop(self, clients: int, seconds: float) -> Outcome:
         start = time.perf_counter()
 
-        def next_on(connection: _Connection | None) -> None:
+        def send_next(connection: _Connection | None) -> None:
             if time.perf_counter() - start >= seconds:
                 return
             number = len(self.sent)
@@ -185,22 +185,22 @@ class _Generator:
             is_open = connection and not connection.transport.is_closing()
             connection.send(number) if is_open else self.dispatch(number)
 
-        def answered(connection: _Connection | None, status: int) -> None:
+        def on_finish(connection: _Connection | None, status: int) -> None:
             if status == 200:
-                next_on(connection)
+                send_next(connection)
             else:
-                asyncio.get_running_loop().call_later(BACKOFF, next_on, connection)
+                asyncio.get_running_loop().call_later(BACKOFF, send_next, connection)
 
-        self.on_answer = answered
+        self.on_finish = on_finish
         for _ in range(clients):
-            next_on(None)
+            send_next(None)
         await asyncio.sleep(seconds)
         self.scheduled = self.sent
         return await self._outcome(start)
 
     async def _outcome(self, start: float) -> Outcome:
         last = time.perf_counter()
-        while len(self.finished) < len(self.sent) and time.perf_counter() - last < PATIENCE:
+        while len(self.finished) < len(self.sent) and time.perf_counter() - last < GRACE:
             await asyncio.sleep(0.005)
         end = max((moment for moment, _ in self.finished.values()), default=last)
         latency = np.full(len(self.sent), np.nan)

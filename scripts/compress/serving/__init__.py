@@ -1,1 +1,1 @@
-"""The HTTP service: scheduler.py batches and runs, app.py speaks HTTP, server.py listens, drains and exits."""
+"""The HTTP service: server.py listens, app.py routes, endpoints.py validates, scheduler.py batches and runs."""

@@ -1,4 +1,4 @@
-"""Artifact folders to models that can be served: read, checked, warmed up, and timed for the cost of a request."""
+"""Artifact folders to served models: checked, warmed up, tested for batch invariance, and timed for admission."""
 
 import json
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ import numpy as np
 from compress.engines.predictor import Predictor, batches, load, load_tokenizer, token_ids
 from compress.errors import UserError
 from compress.files import sha256_file
-from compress.measure.protocol import INVARIANCE_TOLERANCE
-from compress.serving.scheduler import Model, fit_cost
+from compress.serving.batching import Model, fit_cost
+from compress.serving.limits import Options
 from compress.storage.artifact import Artifact, read_artifact
 from tokenizers import Tokenizer
 
-THREAD_SAFE = ("onnxruntime", "torch")  # engines whose loaded model several lanes may call at once
-# What a model is asked first: sentences of unlike length, so that one batch of them is padded.
+THREAD_SAFE = ("onnxruntime", "torch")  # backends whose loaded model several workers may call at once
+TOLERANCE = 1e-4  # logits, alone and in a batch
+# The first input of every model: sentences of different lengths, so that a batch of them is padded.
 PROBE = (
     "Good.",
     "It bored me to tears.",
@@ -25,48 +26,52 @@ PROBE = (
 )
 
 
-def load_models(
-    folders: Sequence[Path], lanes: int, threads: int, max_batch: int
-) -> tuple[list[Model], list[Tokenizer], list]:
-    """(models with a predictor for every lane, each distinct tokenizer once, what /info says of each model).
+def load_models(folders: Sequence[Path], options: Options) -> tuple[list[Model], list[Tokenizer], list[dict]]:
+    """(models with a predictor per worker, the distinct tokenizers, the description of each model for /info).
 
-    Raises UserError for a folder that is no whole artifact, and when two models have one name.
+    Raises UserError for a damaged artifact, and when two models have the same name.
     """
-    artifacts = [read_artifact(folder, verify=False) for folder in folders]  # load() does
+    artifacts = [read_artifact(folder, verify=False) for folder in folders]  # load() verifies the files
+    check_names(folders, artifacts)
+    # Engines load before tokenizers: their temporary memory can then be reused.
+    loaded = [load_workers(*pair, options) for pair in zip(folders, artifacts, strict=True)]
+    models, infos, tokenizers = [], [], {}
+    for folder, artifact, predictors in zip(folders, artifacts, loaded, strict=True):
+        kind = (sha256_file(folder / "tokenizer.json"), artifact.max_length)
+        if kind not in tokenizers:
+            tokenizers[kind] = load_tokenizer(folder, artifact.max_length)
+        number, ids = list(tokenizers).index(kind), token_ids(tokenizers[kind], PROBE)
+        invariant = all([is_invariant(predictor, ids) for predictor in predictors])  # also warms up each of them
+        max_batch = options.max_batch if invariant else 1
+        about = (artifact.variant, artifact.labels, number, predictors, artifact.max_length, max_batch)
+        models.append(Model(*about, *fit_cost(predictors[-1])))
+        infos.append(describe(folder, artifact, predictors[-1], invariant, max_batch))
+    return models, list(tokenizers.values()), infos
+
+
+def check_names(folders: Sequence[Path], artifacts: Sequence[Artifact]) -> None:
     names = [artifact.variant for artifact in artifacts]
     for folder, name in zip(folders, names, strict=True):
         if names.count(name) > 1:
             raise UserError(f"{folder}: two models are called {name!r}: serve one of them")
-    # All engines before any tokenizer: while it loads, an engine needs for a moment what the tokenizers take for good.
-    loaded = []
-    for folder, artifact in zip(folders, artifacts, strict=True):
-        first = load(folder, threads=threads)
-        shared = artifact.backend in THREAD_SAFE
-        loaded.append([first if shared else load(folder, threads=threads) for _ in range(lanes - 1)] + [first])
-    models, infos, kinds = [], [], {}
-    for folder, artifact, predictors in zip(folders, artifacts, loaded, strict=True):
-        kind = (sha256_file(folder / "tokenizer.json"), artifact.max_length)
-        if kind not in kinds:
-            kinds[kind] = load_tokenizer(folder, artifact.max_length)
-        number, ids = list(kinds).index(kind), token_ids(kinds[kind], PROBE)
-        invariant = all([is_invariant(predictor, ids) for predictor in predictors])  # warms each up, too
-        batch = max_batch if invariant else 1
-        costs = fit_cost(predictors[-1])
-        about = (artifact.variant, artifact.labels, number, predictors, artifact.max_length, batch)
-        models.append(Model(*about, *costs))
-        infos.append(describe(folder, artifact, predictors[-1], invariant, batch))
-    return models, list(kinds.values()), infos
+
+
+def load_workers(folder: Path, artifact: Artifact, options: Options) -> list[Predictor]:
+    """A predictor per worker; the same one for all where the backend is thread-safe."""
+    if artifact.backend in THREAD_SAFE:
+        return [load(folder, threads=options.threads)] * options.workers
+    return [load(folder, threads=options.threads) for _ in range(options.workers)]
 
 
 def is_invariant(predictor: Predictor, ids: Sequence[Sequence[int]]) -> bool:
-    """True if sentences get the same logits alone and in one padded batch."""
+    """True if sentences have the same logits alone and in one padded batch."""
     alone = np.concatenate([predictor(*arrays) for _, *arrays in batches(ids, 1)])
     ((_, *arrays),) = batches(ids, len(ids))
-    return bool(np.abs(predictor(*arrays) - alone).max() <= INVARIANCE_TOLERANCE)
+    return bool(np.abs(predictor(*arrays) - alone).max() <= TOLERANCE)
 
 
 def describe(folder: Path, artifact: Artifact, predictor: Predictor, invariant: bool, max_batch: int) -> dict:
-    """What /info says of a model, what was measured of it included."""
+    """A model's entry in /info, with its measured quality."""
     return {
         "name": artifact.variant,
         "method": artifact.method,
@@ -77,14 +82,14 @@ def describe(folder: Path, artifact: Artifact, predictor: Predictor, invariant: 
         "size_mb": round(artifact.size / 1e6, 3),
         "batch_invariant": invariant,
         "max_batch": max_batch,
-        **measured(folder),
+        **measured_quality(folder),
     }
 
 
-def measured(folder: Path) -> dict:
-    """f1_test and batch_flip_rate from the folder's measured.json, which results have left there; else None.
+def measured_quality(folder: Path) -> dict:
+    """f1_test and batch_flip_rate from the folder's measured.json; None where it is missing.
 
-    Raises UserError if the file holds something else.
+    Raises UserError if the file has other content.
     """
     path = folder / "measured.json"
     if not path.exists():

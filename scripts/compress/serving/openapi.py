@@ -1,6 +1,6 @@
 """The service's OpenAPI document."""
 
-from compress.serving.app import MAX_BODY, MAX_TEXT, MAX_TEXTS
+from compress.serving.limits import MAX_BODY, MAX_TEXT, MAX_TEXTS
 
 TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
 ERROR = {
@@ -8,7 +8,7 @@ ERROR = {
     "required": ["error", "error_type"],
     "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
 }
-BRIEF = {
+PREDICTION = {
     "type": "object",
     "required": ["label", "score"],
     "properties": {
@@ -18,38 +18,38 @@ BRIEF = {
         "scores": {"type": "object", "additionalProperties": {"type": "number"}},
     },
 }
-BY_MODEL = {"type": "object", "description": "a key per model", "additionalProperties": BRIEF}
-WRONG = {
+BY_MODEL = {"type": "object", "description": "a key per model", "additionalProperties": PREDICTION}
+STATUSES = {
     400: "not JSON, not a string, empty or blank",
     405: "not a POST",
-    408: "the body did not come in time",
+    408: "the body did not arrive in time",
     413: f"a body over {MAX_BODY} bytes, a text over {MAX_TEXT} characters, or more than {MAX_TEXTS} texts",
     415: "not application/json",
     429: "overloaded: try again after Retry-After seconds",
     431: "the head is too large",
     500: "a model failed on this text",
-    501: "an upgrade of the protocol was asked for",
+    501: "the request asks for another protocol",
     503: "starting or draining",
-    504: "no answer within the deadline",
+    504: "no response within the deadline",
 }
 
 
-def content(schema: dict) -> dict:
+def _content(schema: dict) -> dict:
     return {"application/json": {"schema": schema}}
 
 
-def post(summary: str, body: dict, answer: dict) -> dict:
-    errors = {str(status): {"description": text, "content": content(ERROR)} for status, text in WRONG.items()}
+def _post(summary: str, body: dict, result: dict) -> dict:
+    errors = {str(status): {"description": text, "content": _content(ERROR)} for status, text in STATUSES.items()}
     return {
         "post": {
             "summary": summary,
-            "requestBody": {"required": True, "content": content(body)},
-            "responses": {"200": {"description": "every model's answer", "content": content(answer)}} | errors,
+            "requestBody": {"required": True, "content": _content(body)},
+            "responses": {"200": {"description": "every model's prediction", "content": _content(result)}} | errors,
         }
     }
 
 
-def get(summary: str, *statuses: int) -> dict:
+def _get(summary: str, *statuses: int) -> dict:
     return {"get": {"summary": summary, "responses": {str(s): {"description": summary} for s in statuses or (200,)}}}
 
 
@@ -57,9 +57,9 @@ DOCUMENT = {
     "openapi": "3.1.0",
     "info": {"title": "Compressed BERT classifiers", "version": "1"},
     "paths": {
-        "/process": post("One text, every model's label and score", TEXT, BY_MODEL),
-        "/predict": post(
-            "One text or several, all scores on request",
+        "/process": _post("One text: every model's label and score", TEXT, BY_MODEL),
+        "/predict": _post(
+            "One text or several; all scores on request",
             {
                 "type": "object",
                 "required": ["text"],
@@ -71,12 +71,12 @@ DOCUMENT = {
             },
             {"type": "object", "properties": {"predictions": {"type": "array", "items": BY_MODEL}}},
         ),
-        "/livez": get("The process answers"),
-        "/readyz": get("The models are loaded and requests are admitted", 200, 503),
-        "/healthcheck": get("The same as /readyz", 200, 503),
-        "/info": get("The models, how each is batched, and the service's limits"),
-        "/metrics": get("Prometheus metrics"),
-        "/openapi.json": get("This document"),
-        "/": get("A page to try the models"),
+        "/livez": _get("The process is alive", 200, 503),
+        "/readyz": _get("The models are loaded and requests are admitted", 200, 503),
+        "/healthcheck": _get("The same as /readyz", 200, 503),
+        "/info": _get("The models, how each is batched, and the service's limits"),
+        "/metrics": _get("Prometheus metrics"),
+        "/openapi.json": _get("This document"),
+        "/": _get("A page to try the models"),
     },
 }

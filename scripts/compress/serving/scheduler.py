@@ -1,37 +1,35 @@
-"""Batching without a timer: requests wait only while every lane is busy, and what waits is run with its like.
+"""Batching without a timer: texts wait only while every worker is busy, and similar lengths run together.
 
-A text travels so: the event loop admits it by the cost of what already waits, a tokenizer thread cuts it into pieces
-once per distinct tokenizer, and a lane (a thread with a predictor of its own for every model) takes it in a batch. A
-free lane never waits for company. When several wait, a batch is the oldest of them and those of the next `window` with
-which its word pieces cost least, calls and padding counted; and at most a lane's share of what waits.
-All models of a request answer or none does.
+The path of a text: the event loop admits it by the expected cost of what already waits; a tokenizer thread cuts it into
+word pieces, once per distinct tokenizer; a worker (a thread with its own predictor of every model) runs it in a batch.
+A free worker starts at once and never waits for more texts. When several texts wait, a batch holds the oldest and those
+of the next `window` that make its word pieces cheapest, and at most one worker's share of the queue.
+A request gets the predictions of all models or an error.
 """
 
 import asyncio
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count
+from itertools import count
 from queue import SimpleQueue
 
 import numpy as np
 from compress.engines.predictor import Predictor, batches, token_ids
 from compress.metrics import softmax
+from compress.serving.batching import Model, choose_batch
 from tokenizers import Tokenizer
 
-TOKENIZERS = 2  # threads; they share tokenizers, of which none is changed after it was loaded
-NICE = 5  # how far lanes stand behind the event loop, where threads have priorities (Linux)
-STOP_SECONDS = 1.0  # that a lane's last batch may take when all is stopped
-PACE = 0.05  # weight of the newest batch in the running ratio of real to fitted seconds
-FIT_SHAPES = ((1, 8), (1, 32), (1, 96), (4, 32))  # batch, length
-FIT_CALLS = 3
-LEAST_CALL = 0.1  # of the shortest shape's seconds: a call is never fitted as free, or nothing would be batched
+TOKENIZERS = 2  # threads; they share the tokenizers, which do not change after loading
+NICE = 5  # of the workers' threads (Linux), so that the event loop goes first
+STOP_SECONDS = 1.0  # that the last batches may take once the scheduler stops
+PACE = 0.05  # weight of the newest batch in the running ratio of real to expected seconds
 
 
 class Overloaded(Exception):
-    """What waits would take too long: come back after `seconds`."""
+    """The queue is full; a new request would wait for `seconds`."""
 
     def __init__(self, seconds: float):
         super().__init__(f"the queue is full for {seconds:.3f} s")
@@ -39,38 +37,24 @@ class Overloaded(Exception):
 
 
 class BackendError(Exception):
-    """A model could not answer."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the scheduler knows of one model: its predictors, one per lane, and how it may be batched."""
-
-    name: str
-    labels: Sequence[str]
-    tokenizer: int  # which of the scheduler's tokenizers
-    predictors: Sequence[Predictor]
-    max_length: int  # word pieces; what a text has more is cut off
-    max_batch: int  # 1 for a model whose answers depend on what else is in the batch
-    seconds_per_call: float  # of fit_cost()
-    seconds_per_token: float
+    """A model or a tokenizer failed on a text."""
 
 
 class Request:
-    """Texts that one client sent, and the future of their answers: a list, per text a dict of Answer by model."""
+    """The texts of one client, and the future of their predictions: per text a Prediction by model."""
 
-    __slots__ = ("answers", "cost", "future", "left", "texts")
+    __slots__ = ("cost", "future", "left", "predictions", "texts")
 
     def __init__(self, texts: Sequence[str], models: int, cost: float, future: asyncio.Future):
         self.texts, self.cost, self.future = texts, cost, future
-        self.answers: list[dict[str, Answer]] = [{} for _ in texts]
+        self.predictions: list[dict[str, Prediction]] = [{} for _ in texts]
         self.left = len(texts) * models
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Prediction:
     scores: np.ndarray  # float64 [classes]
-    seconds: float  # that the batch took in the model
+    seconds: float  # of the batch in the model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,78 +67,46 @@ class Item:
     ids: Sequence[int]
 
 
-def fit_cost(predictor: Predictor) -> tuple[float, float]:
-    """(seconds per call, seconds per padded token) of a predictor, by least squares over a few shapes."""
-    tokens, seconds = [], []
-    for batch, length in FIT_SHAPES:
-        ids = np.ones((batch, length), np.int64)
-        predictor(ids, ids)
-        started = time.perf_counter()
-        for _ in range(FIT_CALLS):
-            predictor(ids, ids)
-        tokens.append(batch * length)
-        seconds.append((time.perf_counter() - started) / FIT_CALLS)
-    slope, base = np.polyfit(tokens, seconds, 1)
-    return max(float(base), LEAST_CALL * seconds[0]), max(float(slope), 1e-7)
-
-
-def choose(lengths: Sequence[int], max_batch: int, max_tokens: int, call_tokens: float) -> list[int]:
-    """Which of the waiting texts of these lengths, oldest first, make the next batch: the oldest, and its like.
-
-    Of all runs of texts sorted by length that hold the oldest, the one whose word pieces cost least: a call counts as
-    much as call_tokens pieces, and a piece of padding as any other. At most max_batch texts, and at most max_tokens
-    padded to the longest; the oldest alone may be longer.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    oldest = order.index(0)
-    total = list(accumulate((lengths[i] for i in order), initial=0))
-    best, least = (oldest, oldest + 1), (call_tokens + lengths[0]) / lengths[0]
-    for end in range(oldest + 1, min(len(order), oldest + max_batch) + 1):
-        longest = lengths[order[end - 1]]
-        for start in range(max(0, end - max_batch), oldest + 1):
-            padded = (end - start) * longest
-            cost = (call_tokens + padded) / (total[end] - total[start])
-            if cost < least and padded <= max_tokens:
-                best, least = (start, end), cost
-    return sorted(order[slice(*best)])
+def ignore(model: Model, items: int, tokens: int, padded: int, seconds: float) -> None:
+    """The default observer of batches."""
 
 
 class Scheduler:
-    """`submit` and `stop` belong to the event loop's thread; the rest happens in tokenizer threads and lanes."""
+    """`submit` and `stop` belong to the event loop's thread; tokenizer and worker threads do the rest."""
 
     def __init__(
         self,
         models: Sequence[Model],
-        tokenizers: Sequence[Tokenizer],  # each distinct one once
-        lanes: int,
+        tokenizers: Sequence[Tokenizer],  # all different
+        workers: int,
         loop: asyncio.AbstractEventLoop,
         max_tokens: int,
         window: int,
-        max_wait: float,  # seconds of work that may wait before a new request is turned away
-        observe=lambda model, items, tokens, padded, seconds: None,  # told of every batch, in a lane's thread
+        max_wait: float,  # seconds of expected work in the queue beyond which new requests are refused
+        observe: Callable = ignore,  # called in a worker's thread with the numbers of every batch
     ):
-        self.models, self.tokenizers, self.loop, self.lanes = list(models), list(tokenizers), loop, lanes
+        self.models, self.tokenizers, self.loop, self.workers = list(models), list(tokenizers), loop, workers
         self.max_tokens, self.window, self.max_wait, self.observe = max_tokens, window, max_wait, observe
         self.queues: dict[str, list[Item]] = {model.name: [] for model in models}
         self.texts: SimpleQueue = SimpleQueue()
         self.numbers = count()
         self.condition = threading.Condition()
         self.stopping = False
-        self.backlog = 0.0  # fitted seconds of everything admitted and not answered
-        self.waiting = 0  # requests admitted and not answered
-        self.pace = 1.0  # real seconds per fitted second, lately
-        self.pieces_per_character = 0.3  # of text, lately
+        self.backlog = 0.0  # expected seconds of all admitted, unfinished requests
+        self.waiting = 0  # admitted, unfinished requests
+        self.pace = 1.0  # recent ratio of real to expected seconds
+        self.pieces_per_character = 0.3  # of recent texts
         self.threads = [threading.Thread(target=self._tokenize, daemon=True) for _ in range(TOKENIZERS)]
-        self.threads += [threading.Thread(target=self._work, args=(lane,), daemon=True) for lane in range(lanes)]
+        self.threads += [threading.Thread(target=self._work, args=(k,), daemon=True) for k in range(workers)]
         for thread in self.threads:
             thread.start()
 
     def wait_seconds(self) -> float:
-        """How long a request that is admitted now will wait, by the fitted cost of those before it."""
-        return self.backlog * self.pace / self.lanes
+        """The expected wait of a request admitted now."""
+        return self.backlog * self.pace / self.workers
 
     def check(self) -> None:
-        """Raises Overloaded if a request that comes now would have to wait too long."""
+        """Raises Overloaded if a request that arrives now would wait too long."""
         if (wait := self.wait_seconds()) > self.max_wait:
             raise Overloaded(wait)
 
@@ -162,11 +114,7 @@ class Scheduler:
         """Admits a request, or raises Overloaded at once."""
         self.check()
         pieces = [2 + len(text) * self.pieces_per_character for text in texts]
-        cost = sum(
-            model.seconds_per_call + model.seconds_per_token * min(n, model.max_length)
-            for model in self.models
-            for n in pieces
-        )
+        cost = sum(model.cost(min(n, model.max_length)) for model in self.models for n in pieces)
         request = Request(texts, len(self.models), cost, self.loop.create_future())
         with self.condition:
             self.backlog += cost
@@ -176,7 +124,7 @@ class Scheduler:
         return request
 
     def stop(self) -> None:
-        """Ends all threads; what still waits is left unanswered, and so is a model that takes too long."""
+        """Ends all threads; unfinished requests stay unfinished, and a model that takes too long is abandoned."""
         with self.condition:
             self.stopping = True
             self.condition.notify_all()
@@ -186,12 +134,12 @@ class Scheduler:
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def is_whole(self) -> bool:
-        """False if a thread has died: what waits for it waits in vain."""
+    def is_complete(self) -> bool:
+        """False if a thread has died, so that its work would never be done."""
         return all(thread.is_alive() for thread in self.threads)
 
     def _done(self, request: Request) -> None:
-        """However it ended (answered, failed, expired, client gone): it no longer weighs on those that come."""
+        """Takes a finished, failed, expired or abandoned request out of the backlog."""
         with self.condition:
             self.backlog = max(self.backlog - request.cost, 0.0) if self.waiting > 1 else 0.0
             self.waiting -= 1
@@ -205,54 +153,62 @@ class Scheduler:
             except Exception as error:
                 self._deliver(self._fail, request, BackendError(f"tokenizer: {error}"))
                 continue
-            # What was cut tells nothing of how many pieces a character makes.
-            whole = [i for i, row in enumerate(ids[0]) if len(row) < self.models[0].max_length]
-            characters = sum(len(request.texts[i]) for i in whole)
-            share = sum(len(ids[0][i]) for i in whole) / characters if characters else self.pieces_per_character
             with self.condition:
-                self.pieces_per_character += PACE * (min(share, 1.0) - self.pieces_per_character)
+                self._learn_lengths(request.texts, ids[0])
                 for model in self.models:
                     rows = ids[model.tokenizer]
                     self.queues[model.name] += [Item(next(self.numbers), request, i, row) for i, row in enumerate(rows)]
                 self.condition.notify(len(request.texts) * len(self.models))
 
+    def _learn_lengths(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+        """Updates pieces_per_character from the texts that the tokenizer has not cut."""
+        whole = [i for i, row in enumerate(ids) if len(row) < self.models[0].max_length]
+        if characters := sum(len(texts[i]) for i in whole):
+            share = sum(len(ids[i]) for i in whole) / characters
+            self.pieces_per_character += PACE * (min(share, 1.0) - self.pieces_per_character)
+
     def _take(self) -> tuple[Model, list[Item]] | None:
-        """The next batch: of the model whose first item is the oldest; None when it is time to stop."""
+        """The next batch, of the model whose first item is the oldest; None when the scheduler stops."""
         with self.condition:
             while not self.stopping:
                 for queue in self.queues.values():
-                    while queue and queue[0].request.future.done():  # expired, failed elsewhere, or the client is gone
+                    while queue and queue[0].request.future.done():
                         queue.pop(0)
                 heads = [(self.queues[m.name][0].number, i) for i, m in enumerate(self.models) if self.queues[m.name]]
                 if not heads:
                     self.condition.wait()
                     continue
                 model = self.models[min(heads)[1]]
-                queue = self.queues[model.name]
-                # The event loop ends futures without the lock: none may be left since the look at the heads.
-                window = [item for item in queue[: self.window] if not item.request.future.done()]
-                if not window:
-                    del queue[: self.window]
-                    continue
-                # No more than a lane's share of what waits: the next lane is soon free, and it is done sooner.
-                share = min(model.max_batch, -(-len(queue) // self.lanes))
-                call_tokens = model.seconds_per_call / model.seconds_per_token
-                chosen = choose([len(item.ids) for item in window], share, self.max_tokens, call_tokens)
-                batch = [window[i] for i in chosen]
-                taken = set(chosen)
-                queue[: self.window] = [item for i, item in enumerate(window) if i not in taken]
-                return model, batch
+                if batch := self._take_from(self.queues[model.name], model):
+                    return model, batch
         return None
 
-    def _work(self, lane: int) -> None:
-        # The event loop goes first: the sooner it turns requests away, the less they cost.
+    def _take_from(self, queue: list[Item], model: Model) -> list[Item]:
+        """Removes a batch from the queue; empty if every request in the window is over.
+
+        The event loop ends futures without the lock, so that even the first item may be over by now.
+        """
+        window = [item for item in queue[: self.window] if not item.request.future.done()]
+        if not window:
+            del queue[: self.window]
+            return []
+        # At most one worker's share of the queue, because another worker will soon be free.
+        share = min(model.max_batch, -(-len(queue) // self.workers))
+        call_tokens = model.seconds_per_call / model.seconds_per_token
+        chosen = choose_batch([len(item.ids) for item in window], share, self.max_tokens, call_tokens)
+        taken = set(chosen)
+        queue[: self.window] = [item for i, item in enumerate(window) if i not in taken]
+        return [window[i] for i in chosen]
+
+    def _work(self, worker: int) -> None:
+        # The event loop goes first, because an early refusal is a cheap one.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while (taken := self._take()) is not None:
             model, items = taken
-            self._try(model, model.predictors[lane], items)
+            self._try(model, model.predictors[worker], items)
 
     def _try(self, model: Model, predictor: Predictor, items: list[Item]) -> None:
-        """Answers the items; in a batch that fails, the one that the model can't take must not spoil the others'."""
+        """Runs the items; if the batch fails, each one alone, so that one bad text fails only its own request."""
         try:
             self._run(model, predictor, items)
         except Exception as error:
@@ -268,24 +224,23 @@ class Scheduler:
         scores = softmax(predictor(ids, mask))
         seconds = time.perf_counter() - started
         if not np.isfinite(scores).all():
-            raise BackendError("the scores are not numbers")
-        fitted = model.seconds_per_call + model.seconds_per_token * ids.size
-        # A batch answers several requests, each of which was admitted at the price of a call of its own.
-        admitted = fitted + model.seconds_per_call * (len(items) - 1)
+            raise BackendError("the scores are not finite")
+        # Admission has counted a call for each text of the batch.
+        admitted = model.cost(ids.size) + model.seconds_per_call * (len(items) - 1)
         self.pace += PACE * (min(seconds / admitted, 10.0) - self.pace)
         self.observe(model, len(items), int(mask.sum()), ids.size, seconds)
-        self._deliver(self._answer, model.name, items, scores, seconds)
+        self._deliver(self._finish, model.name, items, scores, seconds)
 
     def _deliver(self, function, *arguments) -> None:
         self.loop.call_soon_threadsafe(function, *arguments)
 
-    def _answer(self, name: str, items: list[Item], scores: np.ndarray, seconds: float) -> None:
+    def _finish(self, name: str, items: list[Item], scores: np.ndarray, seconds: float) -> None:
         for item, row in zip(items, scores, strict=True):
             request = item.request
-            request.answers[item.position][name] = Answer(row, seconds)
+            request.predictions[item.position][name] = Prediction(row, seconds)
             request.left -= 1
             if request.left == 0 and not request.future.done():
-                request.future.set_result(request.answers)
+                request.future.set_result(request.predictions)
 
     def _fail(self, request: Request, error: BackendError) -> None:
         if not request.future.done():

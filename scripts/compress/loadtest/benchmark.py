@@ -1,0 +1,184 @@
+"""The HTTP benchmark: servers take turns under load, and each run is written to a file as soon as it ends.
+
+The servers run side by side, with all but one paused, and every repeat visits each of them, so that slow drift of the
+machine averages out. Existing runs are kept; see compress.loadtest.runs.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from compress.config.budgets import Load
+from compress.config.profile import Profile
+from compress.data.prepare import load_splits
+from compress.errors import UserError
+from compress.loadtest.generator import Outcome, closed_loop, open_loop, payloads, poisson
+from compress.loadtest.peers import PEERS
+from compress.loadtest.processes import HOST, PATH
+from compress.loadtest.runs import (
+    Run,
+    current_run,
+    is_void,
+    remove_other_settings,
+    remove_outdated,
+    run_path,
+    serving_folder,
+    settings_of,
+    write_run,
+)
+from compress.loadtest.servers import FIVE, WITH_PEERS, Fleet, Server, own_server, own_servers, peer_server
+from compress.provenance import provenance
+from tqdm import tqdm
+
+WARMUP_SECONDS = 1.0
+CLIENTS = (1, 10, 50)  # the course's loads on its five-model service
+TRIES = 3  # at a run, until it is not void
+PEER_LOAD = 0.7  # of a peer's saturation rate, where the latencies of both servers are compared
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What all runs of a benchmark share."""
+
+    folder: Path
+    load: Load
+    accepted: Sequence[Load]  # budgets under which an existing run counts
+    again: bool  # measures existing runs again
+    requests: Sequence[bytes]
+    provenance: dict
+
+    def measure(self, servers: Sequence[Server]) -> None:
+        """Measures the servers in all layouts and at all rates."""
+        for server in servers:
+            remove_other_settings(self.folder, server.name, self.settings(server))
+        with self.fleet(servers) as fleet:
+            self.measure_open(fleet, self.measure_closed(fleet))
+
+    def fleet(self, servers: Sequence[Server]) -> Fleet:
+        def warm_up(server: Server) -> None:
+            closed_loop(HOST, server.port, self.requests, self.load.connections, WARMUP_SECONDS)
+
+        return Fleet(servers, self.folder, warm_up)
+
+    def measure_closed(self, fleet: Fleet) -> dict[str, float]:
+        """The saturation rate of every server, the median of its repeats; and the runs with the course's clients."""
+        layouts = {"saturation": self.load.connections} | {f"clients-{n}": n for n in CLIENTS}
+        steps = [
+            (repeat, layout, server)
+            for repeat in range(self.load.saturation_repeats)
+            for layout in layouts
+            for server in fleet.servers
+            if layout == "saturation" or server.with_clients
+        ]
+        rates: dict[str, list[float]] = {server.name: [] for server in fleet.servers}
+        for repeat, layout, server in tqdm(steps, desc="closed loop", disable=None):
+            run = self.closed(fleet, server, layout, layouts[layout], repeat)
+            if layout == "saturation":
+                rates[server.name].append(run.outcome.completed_rps)
+        return {name: float(np.median(values)) for name, values in rates.items()}
+
+    def measure_open(self, fleet: Fleet, saturated: dict[str, float]) -> None:
+        """Every server at the budget's shares of its saturation rate, and ours at PEER_LOAD of each peer's."""
+        loads = [(share, server) for share in self.load.rates for server in fleet.servers]
+        peers = [server for server in fleet.servers if not server.ours and not server.with_clients]
+        for ours in (server for server in fleet.servers if server.name.endswith(WITH_PEERS)):
+            loads += [(PEER_LOAD * saturated[peer.name] / saturated[ours.name], ours) for peer in peers]
+        steps = [(repeat, share, server) for repeat in range(self.load.repeats) for share, server in loads]
+        for repeat, share, server in tqdm(steps, desc="open loop", disable=None):
+            self.open(fleet, server, share, share * saturated[server.name], repeat)
+
+    def closed(self, fleet: Fleet, server: Server, layout: str, clients: int, repeat: int) -> Run:
+        def send() -> Outcome:
+            return closed_loop(HOST, server.port, self.requests, clients, self.load.saturation_seconds)
+
+        return self.run(fleet, server, layout, 0, 0.0, repeat, send)
+
+    def open(self, fleet: Fleet, server: Server, share: float, rate: float, repeat: int) -> Run:
+        load = self.load
+        count = max(load.responses * max(share, 1.0) / load.repeats, rate * load.least_seconds)
+        moments = poisson(rate, int(np.ceil(count)), repeat)
+        start = repeat * len(self.requests) // load.repeats  # another part of the texts in every repeat
+
+        def send() -> Outcome:
+            return open_loop(HOST, server.port, [*self.requests[start:], *self.requests[:start]], moments)
+
+        return self.run(fleet, server, "open-loop", share, rate, repeat, send)
+
+    def run(self, fleet, server: Server, layout: str, share: float, rate: float, repeat: int, send: Callable) -> Run:
+        """The existing run, or else a new one; a void run is tried again, up to TRIES times in all."""
+        path = run_path(self.folder, server.name, layout, share, repeat)
+        if not self.again and (run := current_run(path, self.settings(server))):
+            return run
+        tries, outcome = 0, None
+        while outcome is None or (is_void(outcome) and tries < TRIES):
+            tries += 1
+            fleet.isolate(server)
+            before, outcome, after = server.usage(), send(), server.usage()
+        about = {name: after[name] - before[name] for name in after} | {
+            "peak_rss_bytes": after["peak_rss_bytes"],
+            "settings": settings_of(server, self.load),
+            "sources": server.sources,
+            "tries": tries,
+            "provenance": self.provenance,
+            "deadline": self.load.deadline_ms / 1000,
+        }
+        run = Run(server.name, layout, share, rate, repeat, outcome, about)
+        write_run(path, run)
+        return run
+
+    def settings(self, server: Server) -> list[dict]:
+        return [settings_of(server, load) for load in self.accepted]
+
+    def best_setting(self, peer: str, models: Sequence[Path]) -> tuple[int, int, int]:
+        """The peer's setting with the highest saturation rate."""
+        rates = {}
+        for setting in tqdm(PEERS[peer].sweep, desc=f"settings of {peer}", disable=None):
+            server = peer_server(peer, peer, models, setting)
+            with self.fleet([server]) as fleet:
+                run = self.closed(fleet, server, f"sweep-{'x'.join(map(str, setting))}", self.load.connections, 0)
+            rates[setting] = run.outcome.completed_rps
+        return max(rates, key=rates.get)
+
+
+def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callable[[str], Path]) -> int:
+    """Measures our servers, or the peers; args has scope, threads, peers, only, and again. Returns their number.
+
+    folder_of gives the folder of a variant or champion.
+    """
+    splits = load_splits(profile)
+    texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
+    budget = profile.serving.load_for(args.scope)
+    benchmark = Benchmark(
+        folder=serving_folder(profile),
+        load=budget,
+        accepted=[budget, profile.serving.load_for("full")],
+        again=args.again,
+        requests=payloads(texts, HOST, PATH),
+        provenance=provenance(0, args.threads, "cpu"),
+    )
+    remove_outdated(benchmark.folder)
+    if args.peers:
+        servers = servers_with_peers(benchmark, profile, args.threads, folder_of)
+    else:
+        servers = own_servers(profile, args.scope, args.threads, folder_of)
+    if unknown := set(args.only) - {server.name for server in servers}:
+        known = ", ".join(server.name for server in servers)
+        raise UserError(f"--only: the benchmark has no server {sorted(unknown)[0]!r}; it has: {known}")
+    servers = [server for server in servers if not args.only or server.name in args.only]
+    benchmark.measure(servers)
+    return len(servers)
+
+
+def servers_with_peers(benchmark: Benchmark, profile: Profile, threads: int, folder_of: Callable) -> list[Server]:
+    """Our server and every peer at its best setting, with the same model; the course's also with all classifiers."""
+    ablated = profile.serving.ablated
+    models = [folder_of(ablated)]
+    servers = [own_server(ablated + WITH_PEERS, models, benchmark.load.deadline_ms, threads)]
+    servers += [peer_server(peer, peer, models, benchmark.best_setting(peer, models)) for peer in PEERS]
+    if profile.services:
+        folders = [folder_of(service.name) for service in profile.services]
+        setting = PEERS["peer-course"].sweep[0]
+        servers.append(peer_server(f"peer-course-{FIVE}", "peer-course", folders, setting, with_clients=True))
+    return servers

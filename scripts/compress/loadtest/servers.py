@@ -1,0 +1,154 @@
+"""The servers of the benchmark: our own for each served variant, its ablations, the five classifiers, and the peers."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compress.config.profile import Profile
+from compress.errors import UserError
+from compress.loadtest import processes
+from compress.loadtest.peers import PEERS
+from compress.paths import ROOT, SCRIPTS
+
+START_SECONDS = 120  # until a server must be ready
+REST_SECONDS = 0.25  # a server that uses fewer than REST_CORES for so long has finished its earlier requests
+REST_CORES = 0.3
+REST_LIMIT_SECONDS = 10  # then the run begins anyway: some servers are never idle
+# The ablations: options of serve.py on top of the usual ones. {threads} is the usual number of workers.
+ABLATIONS = {
+    "no-batching": ("--max-batch=1",),
+    "no-sorting": ("--window=4",),
+    "batches-of-8": ("--max-batch=8",),
+    "one-worker": ("--workers=1", "--threads={threads}"),
+}
+FIVE = "five-services"
+WITH_PEERS = "-beside-peers"  # suffix of our own server when it takes turns with the peers
+COUNTERS = ("batches", "items", "tokens", "padded_tokens")
+
+
+@dataclass
+class Server:
+    """A command that serves models, and its process while it runs."""
+
+    name: str
+    script: str  # below scripts/
+    models: list[Path]
+    options: list[str]
+    python: Path = Path(sys.executable)
+    installed: Path | None = None  # of an environment of its own
+    ours: bool = True  # has our /metrics
+    with_clients: bool = False  # is also measured with the course's numbers of clients
+    port: int = field(default_factory=processes.free_port)
+    process: subprocess.Popen | None = None
+
+    @property
+    def command(self) -> list[str]:
+        models = map(str, self.models)
+        return [str(self.python), str(SCRIPTS / self.script), "--model", *models, *self.options, f"--port={self.port}"]
+
+    @property
+    def settings(self) -> list[str]:
+        """The command without what differs between machines and runs."""
+        return [self.script, *(str(model.relative_to(ROOT)) for model in self.models), *self.options]
+
+    @property
+    def sources(self) -> list[str]:
+        """The files, relative to the repository, that make a run outdated when they are newer."""
+        files = [model / "artifact.json" for model in self.models] + ([self.installed] if self.installed else [])
+        return [str(file.relative_to(ROOT)) for file in files]
+
+    def usage(self) -> dict:
+        """CPU seconds, peak memory and our server's own counters since its start."""
+        numbers = {"cpu_seconds": processes.cpu_seconds(self.process)}
+        numbers["peak_rss_bytes"] = processes.peak_rss_bytes(self.process)
+        if self.ours:
+            text = processes.get_text(self.port, "/metrics")
+            for name in COUNTERS:
+                numbers[name] = sum(float(value) for value in re.findall(rf"^{name}_total{{.*}} (\S+)$", text, re.M))
+        return numbers
+
+
+def server_names(profile: Profile, scope: str) -> list[str]:
+    """The servers of the benchmark in a scope, without the peers."""
+    serving = profile.serving
+    ablated = serving.ablated_for(scope)
+    ablations = [f"{ablated}-{change}" for change in ABLATIONS] if ablated else []
+    return [*serving.variants_for(scope), *ablations, *([FIVE] if profile.services else [])]
+
+
+def own_servers(profile: Profile, scope: str, threads: int, folder_of: Callable[[str], Path]) -> list[Server]:
+    """Our server for every name of server_names(); folder_of gives the folder of a variant or champion."""
+    serving = profile.serving
+    deadline = serving.load_for(scope).deadline_ms
+
+    def server(name: str, models: Sequence[str], *options: str, **about) -> Server:
+        return own_server(name, [folder_of(model) for model in models], deadline, threads, *options, **about)
+
+    servers = [server(name, [name]) for name in serving.variants_for(scope)]
+    if ablated := serving.ablated_for(scope):
+        for change, options in ABLATIONS.items():
+            changed = [option.format(threads=threads) for option in options]
+            servers.append(server(f"{ablated}-{change}", [ablated], *changed))
+    if services := [service.name for service in profile.services]:
+        servers.append(server(FIVE, services, with_clients=True))
+    return servers
+
+
+def own_server(name: str, models: Sequence[Path], deadline_ms: int, threads: int, *options: str, **about) -> Server:
+    limits = [f"--deadline-ms={deadline_ms}", f"--max-wait-ms={deadline_ms // 2}", f"--workers={threads}"]
+    return Server(name, "serve.py", list(models), [*limits, *options], **about)
+
+
+def peer_server(name: str, peer: str, models: Sequence[Path], setting: Sequence[int], **about) -> Server:
+    """A peer with the setting (workers, threads, batch); raises UserError if it is not installed."""
+    its = PEERS[peer]
+    if not its.installed.exists():
+        raise UserError(f"{peer} is not installed (no {its.installed}); run: make peers-env")
+    options = [f"--{key}={value}" for key, value in zip(("workers", "threads", "batch"), setting, strict=True)]
+    script = f"peers/{its.name}_server.py"
+    return Server(name, script, list(models), options, its.python, its.installed, ours=False, **about)
+
+
+class Fleet:
+    """Servers that take turns. All start when the first run needs one, so that a finished benchmark starts none."""
+
+    def __init__(self, servers: Sequence[Server], logs: Path, warm_up: Callable[[Server], object]):
+        self.servers, self.logs, self.warm_up = servers, logs, warm_up
+
+    def __enter__(self) -> "Fleet":
+        self.stack = ExitStack()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stack.close()
+
+    def isolate(self, server: Server) -> None:
+        """Pauses all other servers, waits until this one is idle, and resets its peak memory."""
+        if server.process is None:
+            self.start()
+        for other in self.servers:
+            processes.signal_group(other.process, signal.SIGCONT if other is server else signal.SIGSTOP)
+        until = time.monotonic() + REST_LIMIT_SECONDS
+        while time.monotonic() < until:
+            before = processes.cpu_seconds(server.process)
+            time.sleep(REST_SECONDS)
+            if processes.cpu_seconds(server.process) - before < REST_SECONDS * REST_CORES:
+                break
+        processes.reset_peak(server.process)
+
+    def start(self) -> None:
+        """Raises UserError with the end of the log of a server that does not start."""
+        logs = {server.name: self.logs / f"{server.name}.log" for server in self.servers}
+        for server in self.servers:
+            server.process = self.stack.enter_context(processes.launched(server.command, logs[server.name]))
+        for server in self.servers:
+            log = logs[server.name]
+            processes.wait_until_ready(server.name, server.process, server.port, log, START_SECONDS)
+        for server in self.servers:
+            self.warm_up(server)

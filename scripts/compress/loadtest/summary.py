@@ -1,0 +1,100 @@
+"""Runs to the rows of serving.csv: every column from the raw numbers of the requests."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from compress.config.profile import Profile
+from compress.errors import UserError
+from compress.loadtest.runs import LATE, Run, is_void, read_run, serving_folder
+from compress.loadtest.servers import COUNTERS, server_names
+
+
+def finished_runs(profile: Profile) -> list[Run]:
+    """All runs; empty if the benchmark has not run here. Raises UserError if a server of the core has no runs."""
+    folder = serving_folder(profile)
+    runs = [read_run(path) for path in sorted(folder.glob("*/*.npz"))]
+    missing = [name for name in server_names(profile, "core") if name not in {run.server for run in runs}]
+    if runs and missing:
+        raise UserError(f"{folder}: no runs of {missing[0]}; run: make serve-bench PROFILE={profile.name}")
+    return runs
+
+
+def serving_rows(profile: Profile, runs: Sequence[Run]) -> list[dict]:
+    """The values of a row per server, layout and share of its saturation, all repeats together."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.server, run.layout, run.share), []).append(run)
+    names = server_names(profile, "full")
+
+    def place(key: tuple) -> tuple:
+        return (names.index(key[0]) if key[0] in names else len(names), *key)
+
+    return [serving_row(groups[key]) for key in sorted(groups, key=place)]
+
+
+def serving_row(runs: Sequence[Run]) -> dict:
+    """Runs of one server, layout and share; void runs are left out, and `reason` counts them."""
+    kept = [run for run in runs if not is_void(run.outcome)]
+    tried = sum(run.about["tries"] for run in runs)
+    void = f"{tried - len(kept)} of {tried} runs void: the generator was later than {1000 * LATE:.0f} ms"
+    numbers = summarize(kept or runs)
+    if not kept:
+        numbers = {name: numbers[name] for name in ("offered_rps", "lag_ms_p99")}
+    first = runs[0]
+    about = {"variant": first.server, "layout": first.layout, "share": first.share}
+    return about | numbers | {"reason": "" if tried == len(kept) else void}
+
+
+def summarize(runs: Sequence[Run]) -> dict:
+    """The columns of serving.csv for runs of one server, layout and rate, over all of their requests.
+
+    The rates of a saturation row are medians over the runs, because the open loop's shares are relative to those.
+    """
+    latency = np.concatenate([run.outcome.latency for run in runs])
+    status = np.concatenate([run.outcome.status for run in runs])
+    lag = np.concatenate([run.outcome.lag for run in runs])
+    completed, refused = status == 200, status == 429
+    p50, p95, p99 = 1000 * np.quantile(latency[completed], [0.5, 0.95, 0.99]) if completed.any() else [None] * 3
+    total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}
+    return {
+        "offered_rps": float(np.mean([run.rate for run in runs])) if runs[0].rate else None,
+        "achieved_rps": mean_rate(runs, [run.outcome.completed_rps for run in runs]),
+        "goodput_rps": mean_rate(runs, [in_time_rps(run) for run in runs]),
+        "latency_ms_p50": p50,
+        "latency_ms_p95": p95,
+        "latency_ms_p99": p99,
+        "shed_fraction": float(np.mean(refused)),
+        "refused_ms_p99": 1000 * float(np.quantile(latency[refused], 0.99)) if refused.any() else None,
+        "error_fraction": float(np.mean(~(completed | refused))),
+        "batch_size_mean": total["items"] / total["batches"] if total["batches"] else None,
+        "padding_ratio": total["padded_tokens"] / total["tokens"] if total["tokens"] else None,
+        "server_cpu_seconds_per_request": total["cpu_seconds"] / max(int(completed.sum()), 1),
+        "peak_rss_mb": max(run.about["peak_rss_bytes"] for run in runs) / 1e6,
+        "requests": len(status),
+        "lag_ms_p99": 1000 * float(np.quantile(lag, 0.99)),
+    }
+
+
+def mean_rate(runs: Sequence[Run], rates: list[float]) -> float:
+    if runs[0].layout == "saturation":
+        return float(np.median(rates))
+    return float(np.average(rates, weights=[run.outcome.seconds for run in runs]))
+
+
+def in_time_rps(run: Run) -> float:
+    """Responses with status 200 within the deadline, per second."""
+    outcome = run.outcome
+    in_time = (outcome.status == 200) & (outcome.latency <= run.about["deadline"])
+    return float(in_time.sum() / outcome.seconds)
+
+
+def origins(runs: Sequence[Run]) -> list[dict]:
+    """Each distinct provenance, with the number of its runs and the names of their servers."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.about["provenance"], sort_keys=True), []).append(run)
+    return [
+        {"servers": list(dict.fromkeys(run.server for run in group)), "runs": len(group), **json.loads(text)}
+        for text, group in groups.items()
+    ]

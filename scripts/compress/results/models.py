@@ -1,0 +1,31 @@
+"""The folder of a model by the name that a user gives: a variant, a service, a champion, or the folder itself."""
+
+from pathlib import Path
+
+from compress.config.profile import Profile
+from compress.errors import UserError
+from compress.results.reading import read_champions
+
+
+def model_folder(profile: Profile, model: str, seed: int = 0) -> Path:
+    """Raises UserError that says what to do if there is no such model, or none built yet."""
+    variants = {variant.name: variant for variant in (*profile.variants, *profile.services)}
+    rules = [rule.name for rule in profile.champions]
+    if model not in (*variants, *rules):
+        if (Path(model) / "artifact.json").exists():
+            return Path(model)
+        raise UserError(
+            f"{model}: no model there (no artifact.json), and no variant or champion of {profile.file} has this name; "
+            f"champions: {', '.join(rules) or 'none'}"
+        )
+    name = model
+    if model in rules:
+        facts = read_champions(profile.results).get(model)
+        if facts is None:
+            raise UserError(f"{profile.results}/champions.json: no {model}; run: make all PROFILE={profile.name}")
+        name = facts["chosen"]
+    folder = profile.variant_folder(name, seed)
+    if not (folder / "artifact.json").exists():
+        scope = " SCOPE=full" if variants[name].scope == "full" else ""
+        raise UserError(f"{folder}: {model} is not built; run: make all PROFILE={profile.name}{scope}")
+    return folder

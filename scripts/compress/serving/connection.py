@@ -1,0 +1,202 @@
+"""One HTTP connection: uvicorn's protocol with the limits that it lacks.
+
+Added are the size and time of a request's head, the number of connections, and the time of unread responses. A request
+that the scheduler would refuse is refused here, without a task; and the application learns of a disconnect without
+waiting for it.
+"""
+
+import asyncio
+import socket
+import struct
+
+from compress.serving.limits import HEAD_SECONDS, IDLE_SECONDS, MAX_CONNECTIONS, MAX_HEAD, STALL_SECONDS
+from compress.serving.responses import JSON
+from compress.serving.state import ON_DISCONNECT, Service
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+BODIES = (b"content-length", b"transfer-encoding")
+
+
+class Refused:
+    """Replaces uvicorn's cycle of a request that was refused without the application."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
+
+class Connection(HttpToolsProtocol):
+    head_timer = None
+    stall_timer = None
+    in_message = False  # between a request's first byte and its last
+    new_message = False  # the message began in the current read
+    in_head = True
+    is_refused = False  # the current request already has its response
+    ended = False  # ignores further input
+    head_bytes = 0
+    unfinished = 0  # bytes of reads that began and ended within one head
+    running = None  # the cycle that the application works on; self.cycle is that of the last request read
+
+    def __init__(self, service: Service, *args, **options):
+        super().__init__(*args, **options)
+        self.service = service
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._end(503, "too_many_connections", "too many connections are open")
+            return
+        self._start_head()
+
+    def connection_lost(self, exc) -> None:
+        self._end_head()
+        self._end_stall()
+        super().connection_lost(exc)
+        if self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.running.message_event.set()
+            self.running.scope.setdefault(ON_DISCONNECT, lambda: None)()
+
+    def _start_asgi_task(self, cycle, app) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stall_timer = self.loop.call_later(STALL_SECONDS, self._cut)
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        if self.flow.write_paused:
+            self._cut()
+        super().shutdown()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.in_message, self.new_message = True, True
+        self._start_head()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        if self.in_head and not self.is_refused:  # trailers are ignored
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.ended:  # the head was too large
+            return
+        if self.parser.should_upgrade() and any(name in BODIES for name, _ in self.headers):
+            # The parser stops at the head of an upgrade request and never shows its body.
+            self._end(501, "upgrade", "no upgrade from HTTP/1.1 is supported: leave the Upgrade header out")
+            return
+        is_queued = self._is_busy()  # behind another request of this connection
+        if is_queued or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
+            self._end_head()
+            super().on_headers_complete()
+            self.cycle.keep_alive &= not self.parser.should_upgrade()
+            return
+        if self.flow.write_paused:  # the client sends requests and reads no response
+            self._cut()
+            return
+        self.cycle, self.is_refused = Refused, True
+        last = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
+        self._write(refusal, last)
+        self.on_response_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.ended:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.ended:
+            return
+        self._end_head()  # the body of a refused request counts as head, in bytes and in time
+        self.in_message = self.is_refused = False
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self.ended:
+            return
+        self.new_message = False
+        super().data_received(data)
+        if self.in_head and not self.new_message:
+            self.unfinished += len(data)  # the parser reports only complete headers
+            if self.unfinished > MAX_HEAD:
+                self._too_large()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Sets a timer where uvicorn has none: any byte ends its wait, even a blank line or a refused body."""
+        if self._is_busy() or self.timeout_keep_alive_task or self.head_timer or self.transport.is_closing():
+            return
+        if self.in_message:
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(400, "bad_request", "the request is not valid HTTP")
+
+    def _end(self, status: int, error_type: str, error: str) -> None:
+        """Sends a connection's last response and closes it.
+
+        If an earlier request still waits for its response, that one becomes the last; a refused request needs no other.
+        """
+        if self.transport.is_closing():
+            return
+        self.ended = True
+        if self._is_busy():
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if not self.is_refused and (self.in_head or not self.in_message):
+            self._write(JSON({"error": error, "error_type": error_type}, status), last=True)
+        self.transport.close()
+
+    def _cut(self) -> None:
+        """Resets the connection: otherwise the kernel would keep megabytes that the client never reads."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _count(self, size: int) -> None:
+        self.head_bytes += size
+        if self.head_bytes > MAX_HEAD:
+            self._too_large()
+
+    def _too_large(self) -> None:
+        self._end(431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
+
+    def _write(self, response, last: bool) -> None:
+        headers = self.server_state.default_headers + response.raw_headers
+        head = [STATUS_LINE[response.status_code], *(b"%s: %s\r\n" % header for header in headers)]
+        closing = b"connection: close\r\n\r\n" if last else b"\r\n"
+        self.transport.write(b"".join([*head, closing, response.body]))
+        if last:
+            self.transport.close()
+
+    def _start_head(self) -> None:
+        self.in_head, self.head_bytes, self.unfinished = True, 0, 0
+        if self.head_timer is None:
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def _late(self) -> None:
+        self._end(408, "slow_request", "the request's head did not arrive in time")
+
+    def _end_stall(self) -> None:
+        if self.stall_timer is not None:
+            self.stall_timer.cancel()
+            self.stall_timer = None
+
+    def _end_head(self) -> None:
+        self.in_head = False
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
