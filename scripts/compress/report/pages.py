@@ -129,11 +129,11 @@ def figure(engine, profile: Profile, name: str, of: str = "") -> str:
     `of` is the variant or champion of a figure that several have. In a notebook a cell draws the figure.
     """
     file = f"{name}_{of}" if of else name
-    if engine.globals["notebook"]:
-        return f'{caption(engine, name, of)}\n\n```python\npictures["{file}"]\n```\n'
     if not (profile.figures / f"{file}.png").exists():
         return ""
     text = caption(engine, name, of)
+    if engine.globals["notebook"]:
+        return f'{text}\n\n```python\npictures["{file}"]\n```\n'
     return f"![{text}]({os.path.relpath(profile.figures, profile.report)}/{file}.png)\n\n*{text}*"
 
 
