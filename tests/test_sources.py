@@ -244,7 +244,7 @@ FEW = HEAD + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
         (b"text,label\nx,a\n ,b\n", {}, "row 2 has an empty text"),
         (b"text,label\nx,a\ny,\n", {}, "row 2 has an empty label"),
         (b"id,text,label\n1,x,a\n2,y,b\n1,z,a\n", {}, "row 3 repeats the id '1'"),
-        ((HEAD + "".join(f"text {i},a\n" for i in range(40))).encode(), {}, "two classes; found: a"),
+        ((HEAD + "".join(f"text {i},a\n" for i in range(40))).encode(), {}, "two classes; it has a"),
         ((FEW + "one more,c\n").encode(), {}, "all classes in both"),
         (FEW.encode(), {"test": 100}, "holds out 100 sentences, but there are only 40"),
         (FEW.encode(), {"path": "nowhere.csv"}, "nowhere.csv: no such file"),

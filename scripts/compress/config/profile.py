@@ -114,11 +114,11 @@ class Profile(Strict):
     def ancestors(self, name: str) -> set[str]:
         """The variant itself, its parent, the parent's parent and so on."""
         parents = {variant.name: variant.parent for variant in self.variants}
-        found = set()
+        names = set()
         while name is not None:
-            found.add(name)
+            names.add(name)
             name = parents[name]
-        return found
+        return names
 
     def is_trained(self, variant: Variant) -> bool:
         """True if the variant or one of its ancestors was trained on the task."""

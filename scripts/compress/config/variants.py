@@ -1,11 +1,11 @@
 """One class of options per method. A variant is a method, its options, and the parent that it is built from.
 
-To add a method, write its class here, add the class to AnyVariant, and write the function that builds it: `script` is
+To add a method, write its class here, add the class to OPTIONS, and write the function that builds it: `script` is
 the numbered script that offers the method, `module` the module of compress.methods with the function.
 """
 
 # ruff: noqa: RUF012 (pydantic copies mutable defaults)
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, Union, get_args
 
 from compress.config.strict import Positive, Strict, exactly_one
 from pydantic import Field, field_validator, model_validator
@@ -67,26 +67,26 @@ class Derived(Variant):
     parent: str
 
 
-class Untrained(Variant):
+class Baseline(Variant):
+    """A variant without a parent."""
+
+    script: ClassVar[str] = "01_finetune.py"
+    module: ClassVar[str] = "baseline"
+    chapter: Chapter = "baseline"
+    family: Family = "baseline"
+    parent: None = None
+
+
+class Untrained(Baseline):
     """The pretrained encoder with a random classification head."""
 
-    script: ClassVar[str] = "01_finetune.py"
-    module: ClassVar[str] = "baseline"
     method: Literal["untrained"]
-    chapter: Chapter = "baseline"
-    family: Family = "baseline"
-    parent: None = None
 
 
-class Finetune(Variant):
+class Finetune(Baseline):
     """The whole network, trained on the labels."""
 
-    script: ClassVar[str] = "01_finetune.py"
-    module: ClassVar[str] = "baseline"
     method: Literal["finetune"]
-    chapter: Chapter = "baseline"
-    family: Family = "baseline"
-    parent: None = None
     training: Training
 
 
@@ -386,29 +386,9 @@ class Service(Derived):
     training: Training | None
 
 
-AnyVariant = Annotated[
-    Untrained
-    | Finetune
-    | Int8
-    | Int8Saved
-    | TorchAO
-    | Cast
-    | Mixed
-    | QAT
-    | Prune
-    | Structured
-    | Cluster
-    | DeepCompression
-    | Distill
-    | Cut
-    | Trim
-    | Onnx
-    | OpenVINO
-    | OptimumOrt
-    | OptimumIntel
-    | TorchRuntime,
-    Field(discriminator="method"),
-]
-METHODS = {
-    get_args(option.model_fields["method"].annotation)[0]: option for option in get_args(get_args(AnyVariant)[0])
-}
+OPTIONS = (
+    Untrained, Finetune, Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, Prune, Structured, Cluster, DeepCompression,
+    Distill, Cut, Trim, Onnx, OpenVINO, OptimumOrt, OptimumIntel, TorchRuntime,
+)  # fmt: skip
+METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}
+AnyVariant = Annotated[Union[OPTIONS], Field(discriminator="method")]  # noqa: UP007 (a tuple)

@@ -58,7 +58,7 @@ def split_tables(data: Data) -> tuple[dict[str, Rows], list[str]]:
     """
     tables, labels = read_tables(data)
     if len(labels) < 2:
-        raise UserError(f"{identity(data)}: a classifier needs two classes; found: {', '.join(labels) or 'none'}")
+        raise UserError(f"{identity(data)}: a classifier needs two classes; it has {', '.join(labels) or 'none'}")
     if not any(label is not None for _, label in tables.get("test", ())) and "validation" in tables:
         tables["test"] = tables.pop("validation") + tables.get("test", [])
     number = {label: i for i, label in enumerate(labels)} | {None: -1}
