@@ -6,16 +6,25 @@ Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
 """
 
 import argparse
+from pathlib import Path
 
 from compress.cli import main_guard, natural, profile_parser
 
 
 def main(args: argparse.Namespace) -> int:
     from compress.config.profile import load_profile
+    from compress.graph.planning import variants_to_build
     from compress.results.collating import collate, report_rows
 
     profile = load_profile(args.profile)
-    return report_rows(profile, collate(profile, args.seeds, args.device, args.scope), args.device)
+    if args.only:
+        names = {variant.name for variant in variants_to_build(profile, args.scope, args.only.split())}
+        variants = [variant for variant in profile.variants if variant.name in names]
+        profile = profile.model_copy(update={"variants": variants, "champions": []})
+    folder = args.results or profile.results_on(args.device)
+    rows = collate(profile, args.seeds, args.device, "full" if args.only else args.scope, folder)
+    print(f"{folder}: {len(rows)} rows")
+    return report_rows(rows)
 
 
 def seeds(text: str) -> list[int]:
@@ -25,6 +34,8 @@ def seeds(text: str) -> list[int]:
 if __name__ == "__main__":
     parser = profile_parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
-    parser.add_argument("--seeds", type=seeds, default=[], help="separated by spaces (default: all that there are)")
+    parser.add_argument("--seeds", type=seeds, default=[], help="to pack, separated by spaces (default: all in build/)")
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="variants to expect (default: core)")
+    parser.add_argument("--only", default="", metavar="NAMES", help="these variants and their ancestors alone")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="write there (default: results/<profile>)")
     main_guard(main, parser)

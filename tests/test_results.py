@@ -14,7 +14,7 @@ from compress.files import read_arrays, write_arrays, write_json
 from compress.metrics import softmax
 from compress.provenance import provenance
 from compress.results import seedfile, statistics
-from compress.results.collating import collate, known_seeds, report_rows
+from compress.results.collating import collate, report_rows
 from compress.results.reading import read_results
 from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write_rows
 from compress.results.scoring import flip_rows
@@ -30,6 +30,7 @@ from test_metrics import calibration_error_by_definition
 SIZES = {"test": 300, "validation": 120, "amazon": 60, "nyt": 80}
 TRAINING = Training(epochs=1.0, learning_rate=1e-3)
 BASE = "finetuned"
+ARTIFACT = "a" * 64
 CARD = {"fingerprint": "f" * 64, "labels": ["negative", "positive"], "source": "s", "backbone": "b", "splits": {}}
 VARIANTS = [
     Finetune(name=BASE, method="finetune", training=TRAINING),
@@ -60,9 +61,15 @@ def built(profile, monkeypatch):
     splits = {seed: sentences(seed) for seed in (0, 1)}
     for seed in splits:
         build_seed(profile, seed, splits[seed])
-    packing = iter((0, 1) * 10)
     monkeypatch.setattr(seedfile, "load_card", lambda _: CARD)
-    monkeypatch.setattr(seedfile, "load_splits", lambda _: splits[next(packing)])
+    pack = seedfile.write_seed_file
+
+    def pack_own_sentences(path, profile, seed, device):
+        monkeypatch.setattr(seedfile, "load_splits", lambda _: splits[seed])
+        pack(path, profile, seed, device)
+
+    monkeypatch.setattr("compress.results.collating.write_seed_file", pack_own_sentences)
+    monkeypatch.setattr(seedfile, "load_splits", lambda _: splits[0])
     return splits
 
 
@@ -87,6 +94,7 @@ def build_seed(profile, seed: int, splits: dict) -> None:
         }
         batched = logits["logits/test"] + 0.05 * rng.normal(size=(SIZES["test"], 2)).astype(np.float32)
         about = {"precision": "fp32", "threads": 1, "batch_invariant": False, "seconds": 2.0}
+        about["artifact_sha256"] = ARTIFACT
         write_arrays(folder / "predictions.npz", logits | {"logits_batched/test": batched, "about": text(about)})
         if variant.name in FACTORS and seed == 0:
             write_times(folder, FACTORS[variant.name], rng)
@@ -132,9 +140,13 @@ def record(variant, seed: int, status: str = "ok") -> Record:
         options=variant.model_dump(mode="json"),
         details={"sensitivity": [1, 2]},
         sizes=sizes if status == "ok" else None,
-        artifact_sha256="a" * 64 if status == "ok" else None,
+        artifact_sha256=ARTIFACT if status == "ok" else None,
         provenance=provenance(seed, 1, "cpu"),
     )
+
+
+def tables(profile, seeds: list[int], scope: str = "core") -> list[VariantRow]:
+    return collate(profile, seeds, "cpu", scope, profile.results)
 
 
 def text(about: dict) -> np.ndarray:
@@ -168,9 +180,9 @@ def test_half_floats_keep_the_probabilities():
     assert np.abs(softmax(half_logits(logits)) - softmax(logits)).max() < 1e-3
 
 
-def test_a_seed_file_holds_what_the_folders_held(profile, built):
-    write_seed_file(profile, 0, "cpu")
-    seed = read_seed_file(seed_path(profile, 0, "cpu"))
+def test_a_seed_file_has_the_content_of_the_folders(profile, built):
+    write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
+    seed = read_seed_file(seed_path(profile.results, 0))
     assert (seed.number, seed.classes, seed.card) == (0, CARD["labels"], CARD)
     assert seed.texts == built[0]["test"]["text"]
     assert {name: labels.tolist() for name, labels in seed.labels.items()} == {
@@ -190,12 +202,10 @@ def test_a_seed_file_holds_what_the_folders_held(profile, built):
 
 
 def test_equal_content_gives_equal_bytes(profile, built):
-    written = []
-    for _ in range(2):
-        write_seed_file(profile, 0, "cpu")
-        written.append(seed_path(profile, 0, "cpu").read_bytes())
-        write_seed_file(profile, 1, "cpu")
-    assert written[0] == written[1]
+    paths = [profile.build / name for name in ("one.npz", "other.npz")]
+    for path in paths:
+        write_seed_file(path, profile, 0, "cpu")
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def changed(path: Path, **arrays: np.ndarray | None) -> None:
@@ -221,40 +231,43 @@ def changed(path: Path, **arrays: np.ndarray | None) -> None:
     ],
 )
 def test_a_damaged_seed_file_is_named(profile, built, arrays, message):
-    write_seed_file(profile, 0, "cpu")
-    path = seed_path(profile, 0, "cpu")
+    write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
+    path = seed_path(profile.results, 0)
     changed(path, **arrays)
     with pytest.raises(UserError, match=message):
         read_seed_file(path)
 
 
 def test_a_truncated_seed_file_is_named(profile, built):
-    write_seed_file(profile, 0, "cpu")
-    path = seed_path(profile, 0, "cpu")
+    write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
+    path = seed_path(profile.results, 0)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"seed0\.npz: damaged"):
         read_seed_file(path)
 
 
-def test_what_is_damaged_or_foreign_in_build_is_named_and_not_packed(profile, built, monkeypatch):
+def test_a_damaged_or_foreign_file_in_build_is_named_and_not_packed(profile, built, monkeypatch):
     predictions = profile.variant_folder("pruned") / "predictions.npz"
     whole = predictions.read_bytes()
     predictions.write_bytes(whole[:200])
     with pytest.raises(UserError, match=r"pruned/predictions\.npz: damaged"):
-        write_seed_file(profile, 0, "cpu")
+        write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
     predictions.write_bytes(whole)
     changed(predictions, logits__amazon=np.full((60, 2), np.nan, np.float32))
     with pytest.raises(UserError, match=r"pruned/predictions\.npz: logits/amazon: not finite"):
-        write_seed_file(profile, 0, "cpu")
+        write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
+    changed(predictions, about=text({"artifact_sha256": "b" * 64}))
+    with pytest.raises(UserError, match=r"pruned/predictions\.npz: predictions of another model"):
+        write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
     predictions.write_bytes(whole)
     monkeypatch.setattr(seedfile, "load_card", lambda _: CARD | {"fingerprint": "other"})
     with pytest.raises(UserError, match=r"finetuned/record\.json: built from other data"):
-        write_seed_file(profile, 0, "cpu")
-    assert not seed_path(profile, 0, "cpu").exists()
+        write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
+    assert not seed_path(profile.results, 0).exists()
 
 
 def test_rows_equal_scikit_learns_and_numpys_numbers(profile, built):
-    rows = {row.variant: row for row in collate(profile, [0], "cpu", "core")}
+    rows = {row.variant: row for row in tables(profile, [0])}
     truth = np.array(built[0]["test"]["label"])
     guess = {name: raw(profile, name)["logits/test"].argmax(-1) for name in BYTES}
     for name, prediction in guess.items():
@@ -285,8 +298,8 @@ def test_rows_equal_scikit_learns_and_numpys_numbers(profile, built):
     assert (rows[BASE].f1_drop_ci_low, rows[BASE].f1_drop_ci_high) == (0, 0)
 
 
-def test_times_are_medians_over_all_passes_and_their_interval_the_range_of_the_passes(profile, built):
-    rows = {row.variant: row for row in collate(profile, [0], "cpu", "core")}
+def test_speedups_are_medians_over_all_passes_with_the_range_of_the_passes(profile, built):
+    rows = {row.variant: row for row in tables(profile, [0])}
     for name in FACTORS:
         paths = sorted(profile.variant_folder(name).glob("timing-*.npz"))
         latency = [read_arrays(path)["latency_seconds"] for path in paths]
@@ -313,9 +326,9 @@ def test_times_are_medians_over_all_passes_and_their_interval_the_range_of_the_p
     assert measured["measured"]["new_length_ms"] == pytest.approx(250, rel=1e-5)
 
 
-def test_what_has_no_results_gets_a_row_with_the_reason_and_the_exit_status_tells(profile, built, capsys):
+def test_a_variant_without_results_has_a_row_with_the_reason_and_failures_set_the_exit_status(profile, built, capsys):
     (profile.variant_folder("pruned") / "predictions.npz").unlink()
-    rows = collate(profile, [0], "cpu", "core")
+    rows = tables(profile, [0])
     states = {row.variant: (row.status, row.reason) for row in rows if row.status != "ok"}
     assert states == {
         "pruned": ("missing", "built, but not evaluated"),
@@ -323,31 +336,33 @@ def test_what_has_no_results_gets_a_row_with_the_reason_and_the_exit_status_tell
         "unsuited": ("skipped", "it is skipped"),
         "not-built": ("missing", "not built"),
     }
-    assert [row.variant for row in collate(profile, [0], "cpu", "full")][-1] == "appendix"
-    assert report_rows(profile, rows, "cpu") == 1
+    assert [row.variant for row in tables(profile, [0], "full")][-1] == "appendix"
+    assert report_rows(rows) == 1
     printed = capsys.readouterr().out
     assert "broken (seed 0): failed: it is failed" in printed
-    assert report_rows(profile, [row for row in rows if row.status != "failed"], "cpu") == 0
+    assert report_rows([row for row in rows if row.status != "failed"]) == 0
 
 
-def test_collate_needs_seed_files_alone_and_a_further_seed_leaves_the_others_as_they_are(profile, built):
-    collate(profile, [0], "cpu", "core")
-    first = seed_path(profile, 0, "cpu").read_bytes()
+def test_collate_works_from_seed_files_alone_and_adds_a_seed_without_touching_others(profile, built):
+    tables(profile, [0])
+    first = seed_path(profile.results, 0).read_bytes()
     shutil.rmtree(profile.seed_folder(0))
-    built[0] = built[1]  # build/ has seed 1 only
-    collate(profile, [0, 1], "cpu", "core")
-    assert seed_path(profile, 0, "cpu").read_bytes() == first
-    tables = {path.name: path.read_bytes() for path in profile.results.iterdir()}
+    tables(profile, [1])
+    assert seed_path(profile.results, 0).read_bytes() == first
+    files = {path.name: path.read_bytes() for path in profile.results.iterdir()}
     shutil.rmtree(profile.build)
-    assert known_seeds(profile, "cpu") == [0, 1]
-    collate(profile, [], "cpu", "core")
-    assert {path.name: path.read_bytes() for path in profile.results.iterdir()} == tables
-    with pytest.raises(UserError, match=r"seed7\.npz: missing, and build/ has no such seed"):
-        collate(profile, [7], "cpu", "core")
+    assert {row.seed for row in tables(profile, [])} == {0, 1}
+    assert {path.name: path.read_bytes() for path in profile.results.iterdir()} == files
+    assert not {row.variant for row in tables(profile, []) if row.seed and row.status == "missing"}
+    changed(seed_path(profile.results, 1), card=text(CARD | {"backbone": "another"}))
+    with pytest.raises(UserError, match=r"seed1\.npz: its backbone is another, not b as in the first seed's"):
+        tables(profile, [])
+    with pytest.raises(UserError, match=r"seed7\.npz: missing, and so is the seed in"):
+        tables(profile, [7])
 
 
-def test_seeds_are_pooled_each_against_its_own_baseline_on_its_own_sentences(profile, built):
-    rows = collate(profile, [0, 1], "cpu", "core")
+def test_pooling_compares_each_seed_with_its_own_baseline_on_its_own_sentences(profile, built):
+    rows = tables(profile, [0, 1])
     pooled = {row.variant: row for row in read_rows(profile.results / "seeds.csv", SeedRow)}
     assert list(pooled) == list(BYTES)
     base, row = pooled[BASE], pooled["pruned"]
@@ -382,11 +397,11 @@ def test_seeds_are_pooled_each_against_its_own_baseline_on_its_own_sentences(pro
     assert ratio == pytest.approx(2**-0.5, abs=0.12)
 
 
-def test_seeds_with_the_same_sentences_share_the_samples_and_count_a_sentence_once(profile, built, monkeypatch):
-    monkeypatch.setattr(seedfile, "load_splits", lambda _: built[0])
+def test_seeds_with_equal_sentences_share_resamples_and_count_each_sentence_once(profile, built):
+    built[1] = built[0]
     shutil.rmtree(profile.seed_folder(1))
     shutil.copytree(profile.seed_folder(0), profile.seed_folder(1))
-    rows = collate(profile, [0, 1], "cpu", "core")
+    rows = tables(profile, [0, 1])
     row = next(one for one in read_rows(profile.results / "seeds.csv", SeedRow) if one.variant == "pruned")
     single = next(one for one in rows if one.variant == "pruned")
     assert (row.f1_sd, row.drop_low) == (0, pytest.approx(single.f1_drop_ci_low, rel=1e-5))
@@ -396,8 +411,8 @@ def test_seeds_with_the_same_sentences_share_the_samples_and_count_a_sentence_on
     assert row.mcnemar_p == pytest.approx(statistics.mcnemar(correct[None], base_correct[None]), rel=1e-5)
 
 
-def test_readers_get_pooled_quality_with_the_first_seeds_costs(profile, built):
-    collate(profile, [0, 1], "cpu", "core")
+def test_reading_pools_quality_and_keeps_the_first_seeds_costs(profile, built):
+    tables(profile, [0, 1])
     results = read_results(profile)
     pooled = {row.variant: row for row in results.seeds}
     row = next(row for row in results.variants if row.variant == "ort-int8")
@@ -410,9 +425,9 @@ def test_readers_get_pooled_quality_with_the_first_seeds_costs(profile, built):
     assert results.gpu is None
 
 
-def test_without_meaning_there_is_no_quality(profile, built):
+def test_a_profile_without_quality_has_empty_columns_and_no_quality_tables(profile, built):
     plain = profile.model_copy(update={"no_quality": "random weights", "champions": []})
-    rows = collate(plain, [0], "cpu", "core")
+    rows = tables(plain, [0])
     assert all(row.f1_test is None for row in rows)
     assert rows[0].reason == "random weights"
     assert not any((profile.results / name).exists() for name in ("seeds.csv", "flips.csv", "champions.json"))
@@ -421,15 +436,15 @@ def test_without_meaning_there_is_no_quality(profile, built):
 def test_a_failed_baseline_leaves_rows_without_comparisons(profile, built):
     shutil.rmtree(profile.variant_folder(BASE))
     write_record(profile.variant_folder(BASE), record(VARIANTS[0], 0, "failed"))
-    row = next(row for row in collate(profile, [0], "cpu", "core") if row.variant == "ort-int8")
+    row = next(row for row in tables(profile, [0]) if row.variant == "ort-int8")
     assert row.f1_test is not None
     assert (row.f1_drop_points, row.flip_rate, row.size_ratio) == (None, None, None)
     assert not (profile.results / "seeds.csv").exists()
 
 
 def test_flips_are_counted_over_trained_variants(profile, built):
-    write_seed_file(profile, 0, "cpu")
-    seed = read_seed_file(seed_path(profile, 0, "cpu"))
+    write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
+    seed = read_seed_file(seed_path(profile.results, 0))
     rows = flip_rows(seed, BASE)
     base = seed.entries[BASE].logits["test"].argmax(-1)
     counts = sum(seed.entries[name].logits["test"].argmax(-1) != base for name in list(BYTES)[1:])
@@ -442,12 +457,12 @@ def test_flips_are_counted_over_trained_variants(profile, built):
     assert {row.variants for row in flip_rows(replace(seed, entries=untrained), BASE)} == {1}
 
 
-def test_a_model_card_says_what_was_measured(profile, built):
+def test_a_model_card_shows_the_measured_values(profile, built):
     folder = profile.variant_folder("ort-int8")
     about = {"variant": "ort-int8", "method": "onnx", "parent": BASE, "backend": "onnxruntime", "parameters": 1}
     about |= {"nonzero_parameters": 1, "labels": CARD["labels"], "max_length": 128, "options": {"fused": True}}
     write_json(folder / "artifact.json", about | {"train_seconds": None, "details": {}, "runtime": {}, "files": {}})
-    row = next(row for row in collate(profile, [0], "cpu", "core") if row.variant == "ort-int8")
+    row = next(row for row in tables(profile, [0]) if row.variant == "ort-int8")
     card = (folder / "README.md").read_text("utf-8")
     assert (
         f"| {row.f1_test:.4f} | {row.f1_ci_low:.4f} to {row.f1_ci_high:.4f} | {row.f1_drop_points:.2f} | 2.00 |" in card
@@ -458,16 +473,16 @@ def test_a_model_card_says_what_was_measured(profile, built):
     }
 
 
-def answers(correct: int) -> np.ndarray:
+def logits_with(correct: int) -> np.ndarray:
     """Logits for 100 sentences of the positive class, so many of them right."""
     return np.eye(2)[(np.arange(100) < correct).astype(int)]
 
 
 def candidate(name: str, correct: int, size_ratio: float, speedup: float) -> Candidate:
-    return Candidate(name, {0: answers(correct)}, size_ratio, speedup)
+    return Candidate(name, {0: logits_with(correct)}, size_ratio, speedup)
 
 
-def test_champions_are_the_best_of_their_goal_among_the_good_enough():
+def test_a_champion_has_the_best_score_within_the_tolerance():
     labels = {0: np.ones(100, int), 2: np.ones(100, int)}
     rows = [
         candidate("base", 98, 1.0, 1.0),
@@ -487,17 +502,17 @@ def test_champions_are_the_best_of_their_goal_among_the_good_enough():
     assert facts["validation_standard_error"] == pytest.approx(0.51, abs=0.05)
     # Of several seeds the mean counts, each against its own baseline: 98 to 96 and 90 to 94 is a gain.
     others = [90, 90, 94]
-    seeds = [replace(row, logits=row.logits | {2: answers(n)}) for row, n in zip(rows[:3], others, strict=True)]
+    seeds = [replace(row, logits=row.logits | {2: logits_with(n)}) for row, n in zip(rows[:3], others, strict=True)]
     facts = choose([*seeds, *rows[3:]], labels, "fast", 0.0)
     assert (facts["chosen"], facts["seeds"]) == ("quick", [0, 2])
     assert facts["validation_drop_points"] < 0
     assert choose([candidate("base", 98, 1.0, 0.0)], labels, "fast", 3.0) is None
 
 
-def test_a_champions_name_stands_for_the_variant_that_collate_chose(profile, built):
+def test_a_champions_name_resolves_to_the_variant_that_collate_chose(profile, built):
     with pytest.raises(UserError, match=r"champions\.json: no champion-tiny; run: make results PROFILE=smoke"):
         chosen(profile, "champion-tiny")
-    collate(profile, [0, 1], "cpu", "core")
+    tables(profile, [0, 1])
     facts = json.loads((profile.results / "champions.json").read_text("utf-8"))["champion-tiny"]
     assert facts["rule"] == {"goal": "tiny", "tolerance": 5.0, "scope": "core"}
     assert chosen(profile, "champion-tiny") == facts["chosen"]
@@ -506,7 +521,7 @@ def test_a_champions_name_stands_for_the_variant_that_collate_chose(profile, bui
     assert facts["chosen"] in small
 
 
-def test_rows_survive_a_file(tmp_path):
+def test_rows_are_read_back_as_written(tmp_path):
     row = VariantRow(
         variant="a, b",
         **dict.fromkeys(("chapter", "family", "scope", "method", "parent", "backend", "precision", "device"), "x"),
@@ -526,9 +541,9 @@ def test_rows_survive_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("3,t", "x,t", r"flips\.csv: row 1: column sentence: 'x' is not a int"),
-        ("0.5", "nan", r"flips\.csv: row 1: column confidence: 'nan' is not a float"),
-        ("0.5", "", r"flips\.csv: row 1: column confidence: '' is not a float"),
+        ("3,t", "x,t", r"flips\.csv: row 1: column sentence: 'x' is no int"),
+        ("0.5", "nan", r"flips\.csv: row 1: column confidence: 'nan' is no float"),
+        ("0.5", "", r"flips\.csv: row 1: column confidence: '' is no float"),
         ("0.5,", "", r"flips\.csv: row 1: has 6 cells, not 7"),
         ("flipped", "turned", r"flips\.csv: column flipped: missing"),
         (None, "", r"flips\.csv: not a CSV file"),

@@ -24,9 +24,9 @@ class VariantRow:
     family: str
     scope: str
     method: str
-    parent: str
-    backend: str
-    precision: str
+    parent: str = ""
+    backend: str = ""
+    precision: str = ""
     device: str
     trained: bool
     seed: int
@@ -213,5 +213,5 @@ def _value(column: str, text: str, hint):
     except ValueError:
         number = math.nan
     if bool in kinds or not math.isfinite(number):
-        raise ValueError(f"column {column}: {text!r} is not a {kinds[0].__name__}")
+        raise ValueError(f"column {column}: {text!r} is no {kinds[0].__name__}")
     return number

@@ -72,16 +72,16 @@ class Seed:
         return {name: entry for name, entry in self.entries.items() if entry.evaluated}
 
 
-def seed_path(profile: Profile, seed: int, device: str) -> Path:
-    return profile.results_on(device) / f"seed{seed}.npz"
+def seed_path(results: Path, seed: int) -> Path:
+    return results / f"seed{seed}.npz"
 
 
 def seed_is_built(profile: Profile, seed: int, device: str) -> bool:
     return (profile.variant_folder(profile.baseline, seed, device) / records.FILE).exists()
 
 
-def write_seed_file(profile: Profile, seed: int, device: str) -> None:
-    """Packs a seed of build/<profile>/; raises UserError naming a damaged file or one of other data."""
+def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> None:
+    """Packs a seed of build/<profile>/; raises UserError naming a file that is damaged or of other data."""
     splits, card = load_splits(profile), load_card(profile)
     packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
     packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
@@ -95,10 +95,10 @@ def write_seed_file(profile: Profile, seed: int, device: str) -> None:
             raise UserError(f"{folder / records.FILE}: built from other data than {profile.data_folder}; run make all")
         packed[f"{variant.name}/record"] = np.array((folder / records.FILE).read_text("utf-8"))
         files = [folder / "predictions.npz", folder / "cold.npz", *sorted(folder.glob("timing-*.npz"))]
-        for path in files if record.status == "ok" else ():
-            if path.exists():
-                packed |= {f"{variant.name}/{path.stem}/{name}": array for name, array in _small(path).items()}
-    _write_npz(seed_path(profile, seed, device), packed)
+        for file in files if record.status == "ok" else ():
+            if file.exists():
+                packed |= {f"{variant.name}/{file.stem}/{name}": array for name, array in _small(file, record).items()}
+    _write_npz(path, packed)
 
 
 def half_logits(logits: np.ndarray) -> np.ndarray:
@@ -168,10 +168,15 @@ def _check(entry: Entry, labels: dict[str, np.ndarray], classes: int, source: st
                 raise UserError(f"{source}: {name} must be pairs of positive seconds; run make all")
 
 
-def _small(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a variant's file as they are packed; raises UserError for logits that are not finite."""
-    small = {}
-    for name, array in read_arrays(path).items():
+def _small(path: Path, record: Record) -> dict[str, np.ndarray]:
+    """The arrays of a variant's file as they are packed.
+
+    Raises UserError for logits that are not finite, and for predictions of another model than the record's.
+    """
+    small, arrays = {}, read_arrays(path)
+    if path.stem == "predictions" and f'"{record.artifact_sha256}"' not in str(arrays.get("about")):
+        raise UserError(f"{path}: predictions of another model; remove it and run make all")
+    for name, array in arrays.items():
         if name.startswith("logits"):
             if not np.isfinite(array).all():
                 raise UserError(f"{path}: {name}: not finite; remove the variant's folder and run make all")

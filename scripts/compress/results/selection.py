@@ -1,6 +1,7 @@
 """Champions: names for the best variants, chosen on validation F1 and measured cost, never on a test set."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from compress.config.profile import Profile
@@ -10,7 +11,6 @@ from compress.results.reading import read_champions
 from compress.results.seedfile import Seed
 from compress.results.statistics import bootstrap_f1, bootstrap_weights, f1_of, paired_speedup
 
-FILE = "champions.json"
 # What each goal maximizes.
 SCORES = {
     "balanced": lambda candidate: (candidate.size_ratio * candidate.latency_speedup) ** 0.5,
@@ -33,13 +33,12 @@ def chosen(profile: Profile, name: str) -> str:
         return name
     facts = read_champions(profile.results).get(name)
     if facts is None:
-        raise UserError(f"{profile.results / FILE}: no {name}; run: make results PROFILE={profile.name}")
+        raise UserError(f"{profile.results}/champions.json: no {name}; run: make results PROFILE={profile.name}")
     return facts["chosen"]
 
 
-def write_champions(profile: Profile, seeds: list[Seed], device: str) -> None:
+def write_champions(path: Path, profile: Profile, seeds: list[Seed]) -> None:
     """Chooses each champion among the variants of its rule's scope; one that no variant fits is left out."""
-    path = profile.results_on(device) / FILE
     labels = {seed.number: seed.labels["validation"] for seed in seeds}
     champions = {}
     for rule in profile.champions:
@@ -63,11 +62,11 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
     if profile.baseline not in first:
         return []
     bytes_of = {name: entry.record.sizes.bytes for name, entry in first.items()}
-    found = []
+    rows = []
     for name in sorted(first, key=lambda name: name != profile.baseline):
         if name in names and first[name].record.trained:
             passes = [one.arrays["latency_seconds"] for one in first[name].passes]
-            found.append(
+            rows.append(
                 Candidate(
                     name,
                     {seed.number: seed.entries[name].logits["validation"] for seed in usable if name in seed.evaluated},
@@ -75,7 +74,7 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
                     paired_speedup(passes)[0] if passes else 0.0,
                 )
             )
-    return found
+    return rows
 
 
 def choose(rows: list[Candidate], labels: dict[int, np.ndarray], goal: str, tolerance: float) -> dict | None:

@@ -1,0 +1,79 @@
+"""Sizes, times and memory from a seed file: the columns of variants.csv that need no labels."""
+
+import numpy as np
+from compress.results.seedfile import Entry, Measured, Seed
+from compress.results.statistics import paired_speedup
+from compress.storage.record import Record
+
+NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
+OTHER_SEED = "not timed: only the first seed is"
+
+
+def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) -> dict:
+    """The columns of one variant, with the reason if it has no predictions or no times.
+
+    Threads are those of the timing, or of the evaluation if it was not timed. `base` is the baseline where it was
+    evaluated, `ort_speedup` that of the baseline in ONNX Runtime fp32.
+    """
+    record = entry.record
+    columns = {"backend": record.backend or "", "status": record.status, "reason": record.reason}
+    if record.status != "ok":
+        return columns
+    if not entry.evaluated:
+        return columns | {"status": "missing", "reason": "built, but not evaluated"}
+    about, sizes = entry.predictions.about, record.sizes
+    columns |= {
+        "precision": about["precision"],
+        "threads": about["threads"],
+        "parameters": sizes.parameters,
+        "nonzero_parameters": sizes.nonzero_parameters,
+        "size_mb": sizes.bytes / 1e6,
+        "size_with_tokenizer_mb": sizes.bytes_with_tokenizer / 1e6,
+        "size_ratio": base.record.sizes.bytes / sizes.bytes if base else None,
+        "train_seconds": record.train_seconds,
+        "reason": "" if entry.passes else timing_reason(record),
+    }
+    if entry.cold:
+        columns["peak_rss_mb"] = entry.cold.about["peak_rss_bytes"] / 1e6
+    if entry.passes:
+        columns |= time_columns(entry.passes)
+        columns["speedup_over_ort_fp32"] = columns["latency_speedup"] / ort_speedup if ort_speedup else None
+    return columns
+
+
+def timing_reason(record: Record) -> str:
+    if not record.options.get("timed", True):
+        return NOT_TIMED
+    return OTHER_SEED if record.seed else "not timed"
+
+
+def time_columns(passes: list[Measured]) -> dict:
+    """Medians over the calls of all passes; throughput is that of the median pass."""
+    latency, text, throughput = (
+        [one.arrays[f"{kind}_seconds"] for one in passes] for kind in ("latency", "text", "throughput")
+    )
+    milliseconds = 1e3 * np.concatenate(latency)[:, 0]
+    speedup, low, high = paired_speedup(latency)
+    rates = [one.about["throughput_sentences"] / one.arrays["throughput_seconds"][:, 0].sum() for one in passes]
+    return {
+        "threads": passes[0].about["threads"],
+        "latency_ms_p50": float(np.median(milliseconds)),
+        "latency_ms_p95": float(np.quantile(milliseconds, 0.95)),
+        "latency_speedup": speedup,
+        "latency_speedup_low": low,
+        "latency_speedup_high": high,
+        "text_latency_ms_p50": 1e3 * float(np.median(np.concatenate(text)[:, 0])),
+        "text_latency_speedup": paired_speedup(text)[0],
+        "throughput_per_s": float(np.median(rates)),
+        "throughput_speedup": paired_speedup(throughput)[0],
+    }
+
+
+def find_ort_speedup(seed: Seed, baseline: str) -> float | None:
+    """The latency speed-up of the baseline in ONNX Runtime fp32, with fused operators if that was timed."""
+    speedups = {}
+    for entry in seed.entries.values():
+        record, options = entry.record, entry.record.options
+        if record.method == "onnx" and record.parent == baseline and options["precision"] == "fp32" and entry.passes:
+            speedups[options["fused"]] = time_columns(entry.passes)["latency_speedup"]
+    return speedups.get(True, speedups.get(False))

@@ -1,0 +1,62 @@
+"""What methods.json and environment.json hold: how each variant was built, measurements without a column, machines."""
+
+import numpy as np
+from compress.config.profile import Profile
+from compress.results.seedfile import Entry, Seed
+from compress.results.statistics import f1_of
+
+IDENTITY = ("name", "chapter", "family", "scope")  # fields of a variant that have columns of their own
+
+
+def methods(profile: Profile, seed: Seed) -> dict[str, dict]:
+    """Options, details, seconds, and measurements without a column, of each variant in the seed file."""
+    described = {}
+    for variant in profile.variants:
+        if entry := seed.entries.get(variant.name):
+            parts = [part.about["seconds"] for part in (entry.predictions, *entry.passes) if part]
+            described[variant.name] = {
+                "options": {name: value for name, value in entry.record.options.items() if name not in IDENTITY},
+                "details": entry.record.details,
+                "seconds": round(entry.record.build_seconds + sum(parts), 1),
+                "measured": further_measurements(profile, seed, entry) if entry.evaluated else {},
+            }
+    return described
+
+
+def further_measurements(profile: Profile, seed: Seed, entry: Entry) -> dict:
+    """Validation F1 and, if measured, first calls in ms, the best batch size, and latency over input shapes."""
+    facts = {} if profile.no_quality else {"validation_f1": rounded(validation_f1(seed, entry))}
+    if entry.passes:
+        facts["batch_size"] = entry.passes[0].about["batch_size"]
+    if entry.cold:
+        cold = 1e3 * entry.cold.arrays["cold_seconds"].astype(np.float64)  # [lengths, (first call, second)]
+        later = cold[1:] if len(cold) > 1 else cold
+        facts |= {
+            "load_ms": rounded(1e3 * entry.cold.about["load_seconds"]),
+            "first_ms": rounded(cold[0, 0]),
+            "new_length_ms": rounded(np.median(later[:, 0])),
+            "same_length_ms": rounded(np.median(later[:, 1])),
+            "tokenize_ms": rounded(1e3 * np.median(entry.cold.arrays["tokenize_seconds"])),
+        }
+    if entry.passes and "shape_seconds" in entry.passes[0].arrays:
+        axes = profile.measure.shapes.model_dump(include={"threads", "batches", "lengths"})
+        milliseconds = 1e3 * np.median(entry.passes[0].arrays["shape_seconds"], -1)
+        facts["shapes"] = axes | {"milliseconds": [[[rounded(x, 4) for x in r] for r in t] for t in milliseconds]}
+    return facts
+
+
+def validation_f1(seed: Seed, entry: Entry) -> float:
+    return f1_of(entry.logits["validation"].argmax(-1), seed.labels["validation"], len(seed.classes))
+
+
+def rounded(value, digits: int = 6) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def environment(profile: Profile, seeds: list[Seed]) -> dict:
+    """Machines, libraries and commits of the rows, each once."""
+    sources = [entry.record.provenance.model_dump(mode="json") for seed in seeds for entry in seed.entries.values()]
+    names = ("machine", "libraries", "python", "commit", "dirty", "threads", "processes")
+    distinct = {name: list({str(source[name]): source[name] for source in sources}.values()) for name in names}
+    about = {"profile": profile.name, "description": profile.description, "baseline": profile.baseline}
+    return about | distinct
