@@ -1,5 +1,6 @@
 """The repository's own promises: the lock and conda agree, README and report say what results/ says."""
 
+import dataclasses
 import fcntl
 import re
 import subprocess
@@ -8,12 +9,12 @@ import time
 from pathlib import Path
 
 import nbformat
-import notebooks
 import pytest
-import render
 import yaml
 from compress.config.profile import load_profile
 from compress.errors import UserError
+from compress.report import notebook
+from compress.report import formats, pages
 from compress.results.reading import read_results
 from conftest import run
 
@@ -104,43 +105,43 @@ def test_the_installed_environment_is_the_locked_one():
 
 
 @pytest.mark.parametrize("name", ["minilm", "bert-base-shape"])
-def test_every_page_is_the_one_that_the_results_give(name):
+def test_the_committed_pages_are_those_of_the_committed_results(name):
     profile = load_profile(name)
-    for path, text in render.documents(profile, render.context(profile, read_results(profile))).items():
+    for path, text in pages.documents(profile, read_results(profile)).items():
         assert path.read_text("utf-8") == text, f"{path}: run make report PROFILE={name}"
 
 
-def test_a_changed_result_would_be_noticed():
+def test_a_changed_result_changes_every_page_that_shows_it():
     name = "distill-3x384-structured-50-ort-int8"
     profile = load_profile("minilm")
     results = read_results(profile)
-    about = render.context(profile, results)
-    before, head = render.pages(profile, about), about["headline"]
+    before = pages.report_pages(profile, results)
     assert f"`{name}`" in before["decide"]
-    for row in (row for row in [*results.rows, *results.seeds] if row["variant"] == name):
-        row |= {"f1_test": 0.5, "f1_drop_points": 36.0, "mcnemar_p_holm": 1e-9}
-    about = render.context(profile, results)
-    after = render.pages(profile, about)
-    assert about["headline"] != head
-    changed = {name for name in after if after[name] != before[name]}
-    assert {"report", "hw4", "decide"} <= changed <= set(after) - {"hw3", "hw7"}
+    worse = [dataclasses.replace(r, f1_test=0.5, f1_drop_points=36.0) if r.variant == name else r for r in results.rows]
+    pooled = {"f1_mean": 0.5, "drop_mean": 36.0, "p_adjusted": 1e-9}
+    seeds = [dataclasses.replace(r, **pooled) if r.variant == name else r for r in results.seeds]
+    changed = dataclasses.replace(results, rows=worse, seeds=seeds)
+    after = pages.report_pages(profile, changed)
+    assert pages.headline_table(changed) != pages.headline_table(results)
+    different = {page for page in after if after[page] != before[page]}
+    assert {"report", "hw4", "decide"} <= different <= set(after) - {"hw3", "hw7"}
     assert f"`{name}`" not in after["decide"]
-    learned, negative = (text.split("## Negative results")[i] for i, text in ((0, after["hw4"]), (1, after["hw4"])))
+    learned, negative = after["hw4"].split("## Negative results")
     assert f"`{name}`" not in learned.split("## What we learned")[1]
     assert f"`{name}`" in negative.split("\n- Slower")[0]
 
 
-def test_an_unknown_citation_is_an_error_and_only_what_is_cited_is_listed():
-    text = render.cite("As @holm1979 says [@guo2017calibration, sec. 2;\n@hinton2015distilling].")
+def test_an_unknown_citation_is_an_error_and_only_cited_works_are_listed():
+    text = formats.write_citations("As @holm1979 says [@guo2017calibration, sec. 2;\n@hinton2015distilling].")
     assert text.startswith(
         "As Holm (1979) says (Guo et al. 2017, sec. 2; Hinton et al. 2015).\n\n## References\n\n- Guo"
     )
     assert text.count("\n- ") == 3
     with pytest.raises(UserError, match="nobody1999"):
-        render.cite("[@holm1979; @nobody1999]")
+        formats.write_citations("[@holm1979; @nobody1999]")
 
 
-def test_every_figure_says_in_numbers_what_it_shows():
+def test_the_first_sentence_of_every_caption_has_a_number():
     text = (ROOT / "report" / "report.md").read_text("utf-8")
     captions = re.findall(r"^!\[(.*)\]\(.*\.png\)\n\n\*\1\*$", text, re.M)
     assert len(captions) == text.count("![")
@@ -149,48 +150,54 @@ def test_every_figure_says_in_numbers_what_it_shows():
         assert re.search(r"\d", first), caption
 
 
-def test_every_heading_stands_by_itself():
+def test_a_blank_line_precedes_every_heading():
     for page in (ROOT / "report").glob("**/*.md"):
         text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
         assert not re.findall(r"[^\n]\n(#+ .*)", text), page
 
 
-def test_the_html_shows_its_formulas_without_a_script():
+def test_the_html_has_all_formulas_as_mathml():
     found = [
         len(re.findall(pattern, (ROOT / "report" / name).read_text("utf-8")))
-        for pattern, name in ((render.MATH, "report.md"), ("<math .*?</math>", "report.html"))
+        for pattern, name in ((formats.MATH, "report.md"), ("<math .*?</math>", "report.html"))
     ]
     assert found[0] == found[1] > 10
 
 
-def test_every_link_between_pages_leads_somewhere():
+def test_every_link_between_pages_has_a_target():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "report").glob("**/*.md")]:
         links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
         assert not [link for link in links if "://" not in link and not (page.parent / link).exists()], page
 
 
-def test_notebooks_are_those_of_their_chapters():
+def test_the_committed_notebooks_are_those_of_the_chapters():
     profile = load_profile("minilm")
-    found = notebooks.notebooks(profile, read_results(profile))
-    assert sorted(path.stem for path in notebooks.NOTEBOOKS.glob("*.ipynb")) == sorted(found)
-    for name, notebook in found.items():
-        committed = nbformat.read(notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    expected = notebook.chapter_notebooks(profile, read_results(profile))
+    assert sorted(path.stem for path in notebook.NOTEBOOKS.glob("*.ipynb")) == sorted(expected)
+    for name, chapter in expected.items():
+        committed = nbformat.read(notebook.NOTEBOOKS / f"{name}.ipynb", as_version=4)
         nbformat.validate(committed)
         cells = [(cell.id, cell.source) for cell in committed.cells]
-        assert cells == [(cell.id, cell.source) for cell in notebook.cells], f"{name}: run make notebooks"
+        assert cells == [(cell.id, cell.source) for cell in chapter.cells], f"{name}: run make notebooks"
         assert all(cell.get("execution_count") or "local" in cell.metadata.tags for cell in code(committed))
 
 
-def test_a_notebook_executed_again_says_the_same():
+def test_a_notebook_executed_again_has_the_same_outputs():
     profile = load_profile("minilm")
-    notebook = notebooks.notebooks(profile, read_results(profile))["hw2"]
-    notebooks.execute(notebook)
-    committed = nbformat.read(notebooks.NOTEBOOKS / "hw2.ipynb", as_version=4)
-    assert [printed(cell) for cell in code(notebook)] == [printed(cell) for cell in code(committed)]
+    chapter = notebook.chapter_notebooks(profile, read_results(profile))["hw2"]
+    notebook.execute(chapter)
+    committed = nbformat.read(notebook.NOTEBOOKS / "hw2.ipynb", as_version=4)
+    assert [printed(cell) for cell in code(chapter)] == [printed(cell) for cell in code(committed)]
 
 
-def code(notebook) -> list:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+def test_an_unknown_chapter_is_an_error_that_lists_the_chapters():
+    profile = load_profile("minilm")
+    with pytest.raises(UserError, match="hw5: no such chapter; there are hw1, hw2, hw3, hw4, hw6, hw7"):
+        notebook.write_notebooks(profile, read_results(profile), ["hw5"])
+
+
+def code(chapter) -> list:
+    return [cell for cell in chapter.cells if cell.cell_type == "code"]
 
 
 def printed(cell) -> list[str]:

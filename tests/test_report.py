@@ -1,0 +1,386 @@
+"""The report's layer: tables from columns, choices of rows, captions from templates, and what missing values do."""
+
+import csv
+import random
+import re
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
+
+import pytest
+from compress.config.profile import load_profile
+from compress.paths import ROOT
+from compress.report import comparisons, load_facts, pages, tables, views
+from compress.report.tables import Column, markdown_table
+from compress.results.reading import Results, read_results
+from compress.results.rows import SeedRow, ServingRow, VariantRow
+
+PROFILE = load_profile("minilm")
+RESULTS = read_results(PROFILE)
+ROWS = RESULTS.variants
+TEXT = {"variant", "chapter", "family", "scope", "method", "parent", "backend", "precision", "device", "status"}
+
+
+def row_of(variant: str, **values) -> VariantRow:
+    texts = dict.fromkeys(TEXT, "") | {"device": "cpu", "status": "ok", "method": "onnx", "chapter": "HW4"}
+    return VariantRow(**texts | {"variant": variant, "trained": True, "seed": 0} | values)
+
+
+def results_of(rows: list[VariantRow], methods: dict | None = None, **tables_) -> Results:
+    """Results with these rows; the first one is the baseline."""
+    empty = {"options": {}, "details": {}, "measured": {}, "seconds": 1.0}
+    methods = {row.variant: empty for row in rows} | (methods or {})
+    lists = dict.fromkeys(("seeds", "serving", "services", "reliability", "flips"), ())
+    facts = {"champions": {}, "environment": {"baseline": rows[0].variant}, "data": {}}
+    return Results(rows=rows, methods=methods, **facts | {name: list(of) for name, of in (lists | tables_).items()})
+
+
+# --- tables ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Line:
+    name: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    nested: dict | None = None
+
+
+def cells(text: str) -> list[list[str]]:
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    return [lines[0], *lines[2:]]
+
+
+def test_missing_values_are_empty_cells_and_empty_columns_are_left_out():
+    columns = [Column("Name", "name"), Column("Value", "value", ".1f"), Column("Low", "low", ".1f")]
+    text = markdown_table(columns, [Line("a", 1.25), Line("b")])
+    assert cells(text) == [["Name", "Value"], ["a", "1.2"], ["b", ""]]
+    assert markdown_table(columns, []) == ""
+
+
+def test_numbers_are_rounded_without_negative_zero():
+    assert tables.number(-0.04, ".1f") == "0.0"
+    assert tables.number(-0.04, "+.1f") == "+0.0"
+    assert tables.number(1.234e-5, ".2g") == "1.2e-05"
+    assert tables.number(None, ".1f") == ""
+
+
+def test_an_interval_is_shown_if_both_ends_were_measured():
+    columns = [Column("Name", "name"), Column("Value", "value", ".1f", ("low", "high"))]
+    lines = [Line("a", 1, 0.5, 2), Line("b", 1, 0.5), Line("c", None, 0.5, 2)]
+    assert [line[1] for line in cells(markdown_table(columns, lines))[1:]] == ["1.0 [0.5, 2.0]", "1.0", ""]
+
+
+def test_fields_reach_into_dictionaries_and_a_misspelled_one_is_an_error():
+    line = Line("a", nested={"bits": 4})
+    assert tables.column_value(line, "nested.bits") == 4
+    assert tables.column_value(line, "nested.missing.deeper") is None
+    with pytest.raises(AttributeError):
+        tables.column_value(line, "valeu")
+
+
+def test_all_rows_of_a_table_have_the_width_of_its_head():
+    for name, rows in every_table().items():
+        lines = tables.table(rows, name).splitlines()
+        assert lines, name
+        assert {line.count(" | ") for line in lines} == {lines[0].count(" | ")}, name
+
+
+def every_table() -> dict[str, list]:
+    """Rows of the committed results for every table that they can fill."""
+    servers = load_facts.server_facts(RESULTS.serving, 130)
+    entries = views.entries(ROWS, RESULTS)
+    return {
+        "headline": views.headline(RESULTS),
+        "quality": entries,
+        "costs": entries,
+        "seeds": RESULTS.seeds,
+        "trainings": views.trainings(ROWS, RESULTS),
+        "sensitivity": views.sensitivities(RESULTS),
+        "engines": [entry for entry in entries if "integer_products" in entry["details"]],
+        "cold": entries,
+        "optimum": comparisons.optimum_pairs(RESULTS),
+        "changes": comparisons.one_thing_at_a_time(RESULTS, "HW1"),
+        "champions": views.champions(RESULTS),
+        "budgets": views.budget_choices(RESULTS, "size_mb", "MB"),
+        "prices": views.prices(RESULTS),
+        "flips": RESULTS.flips,
+        "gpu": views.gpu_rows(RESULTS),
+        "splits": views.splits(RESULTS),
+        "services": RESULTS.services,
+        "servers": list(servers.values()),
+        "clients": load_facts.client_loops(RESULTS.serving),
+        "settings": load_facts.peer_settings(RESULTS.serving),
+    }
+
+
+def test_a_champion_is_a_name_beside_its_variant_and_no_row():
+    table = cells(tables.table(views.entries(ROWS, RESULTS), "quality"))
+    names = [line[0] for line in table[1:]]
+    assert len(names) == len(set(names)) == len(ROWS)
+    for champion, facts in RESULTS.champions.items():
+        assert f"{facts['chosen']} ({champion})" in names
+        assert champion not in names
+
+
+def test_columns_of_the_new_protocol_appear_once_they_are_measured():
+    entries = views.entries(ROWS[:2], RESULTS)
+    heads = cells(tables.table(entries, "costs"))[0], cells(tables.table(entries, "quality"))[0]
+    assert "ms from text" not in heads[0]
+    assert "Non-inferior" not in heads[1]
+    values = {
+        "text_latency_ms_p50": 3.0,
+        "non_inferior": False,
+        "latency_speedup_low": 0.9,
+        "latency_speedup_high": 1.1,
+    }
+    entries[1] |= {"row": replace(ROWS[1], **values)}
+    costs = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(entries, "costs"))]
+    assert [line["ms from text"] for line in costs] == ["", "3.00"]
+    assert re.fullmatch(r"[\d.]+ \[0.90, 1.10\]", cells(tables.table(entries, "costs"))[2][5])
+    quality = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(entries, "quality"))]
+    assert [line["Non-inferior"] for line in quality] == ["", "no"]
+
+
+def zip_heads(text: str) -> list[tuple[list[str], list[str]]]:
+    head, *lines = cells(text)
+    return [(head, line) for line in lines]
+
+
+def test_a_quoted_sentence_is_text_in_markdown():
+    assert tables.escaped("costs $40 | *so* [what]") == r"costs \$40 \| \*so\* \[what\]"
+
+
+# --- choices of rows ------------------------------------------------------------------------------------------
+
+
+def test_every_pair_of_one_thing_at_a_time_is_in_the_default_profile():
+    names = {variant.name for variant in PROFILE.variants}
+    with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            assert {line["with"], line["without"]} <= names, line
+            assert line["chapter"] in comparisons.CHAPTERS
+
+
+def test_a_change_is_measured_on_every_seed_that_both_variants_have():
+    f1 = {"qat-int8": (0.79, 0.80, 0.5), "int8-dynamic": (0.80, 0.82)}
+    rows = [row_of(name, seed=seed, f1_test=value) for name, of in f1.items() for seed, value in enumerate(of)]
+    (change,) = comparisons.one_thing_at_a_time(results_of(rows), "HW1")
+    assert (change.new.variant, change.old.variant, change.seeds) == ("qat-int8", "int8-dynamic", 2)
+    assert (change.gained, change.least, change.most) == pytest.approx((-1.5, -2, -1))
+    assert change.smaller is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("int8-dynamic", {"int8"}),
+        ("qat-int4", {"int4"}),
+        ("mixed-precision", {"int8", "int4"}),
+        ("ov-int8-weights", {"int8"}),
+        ("ov-codebook-weights", {"clustering"}),
+        ("optimum-ort-int8", {"int8"}),
+        ("optimum-ort-o4", {"16-bit floats"}),
+        ("bf16", {"16-bit floats"}),
+        ("finetuned-ort-fp32", set()),
+        ("prune-fisher-90", {"pruning"}),
+        ("distill-3x384-v12000-ort-int8", {"smaller student", "int8"}),
+        ("tiny-deep-compression", {"smaller student", "pruning", "clustering"}),
+        ("deep-compression", {"pruning", "clustering"}),
+    ],
+)
+def test_ingredients_are_those_of_the_variant_and_its_ancestors(variant, expected):
+    assert comparisons.ingredients(variant, RESULTS) == expected
+
+
+def test_a_variant_without_an_ingredient_is_as_large_as_the_baseline():
+    alone = [row for row in ROWS if row.status == "ok" and not comparisons.ingredients(row.variant, RESULTS)]
+    assert "finetuned" in [row.variant for row in alone]
+    assert all(0.99 < row.size_ratio < 1.01 for row in alone)
+
+
+def test_validation_chooses_within_a_budget_and_never_the_test_set():
+    def method(f1):
+        return {"options": {"precision": "int8"}, "details": {}, "measured": {"validation_f1": f1}}
+
+    f1 = {"best-on-test": 0.7, "best-on-validation": 0.8, "equal-but-larger": 0.8, "too-large": 0.9, "unmeasured": 0.9}
+    sizes = dict(zip(f1, (9.0, 8.0, 8.5, 10.1, None), strict=True))
+    rows = [row_of("base", method="finetune", size_mb=90.0)]
+    rows += [row_of(name, f1_test=0.8, f1_drop_points=1.0, size_mb=size) for name, size in sizes.items()]
+    rows[1] = replace(rows[1], f1_test=0.99)
+    results = results_of(rows, {name: method(value) for name, value in f1.items()})
+    by_limit = {budget.limit: budget for budget in comparisons.budgets(results, "size_mb")}
+    assert by_limit[10].rows["int8"].variant == "best-on-validation"
+    assert by_limit[10].winner == "int8"
+    assert (by_limit[5].rows, by_limit[5].winner) == ({"int8": None}, None)
+
+
+@pytest.mark.parametrize("column", ["size_mb", "latency_ms"])
+def test_a_choice_is_the_best_of_its_family_that_fits(column):
+    for budget in comparisons.budgets(RESULTS, column):
+        for row in comparisons.compressed(RESULTS):
+            cost = getattr(row, column)
+            if cost is not None and cost <= budget.limit:
+                chosen = budget.rows[comparisons.family_of(row.variant, RESULTS)]
+                assert getattr(chosen, column) <= budget.limit
+                assert comparisons.validation_f1(chosen, RESULTS) >= comparisons.validation_f1(row, RESULTS)
+
+
+def test_no_row_is_better_and_no_larger_than_one_of_the_frontier():
+    frontier = comparisons.pareto(ROWS, "size_mb")
+    assert frontier
+    for row in comparisons.trained(ROWS):
+        assert not [best for best in frontier if row.size_mb <= best.size_mb and row.f1_test > best.f1_test]
+
+
+def test_cost_is_threads_over_throughput_and_the_cheapest_comes_first():
+    assert comparisons.core_seconds(SimpleNamespace(threads=2, throughput_per_s=500.0)) == pytest.approx(4000)
+    chosen = comparisons.cheapest(RESULTS)
+    seconds = [comparisons.core_seconds(row) for _, row in chosen]
+    assert seconds == sorted(seconds)
+    useful = {row.variant for row in comparisons.useful(RESULTS)}
+    assert {row.variant for _, row in chosen} <= useful
+
+
+def test_speeds_of_a_pair_differ_if_their_intervals_are_disjoint():
+    def pair(low, high, other_low, other_high):
+        rows = row_of("a", latency_speedup_low=low, latency_speedup_high=high), row_of("b")
+        other = replace(rows[1], latency_speedup_low=other_low, latency_speedup_high=other_high)
+        return comparisons.OptimumPair(rows[0], other, {}, {})
+
+    assert pair(2.0, 2.2, 1.0, 1.9).differs_in_speed
+    assert not pair(2.0, 2.2, 2.1, 2.5).differs_in_speed
+    assert not pair(None, None, 1.0, 1.9).differs_in_speed
+
+
+def test_a_models_settings_count_with_those_of_its_ancestors():
+    def results(rate):
+        rows = [row_of("base", method="finetune"), row_of("student", parent="base"), row_of("file", parent="student")]
+        options = {"student": {"options": {"rate": rate, "newer": None}, "details": {}, "measured": {}}}
+        return results_of(rows, options)
+
+    assert comparisons.built_otherwise(results(1.0), results(1.0)) == []
+    changed = comparisons.built_otherwise(results(1.0), results(2.0))
+    assert [row.variant for row in changed] == ["student", "file"]
+
+
+# --- the load test --------------------------------------------------------------------------------------------
+
+
+def server(*runs, variant="a") -> list[ServingRow]:
+    columns = {"layout": "open-loop", "shed_fraction": 0.0, "error_fraction": 0.0}
+    return [ServingRow(variant=variant, **columns, offered_rps=rate, latency_ms_p99=p99) for rate, p99 in runs]
+
+
+def test_a_sustained_rate_lies_between_the_one_that_passed_and_the_one_that_failed():
+    quick, slow = server((800, 20), (1000, 90), (1250, 200)), server((80, 20), (100, 130), (125, 131), (200, None))
+    assert (load_facts.sustained(slow, 130), load_facts.first_failed(slow, 130)) == (100, 125)
+    full = ServingRow(variant="a", layout="saturation", achieved_rps=1300.0)
+    facts = [load_facts.server_facts([*of, full], 130)["a"] for of in (quick, slow)]
+    assert load_facts.lead(*facts) == (8, 12.5)
+    without_failure = load_facts.server_facts([*quick[:2], full], 130)["a"]
+    assert load_facts.lead(without_failure, facts[1]) is None
+    assert load_facts.sustained(server((10, 900)), 130) is None
+
+
+def test_peers_and_our_server_in_their_turns_are_apart_from_our_other_servers():
+    own = load_facts.server_facts(RESULTS.serving, 130)
+    among_peers = load_facts.server_facts(RESULTS.serving, 130, peers=True)
+    assert not set(own) & set(among_peers)
+    assert load_facts.own_among_peers(among_peers)
+    assert not any(fact.is_peer for fact in own.values())
+    assert all(fact.is_peer for fact in load_facts.single_model(among_peers))
+
+
+# --- captions and findings ------------------------------------------------------------------------------------
+
+CONSTANTS = {f"{value:g}" for value in (*comparisons.BUDGETS_MB, comparisons.TOLERANCE, comparisons.SAME_F1)} | {"0.0"}
+
+
+def captions(results: Results) -> dict[str, str]:
+    """Every caption and the findings, as the pages of these results show them."""
+    engine = pages.page_templates(PROFILE, results)
+    names = engine.get_template("captions.md.j2").blocks
+    several = {"ablation": list(results.champions), "shapes": list(results.champions)}
+    several["sensitivity"] = [(comparisons.sensitivity(results) or ("",))[0]]
+    found = {f"{name} {of}": pages.caption(engine, name, of) for name in names for of in several.get(name, [""])}
+    return found | {"findings": engine.get_template("findings.md.j2").render()}
+
+
+def shaken(results: Results, seed: int) -> Results:
+    """The results with every measured number multiplied by a factor of its own, from 1.2 to 1.5."""
+    chance = random.Random(seed)
+
+    def row(of):
+        values = {f.name: getattr(of, f.name) for f in fields(of) if f.name != "share"}
+        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+        return replace(of, **{name: value * chance.uniform(1.2, 1.5) for name, value in numbers.items()})
+
+    def number(value, key=""):
+        if isinstance(value, dict):
+            return {name: number(of, name) for name, of in value.items()}
+        if isinstance(value, list):
+            return [number(of, key) for of in value]
+        return value * chance.uniform(1.2, 1.5) if isinstance(value, float) and key != "sparsity" else value
+
+    lists = {name: [row(of) for of in getattr(results, name)] for name in ("rows", "seeds", "serving")}
+    return replace(results, methods=number(results.methods), **lists)
+
+
+def test_every_number_of_a_caption_or_finding_comes_from_the_results():
+    found = [captions(RESULTS), *(captions(shaken(RESULTS, seed)) for seed in range(8))]
+    for name, text in found[0].items():
+        numbers = [set(re.findall(r"\d+\.\d+", of[name])) for of in found]
+        assert set.intersection(*numbers) <= CONSTANTS, text
+
+
+def test_the_templates_of_captions_and_findings_hold_no_measured_number():
+    for name in ("captions", "findings"):
+        source = (ROOT / "report" / f"{name}.md.j2").read_text("utf-8")
+        text = re.sub(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}", "", source, flags=re.S)
+        assert not re.findall(r"\d+\.\d+", text)
+
+
+# --- results with gaps ----------------------------------------------------------------------------------------
+
+
+def emptied(results: Results, *kept: str) -> Results:
+    """The results without the numbers of any row except these columns, and without the optional tables."""
+
+    def row(of):
+        numbers = [f.name for f in fields(of) if isinstance(getattr(of, f.name), float) and f.name not in kept]
+        return replace(of, **dict.fromkeys(numbers))
+
+    methods = {name: {**method, "details": {}, "measured": {}} for name, method in results.methods.items()}
+    lists = {"seeds": [], "serving": [], "services": [], "reliability": [], "flips": []}
+    rows = [row(of) for of in results.rows if of.seed == 0]
+    return replace(results, rows=rows, champions={}, methods=methods, gpu=None, **lists)
+
+
+QUALITY = ("f1_test", "f1_drop_points", "f1_ci_low", "f1_ci_high", "size_mb", "size_ratio")
+SIZES = ("size_mb", "size_ratio")
+
+
+@pytest.mark.parametrize("kept", [QUALITY, SIZES, ()], ids=["quality and sizes", "sizes", "nothing"])
+def test_missing_numbers_leave_gaps_and_never_break_a_page(kept):
+    text = pages.report_pages(PROFILE, emptied(RESULTS, *kept))
+    assert {"report", "decide", "hw1"} <= set(text)
+    for name, page in text.items():
+        assert not re.search(r"\bNone\b|\bnan\b|Undefined", page), name
+    assert pages.headline_table(emptied(RESULTS, *kept))
+
+
+def test_the_protocol_names_the_earlier_one_only_where_times_have_no_interval():
+    note = "taken by an earlier protocol"
+    assert note in pages.report_pages(PROFILE, RESULTS)["report"]
+    rows = [replace(row, latency_speedup_low=row.latency_speedup) for row in RESULTS.rows]
+    assert note not in pages.report_pages(PROFILE, replace(RESULTS, rows=rows))["report"]
+
+
+def test_a_variant_that_keeps_the_quality_is_counted_once_it_was_tested():
+    judged = [replace(row, non_inferior=row.drop_mean < 1, drop_upper_one_sided=row.drop_high) for row in RESULTS.seeds]
+    text = pages.report_pages(PROFILE, replace(RESULTS, seeds=judged))
+    kept = sum(row.drop_mean < 1 for row in judged if row.variant not in ("bert-orig", "finetuned"))
+    assert re.search(rf"{kept + 1} of \d+ keep the quality", text["report"])
+    assert "Non-inferior" in text["hw1"]
+    assert isinstance(judged[0], SeedRow)
