@@ -16,7 +16,7 @@ from compress.cli import main_guard
 from compress.config.groups import Listing, list_variants
 from compress.config.profile import load_profile
 from compress.config.sources import Backbone, Data, Package
-from compress.config.variants import METHODS, Service
+from compress.config.variants import METHODS, Classifier
 from compress.data import archives
 from compress.data.identity import profile_files
 from compress.data.sentences import check_disjoint, fingerprint
@@ -138,7 +138,7 @@ def test_committed_profiles_are_valid_and_their_core_is_small(name):
 
 def test_smoke_has_every_method_and_each_names_its_script_and_module():
     assert {variant.method for variant in load_profile("smoke").variants} == set(METHODS)
-    for option in (*METHODS.values(), Service):
+    for option in (*METHODS.values(), Classifier):
         assert (SCRIPTS / option.script).exists()
         assert (SCRIPTS / "compress" / "methods" / f"{option.module}.py").exists(), option.module
 

@@ -14,7 +14,7 @@ from compress.config.budgets import Building, Measure, Serving
 from compress.config.groups import Listing, list_variants
 from compress.config.sources import Backbone, Data
 from compress.config.strict import Strict, explain
-from compress.config.variants import AnyVariant, Mixed, Scope, Service, Variant
+from compress.config.variants import AnyVariant, Classifier, Mixed, Scope, Variant
 from compress.errors import UserError
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 from pydantic import Field, ValidationError, model_validator
@@ -93,11 +93,11 @@ class Profile(Strict):
         return self
 
     @cached_property
-    def services(self) -> list[Service]:
+    def services(self) -> list[Classifier]:
         """The classifiers of the service. The one for movies is the parent without further training."""
         serving = self.serving
         return [
-            Service(
+            Classifier(
                 name=f"service-{task}",
                 method="service",
                 parent=serving.parent,

@@ -372,7 +372,7 @@ class TorchRuntime(Tooled):
         return NO_INT8 if self.precision == "int8" else None
 
 
-class Service(Derived):
+class Classifier(Derived):
     """A classifier of the service: the parent trained further on the task's labels, then static int8 in ONNX."""
 
     script: ClassVar[str] = "07_serve_bench.py"

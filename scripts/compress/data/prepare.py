@@ -38,7 +38,7 @@ def prepare(profile: Profile) -> dict:
             "labels": labels,
             "source": identity(data),
             "backbone": identity(profile.backbone),
-            "splits": describe(splits, folder / "backbone" / "tokenizer.json"),
+            "splits": split_statistics(splits, folder / "backbone" / "tokenizer.json"),
         }
         write_json(folder / FILE, card)
         if not is_there(profile, card, folder / "backbone"):
@@ -61,7 +61,7 @@ def is_there(profile: Profile, card: dict, backbone: Path) -> bool:
     return filecmp.cmpfiles(backbone, profile.backbone_folder, names, shallow=False)[1:] == ([], [])
 
 
-def describe(splits: dict[str, Rows], tokenizer_file: Path) -> dict[str, dict]:
+def split_statistics(splits: dict[str, Rows], tokenizer_file: Path) -> dict[str, dict]:
     """Sentences, share of each class and length in word pieces per split (special pieces counted)."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     tokenizer.no_padding()
