@@ -13,8 +13,7 @@ import pytest
 import yaml
 from compress.config.profile import load_profile
 from compress.errors import UserError
-from compress.report import notebook
-from compress.report import formats, pages
+from compress.report import formats, notebook, pages
 from compress.results.reading import read_results
 from conftest import run
 

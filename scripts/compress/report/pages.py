@@ -133,7 +133,7 @@ def figure(engine, profile: Profile, name: str, of: str = "") -> str:
         return ""
     text = caption(engine, name, of)
     if engine.globals["notebook"]:
-        return f'{text}\n\n```python\npictures["{file}"]\n```\n'
+        return f'{text}\n\n```python\npictures["{file}"]()\n```\n'
     return f"![{text}]({os.path.relpath(profile.figures, profile.report)}/{file}.png)\n\n*{text}*"
 
 
