@@ -1,0 +1,82 @@
+"""make recommend: the best F1 within limits, or the limit that excludes every variant."""
+
+from dataclasses import replace
+
+import pytest
+from compress.config.profile import load_profile
+from compress.report import recommendation
+from compress.results.reading import read_results
+from conftest import ROOT, run
+
+PROFILE = load_profile("minilm")
+RESULTS = read_results(PROFILE)
+SCRIPT = (".venv/bin/python", "scripts/recommend.py")
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_mb": 25, "max_ms": 2}, {"max_mb": 5}, {"min_f1": 0.85, "max_ms": 1}])
+def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
+    rows = recommendation.candidates(RESULTS)
+    fitting = [
+        row
+        for row in rows
+        if row.size_mb <= limits.get("max_mb", 1e9)
+        and ("max_ms" not in limits or (row.latency_ms is not None and row.latency_ms <= limits["max_ms"]))
+        and row.f1_test >= limits.get("min_f1", 0)
+    ]
+    best = recommendation.best(rows, limits)
+    assert best in fitting
+    assert best.f1_test == max(row.f1_test for row in fitting)
+    status, text = recommendation.recommend(PROFILE, RESULTS, limits)
+    assert status == 0
+    assert text.startswith(f"{best.variant}: F1 {best.f1_test:.3f}, {best.size_mb:.2f} MB")
+    assert f"make serve PROFILE=minilm MODEL={best.variant}" in text
+
+
+def test_untrained_failed_and_unmeasured_variants_are_never_recommended():
+    assert all(row.trained and row.f1_test is not None for row in recommendation.candidates(RESULTS))
+    row = recommendation.candidates(RESULTS)[0]
+    assert not recommendation.fits(replace(row, latency_ms=None), {"max_ms": 1e9})
+
+
+def test_among_equals_the_smaller_is_recommended():
+    row = recommendation.candidates(RESULTS)[0]
+    small, large = (replace(row, variant=name, size_mb=size) for name, size in (("small", 1.0), ("large", 2.0)))
+    assert recommendation.best([large, small], {}) == small
+
+
+@pytest.mark.parametrize("in_core", [True, False])
+def test_the_scope_of_the_build_is_that_of_the_variant(in_core):
+    core = {variant.name for variant in PROFILE.in_scope("core")} - {PROFILE.baseline}
+    rows = recommendation.candidates(RESULTS)[1:]
+    row = next(row for row in rows if (row.variant in core) is in_core and row.size_ratio > 1)
+    only = replace(RESULTS, rows=[of for of in RESULTS.rows if of.variant in (row.variant, PROFILE.baseline)])
+    _, text = recommendation.recommend(PROFILE, only, {"max_mb": row.size_mb})
+    assert text.startswith(f"{row.variant}: F1")
+    assert f"make all PROFILE=minilm{'' if in_core else ' SCOPE=full'}\n" in text
+
+
+def test_a_champion_is_recommended_by_its_variants_name():
+    chosen = RESULTS.champions["champion-tiny"]["chosen"]
+    row = next(row for row in RESULTS.variants if row.variant == chosen)
+    _, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": row.size_mb})
+    assert text.startswith(f"{chosen}:")
+    assert "chosen as champion-tiny" in text
+
+
+def test_without_a_fit_the_binding_limit_is_named():
+    least = min(row.size_mb for row in recommendation.candidates(RESULTS))
+    status, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "min_f1": 0.1})
+    assert status == 1
+    assert f"--max-mb 0.001 alone stands in the way; {least:.4g} MB is possible" in text
+    assert "--min-f1" not in text
+    status, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "max_ms": 0.001})
+    assert status == 1
+    assert "relax more than one limit" in text
+
+
+def test_impossible_limits_and_a_profile_without_quality_are_errors():
+    for option, value in (("--max-mb", "nan"), ("--max-ms", "-1"), ("--min-f1", "85"), ("--max-mb", "x")):
+        assert run(ROOT, *SCRIPT, option, value).returncode == 2
+    done = run(ROOT, *SCRIPT, "--profile", "bert-base-shape")
+    assert done.returncode == 1
+    assert "nothing to recommend" in done.stderr
