@@ -6,10 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress.config.profile import Distill, Student, Training, load_profile
+from compress.config.profile import load_profile
+from compress.config.variants import Distill, Student, Training
 from compress.errors import UserError
-from compress.methods import distill
-from compress.methods.training import UNLABELLED, distillation_loss, set_dropout, tokenized, train
+from compress.methods.distill import augment, transfer_set
+from compress.methods.losses import UNLABELLED, distillation_loss, hidden_loss, inner_losses, relation_loss
+from compress.methods.student import make_student, shared_indices
+from compress.methods.teaching import tokenized
+from compress.methods.training import set_dropout, train
 from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
@@ -86,9 +90,6 @@ def logits(model, inputs):
         return model(**inputs).logits
 
 
-# --- losses
-
-
 def test_distillation_loss_equals_scipy():
     student, teacher = rand(5, 3), rand(5, 3, seed=1)
     labels = torch.tensor([0, 2, UNLABELLED, 1, UNLABELLED])
@@ -119,7 +120,7 @@ def test_distillation_loss_has_its_minimum_at_the_teacher_and_the_right_gradient
     arrays(np.float64, (4, 3), elements=st.floats(-30, 30)),
     st.floats(0.5, 8),
 )
-def test_the_teachers_part_is_zero_for_its_twin_and_never_less(student, teacher, temperature):
+def test_the_soft_loss_is_zero_for_equal_logits_and_never_negative(student, teacher, temperature):
     labels = torch.full((4,), UNLABELLED)
     loss = [
         float(distillation_loss(torch.tensor(x), torch.tensor(teacher), labels, temperature, 1.0))
@@ -134,13 +135,13 @@ def test_hidden_loss_is_the_mean_square_over_real_tokens():
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
     real = np.array([[0, 0], [0, 1], [0, 2], [1, 0]]).T
     want = np.mean((student.numpy()[*real] - teacher.numpy()[*real]) ** 2)
-    assert float(distill.hidden_loss(student, teacher, mask)) == pytest.approx(want, rel=1e-12)
+    assert float(hidden_loss(student, teacher, mask)) == pytest.approx(want, rel=1e-12)
 
 
 def test_relation_loss_equals_a_loop_over_tokens():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     student, teacher = (rand(2, 4, 4), rand(2, 4, 4, seed=1)), (rand(2, 4, 12, seed=2), rand(2, 4, 12, seed=3))
-    found = []
+    divergences = []
     for row, length in enumerate((3, 2)):
         for head in range(2):
             for token in range(length):
@@ -150,17 +151,17 @@ def test_relation_loss_equals_a_loop_over_tokens():
                     part = slice(head * size, (head + 1) * size)
                     scores = right[row, :length, part].numpy() @ left[row, token, part].numpy() / math.sqrt(size)
                     by_key.append(np.exp(log_softmax(scores)))
-                found.append(entropy(*by_key))
-    assert float(distill.relation_loss(student, teacher, mask, 2)) == pytest.approx(np.mean(found), rel=1e-9)
+                divergences.append(entropy(*by_key))
+    assert float(relation_loss(student, teacher, mask, 2)) == pytest.approx(np.mean(divergences), rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_inner_losses_are_zero_for_twins_and_blind_to_padding(dtype):
+def test_inner_losses_are_zero_for_equal_tensors_and_ignore_padding(dtype):
     student, teacher = rand(2, 3, 8).to(dtype), rand(2, 3, 8, seed=1).to(dtype)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
 
     def losses(a, b, mask):
-        return [float(distill.hidden_loss(a, b, mask)), float(distill.relation_loss((a, a), (b, b), mask, 4))]
+        return [float(hidden_loss(a, b, mask)), float(relation_loss((a, a), (b, b), mask, 4))]
 
     assert losses(student, student, mask) == [0, 0]
     before = losses(student, teacher, mask)
@@ -171,49 +172,46 @@ def test_inner_losses_are_zero_for_twins_and_blind_to_padding(dtype):
     assert losses(*wide, torch.cat([mask, torch.zeros(2, 2, dtype=int)], 1)) == pytest.approx(before, rel=1e-6)
 
 
-def test_inner_losses_of_a_network_with_its_twin_are_zero_and_leave_no_trace(teacher):
-    twin = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
+def test_inner_losses_of_equal_networks_are_zero_and_leave_no_trace(teacher):
+    copy = make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
     inputs = batch()
-    names = list(twin.state_dict())
-    with distill.inner_losses(twin, teacher, 1.0, 1.0) as extra_loss:
-        assert float(extra_loss(inputs, twin(**inputs)).detach()) == pytest.approx(0, abs=1e-9)
-    assert list(twin.state_dict()) == names
-    assert not any(module._forward_hooks for model in (twin, teacher) for module in model.modules())
-    with distill.inner_losses(twin, teacher, 0.0, 0.0) as extra_loss:
+    names = list(copy.state_dict())
+    with inner_losses(copy, teacher, 1.0, 1.0) as extra_loss:
+        assert float(extra_loss(inputs, copy(**inputs)).detach()) == pytest.approx(0, abs=1e-9)
+    assert list(copy.state_dict()) == names
+    assert not any(module._forward_hooks for model in (copy, teacher) for module in model.modules())
+    with inner_losses(copy, teacher, 0.0, 0.0) as extra_loss:
         assert extra_loss is None
 
 
-# --- students
-
-
 @pytest.mark.parametrize("sizes", [{}, {"hidden_size": 32, "intermediate_size": 64, "heads": 4}])
-def test_a_student_of_full_size_is_its_teacher(teacher, sizes):
-    student = distill.make_student(teacher, Student(layers=[0, 1, 2, 3], **sizes), "parent", 0)
+def test_a_student_of_full_size_equals_its_teacher(teacher, sizes):
+    student = make_student(teacher, Student(layers=[0, 1, 2, 3], **sizes), "parent", 0)
     assert torch.allclose(logits(student, batch()), logits(teacher, batch()), atol=1e-6)
     student.classifier.weight.data.zero_()
     assert teacher.classifier.weight.abs().min() > 0, "the student must not share the teacher's memory"
 
 
-def test_chosen_layers_are_the_teachers(teacher):
-    student = distill.make_student(teacher, Student(layers=[0, 3]), "parent", 0)
+def test_the_students_layers_are_the_chosen_ones_of_the_teacher(teacher):
+    student = make_student(teacher, Student(layers=[0, 3]), "parent", 0)
     for own, theirs in enumerate((0, 3)):
         want = teacher.bert.encoder.layer[theirs].state_dict()
         got = student.bert.encoder.layer[own].state_dict()
         assert all(torch.equal(got[name], want[name]) for name in want)
 
 
-def test_neurons_that_do_nothing_go_first(teacher):
-    copy = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
+def test_neurons_without_effect_are_removed_first(teacher):
+    copy = make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
     for i, layer in enumerate(copy.bert.encoder.layer):
         dead = torch.randperm(64, generator=torch.Generator().manual_seed(i))[:24]
         layer.output.dense.weight.data[:, dead] = 0
-    student = distill.make_student(copy, Student(layers=[0, 1, 2, 3], intermediate_size=40), "parent", 0)
+    student = make_student(copy, Student(layers=[0, 1, 2, 3], intermediate_size=40), "parent", 0)
     assert torch.allclose(logits(student, batch()), logits(copy, batch()), atol=1e-5)
 
 
-def test_narrow_students_take_whole_heads_and_one_set_of_dimensions(teacher):
-    student = distill.make_student(teacher, Student(layers=[1, 2], hidden_size=16, heads=2), "parent", 0)
-    shared = distill.shared_indices(teacher, student.config)
+def test_narrow_students_keep_whole_heads_and_one_set_of_dimensions(teacher):
+    student = make_student(teacher, Student(layers=[1, 2], hidden_size=16, heads=2), "parent", 0)
+    shared = shared_indices(teacher, student.config)
     stream = shared["hidden"]
     words = teacher.bert.embeddings.word_embeddings.weight
     assert torch.equal(student.bert.embeddings.word_embeddings.weight, words[:, stream])
@@ -226,14 +224,14 @@ def test_narrow_students_take_whole_heads_and_one_set_of_dimensions(teacher):
         output = theirs.attention.output.dense.weight.view(32, 4, 8)[:, heads].reshape(32, 16)
         assert torch.equal(own.attention.output.dense.weight, output[stream])
     assert torch.equal(student.classifier.weight, teacher.classifier.weight[:, shared["pooled"]])
-    smaller = distill.make_student(teacher, Student(layers=[0], hidden_size=16, heads=4), "parent", 0)
+    smaller = make_student(teacher, Student(layers=[0], hidden_size=16, heads=4), "parent", 0)
     query = teacher.bert.encoder.layer[0].attention.self.query.bias.view(4, 8)[:, :4].flatten()
     assert torch.equal(smaller.bert.encoder.layer[0].attention.self.query.bias, query)
 
 
 def test_random_students_depend_on_the_seed_alone(teacher):
     shape = Student(layers=[0, 9], hidden_size=24, heads=2, intermediate_size=100)
-    one, same, other = (distill.make_student(teacher, shape, "random", seed) for seed in (0, 0, 1))
+    one, same, other = (make_student(teacher, shape, "random", seed) for seed in (0, 0, 1))
     assert torch.equal(logits(one, batch()), logits(same, batch()))
     assert not torch.equal(logits(one, batch()), logits(other, batch()))
     assert one.config.num_hidden_layers == 2
@@ -251,7 +249,7 @@ def test_random_students_depend_on_the_seed_alone(teacher):
 )
 def test_a_student_larger_than_its_teacher_is_refused(teacher, shape, name):
     with pytest.raises(UserError, match=f"student: {name}: "):
-        distill.make_student(teacher, Student(**shape), "parent", 0)
+        make_student(teacher, Student(**shape), "parent", 0)
 
 
 class Killed(Exception):
@@ -268,20 +266,20 @@ def learn(teacher, folder, tmp_path):
     """Trains a narrow student with all losses in a folder of that name; returns it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = tokenized(TEXTS * 4, [0, 1, -1, 1] * 4, tokenizer, 16)
-    answers = [[0.5, -0.5]] * len(rows)
-    rows = rows.add_column("teacher_logits", answers)
+    teacher_logits = [[0.5, -0.5]] * len(rows)
+    rows = rows.add_column("teacher_logits", teacher_logits)
     options = Training(epochs=2.0, batch_size=4, learning_rate=1e-2)
 
     def run(name, callbacks=(), **more):
         context = SimpleNamespace(work=tmp_path / name, seed=0, train_device="cpu")
         shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
-        student = distill.make_student(teacher, shape, "parent", 0)
+        student = make_student(teacher, shape, "parent", 0)
         before = {key: value.clone() for key, value in student.state_dict().items()}
-        with distill.inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
+        with inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
             projection = student.hidden_projection.weight
             start = projection.detach().clone()
-            asked = options.model_copy(update=more)
-            train(student, tokenizer, rows, asked, context, extra_loss=extra_loss, callbacks=callbacks)
+            changed = options.model_copy(update=more)
+            train(student, tokenizer, rows, changed, context, extra_loss=extra_loss, callbacks=callbacks)
             assert not torch.equal(projection, start), "the projection must be trained"
         assert not torch.equal(before["classifier.weight"], student.classifier.weight)
         return student.eval()
@@ -306,23 +304,23 @@ def test_a_narrow_student_trains_and_reloads(learn, teacher, tmp_path):
     assert torch.equal(logits(teacher, batch()), before), "the teacher must not learn"
 
 
-def test_a_killed_training_goes_on_to_the_same_student(learn):
+def test_a_killed_training_resumes_to_the_same_student(learn):
     with pytest.raises(Killed):
         learn("killed", callbacks=[KillAfterCheckpoint()])
     resumed, whole = learn("killed"), learn("whole")
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
-def test_frozen_embeddings_stay_as_they_were_cut(learn, teacher):
+def test_frozen_embeddings_do_not_change(learn, teacher):
     shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
-    start = distill.make_student(teacher, shape, "parent", 0).bert.embeddings.state_dict()
+    start = make_student(teacher, shape, "parent", 0).bert.embeddings.state_dict()
     for frozen in (True, False):
         trained = learn(f"{frozen}", freeze_embeddings=frozen).bert.embeddings.state_dict()
         assert all(torch.equal(value, start[name]) == frozen for name, value in trained.items() if "weight" in name)
 
 
-def test_without_dropout_a_network_in_training_answers_as_it_does_in_use(teacher):
-    student = distill.make_student(teacher, Student(layers=[0, 2]), "parent", 0)
+def test_without_dropout_the_training_mode_changes_no_logits(teacher):
+    student = make_student(teacher, Student(layers=[0, 2]), "parent", 0)
     config, used = student.config.to_dict(), logits(student, batch())
     student.train()
     assert not torch.equal(logits(student, batch()), used), "this model has no dropout to set"
@@ -331,13 +329,10 @@ def test_without_dropout_a_network_in_training_answers_as_it_does_in_use(teacher
     assert student.config.to_dict() == config, "what is saved must keep its own"
 
 
-# --- the transfer set
-
-
 @given(st.lists(st.lists(st.sampled_from("abcd")).map("  ".join) | st.text()), st.integers(0, 9))
-def test_augmentation_keeps_a_run_of_half_the_words_or_more(texts, seed):
-    copies = distill.augment(texts, seed)
-    assert copies == distill.augment(texts, seed)
+def test_augmentation_keeps_a_run_of_at_least_half_the_words(texts, seed):
+    copies = augment(texts, seed)
+    assert copies == augment(texts, seed)
     assert len(copies) == len(texts)
     for text, copy in zip(texts, copies, strict=True):
         words, kept = text.split(), copy.split()
@@ -347,24 +342,21 @@ def test_augmentation_keeps_a_run_of_half_the_words_or_more(texts, seed):
 
 def test_augmentation_depends_on_the_seed_and_reaches_all_lengths():
     text = " ".join(map(str, range(10)))
-    copies = [distill.augment([text], seed)[0] for seed in range(200)]
+    copies = [augment([text], seed)[0] for seed in range(200)]
     assert {len(copy.split()) for copy in copies} == set(range(5, 11))
     assert {copy.split()[0] for copy in copies} == set("012345")
 
 
-def test_the_transfer_set_never_shows_a_label_it_should_not():
+def test_the_transfer_set_holds_labels_for_the_training_part_only():
     splits = {
         "train": Dataset.from_dict({"text": ["a b c d e f", "g h"], "label": [0, 1]}),
         "unlabelled": Dataset.from_dict({"text": ["x"], "label": [-1]}),
     }
     context = SimpleNamespace(splits=splits, seed=0)
-    assert distill.transfer_set(context, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
-    augmented, unlabelled = distill.transfer_set(context, ["augmented", "unlabelled"])
-    assert augmented == (distill.augment(["a b c d e f", "g h"], 0), [-1, -1])
+    assert transfer_set(context, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
+    augmented, unlabelled = transfer_set(context, ["augmented", "unlabelled"])
+    assert augmented == (augment(["a b c d e f", "g h"], 0), [-1, -1])
     assert unlabelled == (["x"], [-1])
-
-
-# --- vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +370,7 @@ def trimmed(folder, tmp_path_factory):
     return old, Tokenizer.from_file(str(path / "tokenizer.json")), kept, path
 
 
-def test_the_pieces_kept_are_specials_characters_and_the_most_frequent(trimmed):
+def test_specials_characters_and_the_most_frequent_pieces_are_kept(trimmed):
     old, new, kept, _ = trimmed
     pieces = [old.id_to_token(i) for i in kept]
     assert [new.id_to_token(i) for i in range(len(kept))] == pieces
@@ -391,7 +383,7 @@ def test_the_pieces_kept_are_specials_characters_and_the_most_frequent(trimmed):
     assert "[unused0]" not in longer
 
 
-def test_pieces_that_never_occur_are_left_out_and_too_small_a_size_is_refused(trimmed):
+def test_unused_pieces_are_left_out_and_a_size_that_is_too_small_is_refused(trimmed):
     old = trimmed[0]
     counts = [count_pieces(old, ["dull dull film"])]
     pieces = {old.id_to_token(i) for i in choose_pieces(old, counts, 1000)}
@@ -413,11 +405,11 @@ def check_same_unknowns(old, new, kept, text):
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text() | st.text(CHARACTERS + " Ωß\U0001f600") | st.lists(st.sampled_from(WORDS + SPECIALS)).map(" ".join))
-def test_any_text_has_the_same_unknowns_as_before(trimmed, text):
+def test_trimming_adds_no_unknown_words_to_any_text(trimmed, text):
     check_same_unknowns(*trimmed[:3], text)
 
 
-def test_the_auto_class_reads_the_trimmed_tokenizer_alike(trimmed):
+def test_the_auto_class_reads_the_trimmed_tokenizer(trimmed):
     _, new, kept, path = trimmed
     auto = AutoTokenizer.from_pretrained(path)
     assert auto.is_fast
@@ -428,9 +420,9 @@ def test_the_auto_class_reads_the_trimmed_tokenizer_alike(trimmed):
     assert new.encode("a").tokens == ["[CLS]", "a", "[SEP]"]
 
 
-def test_a_trimmed_model_answers_as_before_on_kept_pieces(trimmed, teacher, tmp_path):
+def test_a_trimmed_model_has_the_same_logits_on_kept_pieces(trimmed, teacher, tmp_path):
     old, new, kept, _ = trimmed
-    model = distill.make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
+    model = make_student(teacher, Student(layers=[0, 1, 2, 3]), "parent", 0)
     trim_embeddings(model, kept)
     model.save_pretrained(tmp_path)
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -438,8 +430,6 @@ def test_a_trimmed_model_answers_as_before_on_kept_pieces(trimmed, teacher, tmp_
     ids = [torch.tensor([tokenizer.encode(TEXTS[0]).ids]) for tokenizer in (old, new)]
     assert torch.equal(logits(teacher, {"input_ids": ids[0]}), logits(reloaded, {"input_ids": ids[1]}))
 
-
-# --- the profile
 
 STUDENT = {"layers": [0]}
 
@@ -452,14 +442,17 @@ STUDENT = {"layers": [0]}
         ({"student": STUDENT | {"hidden_size": 20, "heads": 3}}, "not a multiple"),
         ({"student": STUDENT | {"vocabulary": 99}, "hidden_weight": 1.0}, "must be 0"),
         ({"student": STUDENT | {"vocabulary": 99}, "relation_weight": 0.5}, "must be 0"),
-        ({"transfer": ["train", "train"]}, "given twice"),
+        ({"transfer": ["train", "train"]}, "lists a part twice"),
         ({"transfer": ["test"]}, "transfer"),
         ({"transfer": []}, "transfer"),
         ({"hidden_weight": -1.0}, "hidden_weight"),
-        ({"transfer": ["train", "unlabelled"], "training": {"epochs": 1.0, "soft_weight": 0.0}}, "only labelled rows"),
+        (
+            {"transfer": ["train", "unlabelled"], "training": {"epochs": 1.0, "soft_weight": 0.0}},
+            "if soft_weight is 0, because only train has labels",
+        ),
     ],
 )
-def test_options_that_make_no_sense_are_refused(changes, message):
+def test_contradictory_distillation_options_are_refused(changes, message):
     fine = {"name": "d", "method": "distill", "parent": "p", "student": STUDENT}
     fine |= {"training": {"epochs": 1.0, "learning_rate": 1e-3}}
     Distill.model_validate(fine)
@@ -468,20 +461,20 @@ def test_options_that_make_no_sense_are_refused(changes, message):
         Distill.model_validate(fine | changes)
 
 
-def test_a_student_with_other_pieces_than_the_teacher_has_no_common_hidden_states(teacher):
-    student = distill.make_student(teacher, Student(layers=[0]), "parent", 0)
-    with distill.inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
+def test_inner_losses_need_a_common_vocabulary(teacher):
+    student = make_student(teacher, Student(layers=[0]), "parent", 0)
+    with inner_losses(student, teacher, 1.0, 1.0) as extra_loss:
         assert extra_loss is not None
     trim_embeddings(student, list(range(50)))
-    with distill.inner_losses(student, teacher, 0.0, 0.0) as extra_loss:
+    with inner_losses(student, teacher, 0.0, 0.0) as extra_loss:
         assert extra_loss is None
     for weights in ((1.0, 0.0), (0.0, 1.0)):
-        with pytest.raises(UserError, match="other word pieces"), distill.inner_losses(student, teacher, *weights):
+        with pytest.raises(UserError, match="other word pieces"), inner_losses(student, teacher, *weights):
             pass
 
 
 @pytest.mark.parametrize("profile", ["minilm", "smoke"])
-def test_controls_differ_from_their_student_in_what_they_control_alone(profile):
+def test_controls_differ_from_their_student_only_in_what_they_control(profile):
     variants = {v.name: v for v in load_profile(profile).variants if v.method == "distill"}
     for name, control in variants.items():
         student = variants.get(name.removesuffix("-scratch").removesuffix("-labels"))
@@ -491,7 +484,8 @@ def test_controls_differ_from_their_student_in_what_they_control_alone(profile):
         assert not control.timed
         if name.endswith("-scratch"):
             learning = student.training.model_copy(update={"freeze_embeddings": False})  # random ones must learn
-            changed = {"name": name, "initialization": "random", "timed": False, "training": learning}
+            changed = {"name": name, "scope": control.scope, "timed": False}
+            changed |= {"initialization": "random", "training": learning}
             assert control == student.model_copy(update=changed)
         else:
             assert control.training.soft_weight == control.hidden_weight == control.relation_weight == 0

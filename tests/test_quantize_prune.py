@@ -5,15 +5,24 @@ import copy
 import numpy as np
 import pytest
 import torch
-from compress.config.profile import Prune, Training
-from compress.engines.pytorch import INT8, load_model, precision_of, write_packed
+from compress.config.variants import Prune, Training
+from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
-from compress.methods import prune
-from compress.methods.quantize import is_matrix, quantize, start_quantization_aware, stop_quantization_aware
-from compress.methods.sensitivity import choose_bits, groups, logits_of, sensitivity
+from compress.methods.integers import quantize_weight, start_quantization_aware, stop_quantization_aware
+from compress.methods.made import Context
+from compress.methods.masks import (
+    GradualPruning,
+    cubic_sparsity,
+    fisher,
+    global_masks,
+    magnitude,
+    two_of_four_masks,
+)
+from compress.methods.networks import encoder_matrices, is_matrix
+from compress.methods.sensitivity import choose_bits, groups_of, logits_of, sensitivity
 from compress.methods.training import train
-from compress.stage import Context
-from compress.storage.packed import FILE, Sparse
+from compress.methods.units import choose_heads, remove_units, unit_importance
+from compress.storage.packed import FILE, INT8, Sparse, write_packed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,13 +46,10 @@ def logits(model, ids=IDS, mask=MASK):
         return model(input_ids=ids, attention_mask=mask).logits
 
 
-# --- quantization --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_eight_bits_are_those_of_torch(per_channel):
+def test_eight_bit_codes_equal_torchs(per_channel):
     weight = torch.randn(7, 33, generator=torch.Generator().manual_seed(1))
-    ours = quantize(weight, 8, per_channel)
+    ours = quantize_weight(weight, 8, per_channel)
     scale = torch.from_numpy(ours.scale)
     if per_channel:
         theirs = torch.quantize_per_channel(weight, scale, torch.zeros(7), 0, torch.qint8)
@@ -54,46 +60,48 @@ def test_eight_bits_are_those_of_torch(per_channel):
 
 
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 40), st.booleans(), st.integers(0, 99))
-def test_integers_stay_in_range_and_beat_plain_rounding(bits, rows, columns, per_channel, seed):
+def test_integers_stay_in_range_and_have_less_error_than_plain_rounding(bits, rows, columns, per_channel, seed):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    ours, top = quantize(weight, bits, per_channel), 2 ** (bits - 1) - 1
+    ours, top = quantize_weight(weight, bits, per_channel), 2 ** (bits - 1) - 1
     assert np.abs(ours.codes.astype(int)).max() <= top
     largest = weight.abs().amax(1, keepdim=True) if per_channel else weight.abs().max()
     plain = (weight / largest * top).round() / top * largest
-    # The two scales may differ in their last bit, and all weights with them.
+    # Both scales may differ in their last bit, and so may all weights.
     assert torch.dist(torch.from_numpy(ours.dense()), weight) <= torch.dist(plain, weight) + 1e-6 * weight.norm()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="NaN or infinite"):
-        quantize(torch.tensor([[1.0, bad]]), 8)
+        quantize_weight(torch.tensor([[1.0, bad]]), 8)
 
 
 def test_constant_and_zero_weights_quantize():
-    assert np.allclose(quantize(torch.full((3, 4), 0.5), 4).dense(), 0.5)
-    assert np.array_equal(quantize(torch.zeros(3, 4), 8).dense(), np.zeros((3, 4)))
+    assert np.allclose(quantize_weight(torch.full((3, 4), 0.5), 4).dense(), 0.5)
+    assert np.array_equal(quantize_weight(torch.zeros(3, 4), 8).dense(), np.zeros((3, 4)))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_an_int8_folder_runs_on_integers_near_its_dense_twin(model, tmp_path, bits):
-    encoded = {f"{n}.weight": quantize(m.weight, bits) for n, m in model.named_modules() if is_matrix(m)}
+def test_an_int8_folder_computes_in_integers_close_to_its_dense_weights(model, tmp_path, bits):
+    encoded = {f"{n}.weight": quantize_weight(m.weight, bits) for n, m in model.named_modules() if is_matrix(m)}
     write_packed(model, tmp_path, encoded, execution=INT8)
     loaded, dense = load_model(tmp_path), load_model(tmp_path, dense=True)
-    assert precision_of(loaded) == "int8"
-    assert precision_of(dense) == "fp32"
+    assert torch_precision(loaded) == "int8"
+    assert torch_precision(dense) == "fp32"
     kinds = {tensor.dtype for tensor in loaded.state_dict().values() if torch.is_tensor(tensor) and tensor.ndim == 2}
     assert torch.float32 not in {t.dtype for t in loaded.parameters() if t.ndim == 2}, kinds
     for name, integer in encoded.items():
         assert np.array_equal(dense.get_parameter(name).detach().numpy(), integer.dense())
-    assert (logits(loaded) - logits(dense)).abs().max() < 0.05  # activations are rounded to 7 or 8 bits
+    assert (logits(loaded) - logits(dense)).abs().max() < 0.05  # activations have 7 or 8 bits
 
 
 def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):
     import warnings
 
     encoded = {
-        f"{n}.weight": quantize(m.weight, 8, False) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)
+        f"{n}.weight": quantize_weight(m.weight, 8, False)
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear)
     }
     write_packed(model, tmp_path, encoded, execution=INT8)
     with warnings.catch_warnings():
@@ -120,18 +128,18 @@ def test_quantization_aware_training_ends_on_the_grid(model):
     assert (logits(model) - trained).abs().max() < 0.05
 
 
-def test_sensitivity_leaves_the_model_alone_and_four_bits_hurt_more(model, monkeypatch):
+def test_sensitivity_restores_the_model_and_four_bits_cost_more(model, monkeypatch):
     before = copy.deepcopy(model.state_dict())
     ids = [row[mask.bool()].tolist() for row, mask in zip(IDS, MASK, strict=True)]
     labels = np.array([0, 1, 0, 1, 1, 0])
     rows = sensitivity(model, ids, labels)
-    assert {row["group"] for row in rows[1:]} == set(groups(model))
-    assert len(rows) == 1 + 2 * len(groups(model))
+    assert {row["group"] for row in rows[1:]} == set(groups_of(model))
+    assert len(rows) == 1 + 2 * len(groups_of(model))
     by_bits = {bits: np.mean([row["rms_error"] for row in rows if row["bits"] == bits]) for bits in (8, 4)}
     assert 0 < by_bits[8] < by_bits[4] / 4
     assert set(choose_bits(model, ids, labels, rows, 1000).values()) == {4}
-    # One group that fails does not stop the next from being tried.
-    scores = iter([0.9, *[0.9 if i % 2 else 0.8 for i in range(len(groups(model)))]])
+    # A group that fails does not keep the next one from being tried.
+    scores = iter([0.9, *[0.9 if i % 2 else 0.8 for i in range(len(groups_of(model)))]])
     monkeypatch.setattr("compress.methods.sensitivity.quality", lambda *_: {"f1": next(scores)})
     bits = list(choose_bits(model, ids, labels, rows, 0.5).values())
     assert bits.count(4) == len(bits) // 2
@@ -139,14 +147,11 @@ def test_sensitivity_leaves_the_model_alone_and_four_bits_hurt_more(model, monke
     np.testing.assert_allclose(logits_of(model, ids), logits(model).numpy(), atol=1e-5)
 
 
-# --- unstructured pruning ------------------------------------------------------------------------------------
-
-
 @given(st.floats(0, 1), st.lists(st.integers(1, 50), min_size=1, max_size=4))
-def test_sparsity_is_exact_and_survivors_are_the_larger(sparsity, sizes):
+def test_sparsity_is_exact_and_the_larger_scores_survive(sparsity, sizes):
     rng = torch.Generator().manual_seed(sum(sizes))
     scores = {str(i): torch.rand(size, generator=rng) for i, size in enumerate(sizes)}
-    masks = prune.global_masks(scores, sparsity)
+    masks = global_masks(scores, sparsity)
     flat, kept = torch.cat(list(scores.values())), torch.cat(list(masks.values()))
     assert int((~kept).sum()) == round(sparsity * len(flat))
     if kept.any() and not kept.all():
@@ -155,20 +160,20 @@ def test_sparsity_is_exact_and_survivors_are_the_larger(sparsity, sizes):
 
 def test_two_of_four_keeps_the_two_largest_of_every_four():
     scores = {"a": torch.rand(6, 16, generator=torch.Generator().manual_seed(0))}
-    mask = prune.two_of_four_masks(scores)["a"].reshape(-1, 4)
+    mask = two_of_four_masks(scores)["a"].reshape(-1, 4)
     assert (mask.sum(1) == 2).all()
     groups = scores["a"].reshape(-1, 4)
     assert (groups.masked_fill(~mask, 9).amin(1) >= groups.masked_fill(mask, -9).amax(1)).all()
 
 
-def test_the_schedule_is_cubic_and_ends_at_its_goal():
-    assert prune.cubic_sparsity(0.2, 0.9, 0) == pytest.approx(0.2)
-    assert prune.cubic_sparsity(0.2, 0.9, 0.5) == pytest.approx(0.9 - 0.7 / 8)
-    assert prune.cubic_sparsity(0.2, 0.9, 7) == 0.9
+def test_the_schedule_is_cubic_and_ends_at_its_target():
+    assert cubic_sparsity(0.2, 0.9, 0) == pytest.approx(0.2)
+    assert cubic_sparsity(0.2, 0.9, 0.5) == pytest.approx(0.9 - 0.7 / 8)
+    assert cubic_sparsity(0.2, 0.9, 7) == 0.9
 
 
 class Tokenizer:
-    """As much of a tokenizer as a collator asks for."""
+    """The part of a tokenizer that a collator uses."""
 
     padding_side, model_input_names = "right", ["input_ids", "attention_mask"]
 
@@ -184,22 +189,22 @@ def context(work):
 
 def dataset():
     rows = [row[mask.bool()].tolist() for row, mask in zip(IDS, MASK, strict=True)] * 8
-    answers = torch.randn(len(rows), 2, generator=torch.Generator().manual_seed(2)).tolist()
+    teacher = torch.randn(len(rows), 2, generator=torch.Generator().manual_seed(2)).tolist()
     masks = [[1] * len(row) for row in rows]
     labels = [0, 1, -100, 1, 1, 0] * 8
-    return Dataset.from_dict({"input_ids": rows, "attention_mask": masks, "labels": labels, "teacher_logits": answers})
+    return Dataset.from_dict({"input_ids": rows, "attention_mask": masks, "labels": labels, "teacher_logits": teacher})
 
 
 @pytest.mark.parametrize(
     ("criterion", "pattern"), [("magnitude", "unstructured"), ("fisher", "unstructured"), ("magnitude", "2:4")]
 )
-def test_gradual_pruning_trains_what_is_left_and_nothing_else(model, tmp_path, criterion, pattern):
+def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp_path, criterion, pattern):
     before = copy.deepcopy(model.state_dict())
-    schedule = prune.gradual_pruning(model, criterion, 0.0, 0.5, pattern, every=2)
+    schedule = GradualPruning(model, criterion, 0.0, 0.5, pattern, every=2)
     options = Training(epochs=2, batch_size=8, learning_rate=1e-2)
     seconds = train(model, Tokenizer(), dataset(), options, context(tmp_path), callbacks=[schedule])
     assert seconds > 0
-    weights = prune.encoder_matrices(model)
+    weights = encoder_matrices(model)
     assert len(weights) == 2 * 6
     total = sum(w.numel() for w in weights.values())
     assert sum(int((w == 0).sum()) for w in weights.values()) == round(0.5 * total)
@@ -216,36 +221,39 @@ def test_gradual_pruning_trains_what_is_left_and_nothing_else(model, tmp_path, c
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"sparsity": 0.7, "criterion": "fisher"}, "there is none"),
-        ({"sparsity": 0.7, "pattern": "2:4"}, "is sparsity 0.5 by magnitude"),
-        ({"sparsity": 0.5, "pattern": "2:4", "criterion": "fisher"}, "is sparsity 0.5 by magnitude"),
+        ({"sparsity": 0.7, "criterion": "fisher"}, "needs a training"),
+        ({"sparsity": 0.7, "pattern": "2:4"}, 'needs sparsity = 0.5 and criterion = "magnitude"'),
+        (
+            {"sparsity": 0.5, "pattern": "2:4", "criterion": "fisher"},
+            'needs sparsity = 0.5 and criterion = "magnitude"',
+        ),
     ],
 )
-def test_pruning_that_would_be_another_than_is_asked_for_is_refused(options, says):
+def test_contradictory_pruning_options_are_refused(options, says):
     with pytest.raises(ValueError, match=says):
         Prune.model_validate({"name": "x", "parent": "p", "method": "prune"} | options)
 
 
-def test_fisher_is_optimal_brain_damage(model):
+def test_the_fisher_score_equals_optimal_brain_damage(model):
     optimizer = torch.optim.Adam(
         model.parameters(), betas=(0.0, 0.0)
     )  # without memory the moment is the squared gradient
     model(input_ids=IDS, attention_mask=MASK, labels=torch.tensor([0, 1, 0, 1, 1, 0])).loss.backward()
-    weights = prune.encoder_matrices(model)
+    weights = encoder_matrices(model)
     expected = {name: w.detach() ** 2 * w.grad**2 / 2 for name, w in weights.items()}
     values = {name: w.detach().clone() for name, w in weights.items()}
     optimizer.step()
     with torch.no_grad():
         for name, w in weights.items():
             w.copy_(values[name])
-    for name, score in prune.fisher(weights, optimizer).items():
+    for name, score in fisher(weights, optimizer).items():
         torch.testing.assert_close(score, expected[name])
 
 
-def test_a_sparse_folder_reloads_bit_by_bit_and_other_weights_are_refused(model, tmp_path):
-    weights = prune.encoder_matrices(model)
+def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp_path):
+    weights = encoder_matrices(model)
     with torch.no_grad():
-        for name, mask in prune.global_masks(prune.magnitude(weights, None), 0.8).items():
+        for name, mask in global_masks(magnitude(weights, None), 0.8).items():
             weights[name].mul_(mask)
     folder = tmp_path / "a"
     folder.mkdir()
@@ -256,9 +264,6 @@ def test_a_sparse_folder_reloads_bit_by_bit_and_other_weights_are_refused(model,
     model.config.save_pretrained(folder)
     with pytest.raises(UserError, match=f"{FILE}: weights of another shape"):
         load_model(folder)
-
-
-# --- structured pruning --------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -278,7 +283,7 @@ def test_removing_units_equals_masking_them_and_reloads(model, tmp_path, heads, 
                 layer.attention.output.dense.weight[:, head * 8 : head * 8 + 8] = 0
             off = [n for n in range(48) if n not in kept[i]]
             layer.output.dense.weight[:, off] = 0
-    prune.remove_units(model, gone, kept)
+    remove_units(model, gone, kept)
     torch.testing.assert_close(logits(model), logits(masked), atol=1e-5, rtol=0)
     removed = sum(p.numel() for p in masked.parameters()) - sum(p.numel() for p in model.parameters())
     assert removed == sum(map(len, heads)) * 8 * (4 * 32 + 3) + 2 * (48 - count) * (2 * 32 + 1)
@@ -287,9 +292,9 @@ def test_removing_units_equals_masking_them_and_reloads(model, tmp_path, heads, 
     torch.testing.assert_close(logits(reloaded), logits(model), atol=0, rtol=0)
 
 
-def test_importance_is_the_squared_derivative_of_gates(model):
+def test_importance_equals_the_squared_derivative_by_gates(model):
     labels = torch.tensor([0, 1, 0, 1, 1, 0])
-    heads, neurons = prune.unit_importance(
+    heads, neurons = unit_importance(
         model,
         [{"input_ids": IDS[i : i + 3], "attention_mask": MASK[i : i + 3], "labels": labels[i : i + 3]} for i in (0, 3)],
     )
@@ -314,7 +319,7 @@ def test_importance_is_the_squared_derivative_of_gates(model):
     torch.testing.assert_close(neurons, expected_neurons, rtol=1e-3, atol=1e-10)
 
 
-def test_every_layer_keeps_a_head_and_the_best_stay():
+def test_every_layer_keeps_a_head_and_the_most_important_stay():
     importance = torch.tensor([[9.0, 8.0, 7.0, 6.0], [0.1, 0.2, 0.05, 0.3]])
-    gone = prune.choose_heads(importance, 4)
+    gone = choose_heads(importance, 4)
     assert gone == {0: [3], 1: [0, 1, 2]}

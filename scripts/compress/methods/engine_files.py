@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from compress.engines import ort, ov
 from compress.engines.predictor import Predictor, load_tokenizer, predict, token_ids
 from compress.engines.pytorch import TorchPredictor
 from compress.errors import UserError
@@ -28,6 +29,22 @@ def of_one_length(ids: Sequence[Sequence[int]], count: int) -> list[Sequence[int
     """The first `count` sentences of the most frequent length, which need no padding."""
     length = Counter(map(len, ids)).most_common(1)[0][0]
     return [row for row in ids if len(row) == length][:count]
+
+
+def onnx_facts(context: Context, model: nn.Module, file: Path) -> tuple[dict, str]:
+    """(what the file holds, runs, and how it compares with the torch model; the precision that runs)."""
+    facts = ort.inspect_onnx(file)
+    precision = ort.onnx_precision(facts)
+    predictor = ort.OrtPredictor(ort.open_session(file, context.threads), precision, context.threads)
+    return facts | compare_with_torch(context, model, predictor), precision
+
+
+def openvino_facts(context: Context, model: nn.Module, file: Path, runtime: dict[str, str]) -> tuple[dict, str]:
+    """The same for an OpenVINO model that is compiled with the properties `runtime`."""
+    compiled = ov.compile_model(file, context.threads, runtime)
+    facts = ov.inspect_openvino(file, compiled)
+    predictor = ov.OpenVINOPredictor(compiled)
+    return facts | compare_with_torch(context, model, predictor), predictor.precision
 
 
 def compare_with_torch(context: Context, model: nn.Module, predictor: Predictor) -> dict[str, float]:

@@ -8,10 +8,11 @@ from compress.engines.pytorch import load_model
 from compress.methods.engine_files import (
     check_integers,
     check_parity,
-    compare_with_torch,
     copying,
     empty_folder,
     of_one_length,
+    onnx_facts,
+    openvino_facts,
     sentences,
 )
 from compress.methods.made import Context, Made, made
@@ -38,10 +39,7 @@ def onnx(variant, context: Context) -> Made:
             quantize_onnx_dynamic(source, target)
         else:
             source.rename(target)
-    facts = ort.inspect_onnx(target)
-    precision = ort.onnx_precision(facts)
-    predictor = ort.OrtPredictor(ort.open_session(target, context.threads), precision, context.threads)
-    facts |= compare_with_torch(context, model, predictor)
+    facts, precision = onnx_facts(context, model, target)
     if variant.precision == "fp32":
         check_parity(facts)
     elif variant.precision.startswith("int8"):
@@ -59,11 +57,8 @@ def openvino(variant, context: Context) -> Made:
     runtime = {"PERFORMANCE_HINT": variant.hint}
     if variant.execution == "f32":
         runtime["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = ov.compile_model(target, context.threads, runtime)
-    facts = ov.inspect_openvino(target, compiled)
-    predictor = ov.OpenVINOPredictor(compiled)
-    facts |= compare_with_torch(context, model, predictor)
-    if variant.compression is None and predictor.precision == "fp32":
+    facts, precision = openvino_facts(context, model, target, runtime)
+    if variant.compression is None and precision == "fp32":
         check_parity(facts)
     elif computes_integers(variant):
         check_integers(facts)

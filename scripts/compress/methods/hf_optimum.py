@@ -15,10 +15,11 @@ from compress.methods.engine_files import (
     CALIBRATION_SENTENCES,
     check_integers,
     check_parity,
-    compare_with_torch,
     copying,
     empty_folder,
     of_one_length,
+    onnx_facts,
+    openvino_facts,
     sentences,
 )
 from compress.methods.integers import int8_weights
@@ -44,16 +45,12 @@ def optimum_onnx(variant, context: Context) -> Made:
     else:
         optimum_quantize(exported, folder, context, static=variant.quantization == "static")
     (file,) = folder.glob("*.onnx")
-    facts = ort.inspect_onnx(file)
-    precision = ort.onnx_precision(facts)
-    predictor = ort.OrtPredictor(ort.open_session(file, context.threads), precision, context.threads)
-    facts |= compare_with_torch(context, load_model(context.parent, dense=True), predictor)
+    facts, precision = onnx_facts(context, load_model(context.parent, dense=True), file)
     if variant.quantization:
         check_integers(facts)
     elif variant.level in ("O1", "O2"):  # O3 approximates GELU, and O4 also stores 16 bits
         check_parity(facts)
-    runtime = {"precision": precision}
-    return packaged(context, {file: ort.FILE}, facts, backend="onnxruntime", runtime=runtime)
+    return packaged(context, {file: ort.FILE}, facts, backend="onnxruntime", runtime={"precision": precision})
 
 
 def optimum_quantize(exported, folder: Path, context: Context, static: bool) -> None:
@@ -98,9 +95,7 @@ def optimum_intel(variant, context: Context) -> Made:
     OVQuantizer.from_pretrained(exported).quantize(calibration_dataset=rows, save_directory=folder, ov_config=config)
     (file,) = folder.glob("*.xml")
     runtime = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = ov.compile_model(file, context.threads, runtime)
-    facts = ov.inspect_openvino(file, compiled)
-    facts |= compare_with_torch(context, load_model(context.parent, dense=True), ov.OpenVINOPredictor(compiled))
+    facts, _ = openvino_facts(context, load_model(context.parent, dense=True), file, runtime)
     if integers:
         check_integers(facts)
     files = {file: ov.FILE, file.with_suffix(".bin"): "model.bin"}
