@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{path}: written")
         return 0
     fresh = checking.run_in(args.fresh or profile.results)
-    status, text = checking.check(profile, checking.committed_run(profile, args.against), fresh, args.only)
+    status, text = checking.check_claims(profile, checking.committed_run(profile, args.against), fresh, args.only)
     print(text)
     return status
 

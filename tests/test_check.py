@@ -35,9 +35,9 @@ def planted(variant: str, rows=RESULTS.rows, **changes) -> list[VariantRow]:
     return [changed(row) if (row.variant, row.seed) == (variant, seed) else row for row in rows]
 
 
-def run_of(rows, **others) -> checking.Run:
+def run_of(rows, **others) -> checking.ComparedRun:
     files = {"environment": RESULTS.environment, "data": RESULTS.data, "champions": RESULTS.champions}
-    return checking.Run(rows, **(files | others))
+    return checking.ComparedRun(rows, **(files | others))
 
 
 def test_equal_results_hold_completely():
@@ -118,7 +118,7 @@ def test_another_machine_is_named_where_it_explains_a_change():
 def test_a_champion_that_is_another_variant_moved():
     other = RESULTS.champions | {"champion-tiny": {"chosen": "cluster-16"}}
     fresh = run_of(planted("finetuned", train_seconds=1.0), champions=other)
-    status, text = checking.check(PROFILE, run_of(RESULTS.rows), fresh, [])
+    status, text = checking.check_claims(PROFILE, run_of(RESULTS.rows), fresh, [])
     assert status == 0
     assert "| moved | champion-tiny | chosen | tiny-deep-compression | cluster-16 |" in text
 
@@ -130,18 +130,18 @@ def test_the_committed_results_themselves_are_no_fresh_run(tmp_path):
     assert "Traceback" not in done.stderr
     for only in ([], ["cluster-16"]):
         with pytest.raises(UserError, match="no fresh run"):
-            checking.check(PROFILE, run_of(RESULTS.rows), run_of(RESULTS.rows), only)
+            checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(RESULTS.rows), only)
 
 
 def test_named_variants_are_compared_alone():
     changed = planted("cluster-16", rows=planted("finetuned", size_mb=1.0), size_mb=1.0, peak_rss_mb=1.0)
-    status, text = checking.check(PROFILE, run_of(RESULTS.rows), run_of(changed), ["cluster-16"])
+    status, text = checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(changed), ["cluster-16"])
     assert status == 1
     assert "1 claims moved, 1 claims failed" in text
     assert "finetuned" not in text
     for name in ("x", "champion-tiny"):
         with pytest.raises(UserError, match=f"no variant '{name}'"):
-            checking.check(PROFILE, run_of(RESULTS.rows), run_of(changed), [name])
+            checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(changed), [name])
 
 
 def test_without_results_to_compare_with_it_names_the_options(tmp_path):

@@ -93,9 +93,9 @@ def test_servers_of_the_ablation_and_of_the_peers_have_figures_of_their_own():
     rows = [ServingRow(variant=name, layout="open-loop") for name in names]
     chosen = {
         choose: [row.variant for row in choose(rows, "a-b")]
-        for choose in (load_plots.own_servers, load_plots.ablation_servers, load_plots.peer_servers)
+        for choose in (load_plots.user_servers, load_plots.ablation_servers, load_plots.peer_servers)
     }
-    assert chosen[load_plots.own_servers] == ["a", "a-b", "five-services"]
+    assert chosen[load_plots.user_servers] == ["a", "a-b", "five-services"]
     assert chosen[load_plots.ablation_servers] == ["a-b", "a-b-no-batching"]
     assert chosen[load_plots.peer_servers] == ["a-b-beside-peers", "peer-x"]
     assert load_plots.ablation_servers(rows, None) == load_plots.ablation_servers(rows[:2], "a-b") == []

@@ -15,7 +15,7 @@ SCRIPT = (".venv/bin/python", "scripts/recommend.py")
 
 @pytest.mark.parametrize("limits", [{}, {"max_mb": 25, "max_ms": 2}, {"max_mb": 5}, {"min_f1": 0.85, "max_ms": 1}])
 def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
-    rows = recommendation.candidates(RESULTS)
+    rows = recommendation.recommendable(RESULTS)
     fitting = [
         row
         for row in rows
@@ -33,13 +33,13 @@ def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
 
 
 def test_untrained_failed_and_unmeasured_variants_are_never_recommended():
-    assert all(row.trained and row.f1_test is not None for row in recommendation.candidates(RESULTS))
-    row = recommendation.candidates(RESULTS)[0]
+    assert all(row.trained and row.f1_test is not None for row in recommendation.recommendable(RESULTS))
+    row = recommendation.recommendable(RESULTS)[0]
     assert not recommendation.fits(replace(row, latency_ms=None), {"max_ms": 1e9})
 
 
 def test_among_equals_the_smaller_is_recommended():
-    row = recommendation.candidates(RESULTS)[0]
+    row = recommendation.recommendable(RESULTS)[0]
     small, large = (replace(row, variant=name, size_mb=size) for name, size in (("small", 1.0), ("large", 2.0)))
     assert recommendation.best([large, small], {}) == small
 
@@ -47,7 +47,7 @@ def test_among_equals_the_smaller_is_recommended():
 @pytest.mark.parametrize("in_core", [True, False])
 def test_the_scope_of_the_build_is_that_of_the_variant(in_core):
     core = {variant.name for variant in PROFILE.in_scope("core")} - {PROFILE.baseline}
-    rows = recommendation.candidates(RESULTS)[1:]
+    rows = recommendation.recommendable(RESULTS)[1:]
     row = next(row for row in rows if (row.variant in core) is in_core and row.size_ratio > 1)
     only = replace(RESULTS, rows=[of for of in RESULTS.rows if of.variant in (row.variant, PROFILE.baseline)])
     _, text = recommendation.recommend(PROFILE, only, {"max_mb": row.size_mb})
@@ -64,7 +64,7 @@ def test_a_champion_is_recommended_by_its_variants_name():
 
 
 def test_without_a_fit_the_binding_limit_is_named():
-    least = min(row.size_mb for row in recommendation.candidates(RESULTS))
+    least = min(row.size_mb for row in recommendation.recommendable(RESULTS))
     status, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "min_f1": 0.1})
     assert status == 1
     assert f"--max-mb 0.001 alone stands in the way; {least:.4g} MB is possible" in text

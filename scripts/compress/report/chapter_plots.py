@@ -10,9 +10,9 @@ SPEEDUP_TICKS = (0.5, 1, 2, 5, 10, 20, 50)
 STUDENT_MARKERS = "^sDvPoXph"
 
 
-def of_method(results: Results, method: str) -> list[tuple]:
+def with_options(results: Results, method: str) -> list[tuple]:
     """(row, options) of the measured rows of a method."""
-    rows = [row for row in results.variants if row.method == method and row.f1_test is not None]
+    rows = comparisons.of_method(results, method)
     return [(row, results.methods[row.variant]["options"]) for row in rows]
 
 
@@ -22,14 +22,14 @@ def sparsity_curve(results: Results):
     axes, speed = panels[0]
     canvas.baseline_line(axes, comparisons.baseline_row(results))
     series: dict[str, list] = {}
-    for row, options in of_method(results, "prune"):
+    for row, options in with_options(results, "prune"):
         name = f"gradual, {options['criterion']}" if options["training"] else "one shot, no training"
         if options["pattern"] != "unstructured":
             name = f"gradual, {options['pattern']}"
         series.setdefault(name, []).append((100 * options["sparsity"], row))
     f1_lines(axes, series)
     axes.set_xlabel("zeros in the encoder's matrices, %")
-    zeros = [(100 * options["sparsity"], row) for row, options in of_method(results, "prune")]
+    zeros = [(100 * options["sparsity"], row) for row, options in with_options(results, "prune")]
     speed_line(speed, "zeros", zeros, "D", canvas.ORANGE)
     speed_line(speed, "heads and neurons removed", removed_shares(results), "s", canvas.BLUE)
     speed.set_ylim(0, None)
@@ -42,7 +42,7 @@ def sparsity_curve(results: Results):
 
 def removed_shares(results: Results) -> list[tuple]:
     """(percentage of the encoder removed, row) of structured pruning of the baseline, not of a student."""
-    rows = [row for row, _ in of_method(results, "structured") if row.parent == results.environment["baseline"]]
+    rows = [row for row, _ in with_options(results, "structured") if row.parent == results.environment["baseline"]]
     return [(100 * results.methods[row.variant]["details"]["encoder_removed"], row) for row in rows]
 
 
@@ -75,7 +75,7 @@ def f1_lines(axes, series: dict[str, list[tuple]]) -> None:
 def codebook_curve(results: Results):
     """F1 over the number of distinct values per matrix, with k-means alone and with trained centroids."""
     series: dict[str, list] = {}
-    for row, options in of_method(results, "cluster"):
+    for row, options in with_options(results, "cluster"):
         name = "trained centroids" if options["training"] else "k-means alone"
         name += ", with a price per bit" if options["rate"] else ""
         series.setdefault(name, []).append((options["k"], row))
@@ -95,10 +95,10 @@ def student_curve(results: Results):
     figure, axes = canvas.new_axes(7.2, 4.4)
     canvas.baseline_line(axes, comparisons.baseline_row(results))
     names: dict[tuple, str] = {}  # of the first variant, by shape
-    for row, options in of_method(results, "distill"):
+    for row, options in with_options(results, "distill"):
         names.setdefault((row.parent, str(options["student"])), row.variant)
     markers = dict(zip(names, STUDENT_MARKERS, strict=False))
-    for row, options in of_method(results, "distill"):
+    for row, options in with_options(results, "distill"):
         has_teacher, is_random = options["training"]["soft_weight"] > 0, options["initialization"] == "random"
         axes.errorbar(
             comparisons.training_minutes(row, results),
@@ -121,7 +121,7 @@ def student_curve(results: Results):
 
 def distillation_bars(results: Results):
     """F1 of every distilled student with its interval."""
-    rows = [row for row, _ in of_method(results, "distill")][::-1]
+    rows = [row for row, _ in with_options(results, "distill")][::-1]
     base = comparisons.baseline_row(results)
     figure, axes = canvas.new_axes(6.4, 0.6 + 0.32 * len(rows))
     axes.axvline(base.f1_test, color="0.5", lw=1, zorder=0)

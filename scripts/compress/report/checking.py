@@ -37,7 +37,7 @@ CPU_FLAGS = {"int8": ("avx512_vnni", "avx_vnni", "amx_int8"), "bf16": ("avx512_b
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """What is compared of a results folder; {} for a file that it does not have."""
 
     rows: list[VariantRow]
@@ -56,7 +56,7 @@ class Claim:
     why: str = ""
 
 
-def committed_run(profile: Profile, folder: Path | None) -> Run:
+def committed_run(profile: Profile, folder: Path | None) -> ComparedRun:
     """The run in the folder, or in results/<profile>/ at git's HEAD."""
     if folder:
         return run_in(folder)
@@ -64,7 +64,7 @@ def committed_run(profile: Profile, folder: Path | None) -> Run:
     return _read_run(lambda name: git("show", f"HEAD:{place}/{name}"), f"git's HEAD: {place}")
 
 
-def run_in(folder: Path) -> Run:
+def run_in(folder: Path) -> ComparedRun:
     def read(name: str) -> str | None:
         path = folder / name
         return path.read_text("utf-8").strip() if path.exists() else None
@@ -72,16 +72,16 @@ def run_in(folder: Path) -> Run:
     return _read_run(read, str(folder))
 
 
-def _read_run(read: Callable[[str], str | None], source: str) -> Run:
+def _read_run(read: Callable[[str], str | None], source: str) -> ComparedRun:
     text = read("variants.csv")
     if text is None:
         raise UserError(f"{source}: no variants.csv; name a folder that has one with --against or --fresh")
     rows = parse_rows(text.splitlines(), VariantRow, f"{source}/variants.csv")
     others = ("environment", "data", "champions")
-    return Run(rows, *(json.loads(read(f"{name}.json") or "{}") for name in others))
+    return ComparedRun(rows, *(json.loads(read(f"{name}.json") or "{}") for name in others))
 
 
-def check(profile: Profile, committed: Run, fresh: Run, only: Iterable[str]) -> tuple[int, str]:
+def check_claims(profile: Profile, committed: ComparedRun, fresh: ComparedRun, only: Iterable[str]) -> tuple[int, str]:
     """(exit status, text) of the comparison of all variants, or of those named in `only`."""
     if only:
         committed, fresh = only_variants(profile, committed, only), only_variants(profile, fresh, only)
@@ -108,7 +108,7 @@ def check(profile: Profile, committed: Run, fresh: Run, only: Iterable[str]) -> 
     return int(any(claim.verdict == "failed" for claim in claims)), "\n\n".join(filter(None, parts))
 
 
-def only_variants(profile: Profile, run: Run, names: Iterable[str]) -> Run:
+def only_variants(profile: Profile, run: ComparedRun, names: Iterable[str]) -> ComparedRun:
     known = {variant.name for variant in profile.variants}
     if unknown := sorted(set(names) - known):
         raise UserError(f"--only: profile {profile.name} has no variant {unknown[0]!r}")

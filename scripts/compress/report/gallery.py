@@ -12,7 +12,7 @@ from compress.results.reading import Results
 
 
 def has_method(method: str) -> Callable[[Results], list]:
-    return partial(chapter_plots.of_method, method=method)
+    return partial(chapter_plots.with_options, method=method)
 
 
 def has_values(column: str) -> Callable[[Results], list]:
@@ -53,7 +53,7 @@ SERIES = (
 )
 # (name, function of rows, the servers)
 SERVING_FIGURES = (
-    ("serving", load_plots.load_curves, load_plots.own_servers),
+    ("serving", load_plots.load_curves, load_plots.user_servers),
     ("serving_ablation", load_plots.load_curves, load_plots.ablation_servers),
     ("serving_peers", load_plots.load_curves, load_plots.peer_servers),
     ("serving_peers_saturation", load_plots.peer_bars, load_plots.peer_servers),

@@ -7,7 +7,7 @@ from compress.results.rows import ServingRow
 SERVER_MARKERS = "osD^vPX*<>hp"
 
 
-def own_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
+def user_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
     """Our servers as users run them, without those of the ablation."""
     changed = {row.variant for row in ablation_servers(rows, ablated)} - {ablated}
     return [row for row in rows if not load_facts.runs_with_peers(row.variant) and row.variant not in changed]

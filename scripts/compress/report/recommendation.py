@@ -21,7 +21,7 @@ LIMITS = {
 }
 
 
-def candidates(results: Results) -> list[PooledRow]:
+def recommendable(results: Results) -> list[PooledRow]:
     """The rows that can be recommended: trained models that were built and measured."""
     return [row for row in comparisons.trained(results.variants) if row.status == "ok"]
 
@@ -53,7 +53,7 @@ def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tupl
     return found
 
 
-def describe(row: PooledRow) -> str:
+def describe_variant(row: PooledRow) -> str:
     speed = "not timed" if row.latency_ms is None else f"{row.latency_ms:.2f} ms at batch 1"
     return f"{row.variant}: F1 {row.f1_test:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
 
@@ -62,12 +62,12 @@ def describe_binding(name: str, limit: float, row: PooledRow) -> str:
     """What a limit excludes: --max-mb 1 alone stands in the way; 2.26 MB is possible: ..."""
     column, unit, _ = LIMITS[name]
     option = f"--{name.replace('_', '-')} {limit:g}"
-    return f"{option} alone stands in the way; {getattr(row, column):.4g} {unit} is possible: {describe(row)}"
+    return f"{option} alone stands in the way; {getattr(row, column):.4g} {unit} is possible: {describe_variant(row)}"
 
 
 def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
     """(exit status, text): the best variant and the commands that build and serve it, or which limit excludes all."""
-    rows = candidates(results)
+    rows = recommendable(results)
     row = best(rows, limits)
     if row is None:
         reasons = [describe_binding(name, limits[name], nearest) for name, nearest in binding_limits(rows, limits)]
@@ -75,7 +75,7 @@ def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> t
     names = comparisons.champion_names(results).get(row.variant)
     is_core = row.variant in {variant.name for variant in profile.in_scope("core")}
     lines = [
-        describe(row) + (f", chosen as {', '.join(names)}" if names else ""),
+        describe_variant(row) + (f", chosen as {', '.join(names)}" if names else ""),
         f"build it: make all PROFILE={profile.name}{'' if is_core else ' SCOPE=full'}",
         f"serve it: make serve PROFILE={profile.name} MODEL={row.variant}",
     ]
