@@ -17,7 +17,7 @@ from compress.results import seedfile, statistics
 from compress.results.collating import collate, report_rows
 from compress.results.reading import read_results
 from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write_rows
-from compress.results.scoring import flip_rows
+from compress.results.scoring import flip_rows, resampled_f1
 from compress.results.seedfile import half_logits, read_seed_file, seed_path, write_seed_file
 from compress.results.selection import SCORES, Candidate, choose, chosen
 from compress.storage.record import Record, Sizes, write_record
@@ -399,16 +399,21 @@ def test_pooling_compares_each_seed_with_its_own_baseline_on_its_own_sentences(p
 
 def test_seeds_with_equal_sentences_share_resamples_and_count_each_sentence_once(profile, built):
     built[1] = built[0]
-    shutil.rmtree(profile.seed_folder(1))
-    shutil.copytree(profile.seed_folder(0), profile.seed_folder(1))
-    rows = tables(profile, [0, 1])
+    build_seed(profile, 1, built[0])
+    tables(profile, [0, 1])
     row = next(one for one in read_rows(profile.results / "seeds.csv", SeedRow) if one.variant == "pruned")
-    single = next(one for one in rows if one.variant == "pruned")
-    assert (row.f1_sd, row.drop_low) == (0, pytest.approx(single.f1_drop_ci_low, rel=1e-5))
-    correct, base_correct = (
-        raw(profile, name)["logits/test"].argmax(-1) == np.array(built[0]["test"]["label"]) for name in ("pruned", BASE)
+    truth = np.array(built[0]["test"]["label"])
+    mine, base = (
+        np.array([raw(profile, name, seed)["logits/test"].argmax(-1) for seed in (0, 1)]) for name in ("pruned", BASE)
     )
-    assert row.mcnemar_p == pytest.approx(statistics.mcnemar(correct[None], base_correct[None]), rel=1e-5)
+    assert row.mcnemar_p == pytest.approx(statistics.mcnemar(mine == truth, base == truth), rel=1e-5)
+    f1 = statistics.bootstrap_f1(np.vstack([base, mine]), truth, statistics.bootstrap_weights(len(truth)), 2)
+    drops = 100 * (f1[:, :2].mean(1) - f1[:, 2:].mean(1))
+    assert (row.drop_low, row.drop_high) == pytest.approx(statistics.interval(drops), rel=1e-5)
+    seed = read_seed_file(seed_path(profile.results, 0))
+    same, other = (resampled_f1(seed, "test", group)[BASE] for group in (0, 1))
+    assert same[0] == other[0], "the set itself"
+    assert (same[1:] != other[1:]).any(), "other sentences have other resamples"
 
 
 def test_reading_pools_quality_and_keeps_the_first_seeds_costs(profile, built):

@@ -25,7 +25,10 @@ def methods(profile: Profile, seed: Seed) -> dict[str, dict]:
 
 def further_measurements(profile: Profile, seed: Seed, entry: Entry) -> dict:
     """Validation F1 and, if measured, first calls in ms, the best batch size, and latency over input shapes."""
-    facts = {} if profile.no_quality else {"validation_f1": rounded(validation_f1(seed, entry))}
+    facts = {}
+    if not profile.no_quality:
+        predictions = entry.logits["validation"].argmax(-1)
+        facts["validation_f1"] = rounded(f1_of(predictions, seed.labels["validation"], len(seed.classes)))
     if entry.passes:
         facts["batch_size"] = entry.passes[0].about["batch_size"]
     if entry.cold:
@@ -43,10 +46,6 @@ def further_measurements(profile: Profile, seed: Seed, entry: Entry) -> dict:
         milliseconds = 1e3 * np.median(entry.passes[0].arrays["shape_seconds"], -1)
         facts["shapes"] = axes | {"milliseconds": [[[rounded(x, 4) for x in r] for r in t] for t in milliseconds]}
     return facts
-
-
-def validation_f1(seed: Seed, entry: Entry) -> float:
-    return f1_of(entry.logits["validation"].argmax(-1), seed.labels["validation"], len(seed.classes))
 
 
 def rounded(value, digits: int = 6) -> float:
