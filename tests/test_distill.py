@@ -448,7 +448,7 @@ STUDENT = {"layers": [0]}
         ({"hidden_weight": -1.0}, "hidden_weight"),
         (
             {"transfer": ["train", "unlabelled"], "training": {"epochs": 1.0, "soft_weight": 0.0}},
-            "if soft_weight is 0, because only train has labels",
+            "only train has labels",
         ),
     ],
 )
