@@ -12,11 +12,12 @@ import numpy as np
 import psutil
 import pytest
 from compress.engines import ort
-from compress.engines import predictor as predict
+from compress.engines.predictor import load, load_tokenizer, predict
 from compress.errors import UserError
 from compress.loadtest.peers import PEERS
 from compress.loadtest.processes import post_text
 from compress.loadtest.servers import Fleet, peer_server
+from compress.methods.onnx_files import export_onnx
 from compress.metrics import softmax
 from compress.storage.artifact import read_artifact, save_artifact
 
@@ -44,16 +45,16 @@ def artifact(tmp_path_factory):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **sizes))
     about = {"variant": "tiny", "method": "onnx", "parent": None, "backend": "onnxruntime", "parameters": 1}
-    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 64, "options": {}, "key": "k"}
+    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 64, "options": {}}
     about |= {"train_seconds": None, "details": {}, "runtime": {"precision": "fp32"}}
-    save_artifact(folder / "tiny", lambda target: ort.export(model.eval(), target / ort.FILE), folder, **about)
+    save_artifact(folder / "tiny", lambda target: export_onnx(model.eval(), target / ort.FILE), folder, **about)
     return folder / "tiny"
 
 
 def expected(folder: Path, texts: list[str]) -> list[tuple[str, float]]:
     about = read_artifact(folder)
-    tokenizer = predict.load_tokenizer(folder, about.max_length)
-    logits = predict.predict(predict.load(folder), [tokenizer.encode(text).ids for text in texts])
+    tokenizer = load_tokenizer(folder, about.max_length)
+    logits = predict(load(folder), [tokenizer.encode(text).ids for text in texts])
     return [(about.labels[row.argmax()], row.max()) for row in softmax(logits)]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from compress.config.budgets import Load
 from compress.config.profile import Profile
-from compress.data.prepare import load_splits
+from compress.data.card import load_splits
 from compress.errors import UserError
 from compress.loadtest.generator import Outcome, closed_loop, open_loop, payloads, poisson
 from compress.loadtest.peers import PEERS
@@ -52,7 +52,7 @@ class Benchmark:
     def measure(self, servers: Sequence[Server]) -> None:
         """Measures the servers in all layouts and at all rates."""
         for server in servers:
-            remove_other_settings(self.folder, server.name, self.settings(server))
+            remove_other_settings(self.folder, server.name, [] if self.again else self.settings(server))
         with self.fleet(servers) as fleet:
             self.measure_open(fleet, self.measure_closed(fleet))
 
@@ -172,12 +172,15 @@ def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callabl
 
 
 def servers_with_peers(benchmark: Benchmark, profile: Profile, threads: int, folder_of: Callable) -> list[Server]:
-    """Our server and every peer at its best setting, with the same model; the course's also with all classifiers."""
+    """Our server and every installed peer at its best setting, with the same model; the course's also with all five."""
+    peers = [peer for peer in PEERS if PEERS[peer].installed.exists()]
+    if left_out := sorted(PEERS.keys() - peers):
+        print(f"not installed and left out: {', '.join(left_out)} (make peers-env)")
     ablated = profile.serving.ablated
     models = [folder_of(ablated)]
     servers = [own_server(ablated + WITH_PEERS, models, benchmark.load.deadline_ms, threads)]
-    servers += [peer_server(peer, peer, models, benchmark.best_setting(peer, models)) for peer in PEERS]
-    if profile.services:
+    servers += [peer_server(peer, peer, models, benchmark.best_setting(peer, models)) for peer in peers]
+    if profile.services and "peer-course" in peers:
         folders = [folder_of(service.name) for service in profile.services]
         setting = PEERS["peer-course"].sweep[0]
         servers.append(peer_server(f"peer-course-{FIVE}", "peer-course", folders, setting, with_clients=True))

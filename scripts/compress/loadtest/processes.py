@@ -106,7 +106,7 @@ def cpu_seconds(process: subprocess.Popen) -> float:
     return sum(of.user + of.system for of in times)
 
 
-def peak_rss_bytes(process: subprocess.Popen) -> int:
+def peak_memory(process: subprocess.Popen) -> int:
     """The sum of the processes' peaks since reset_peak()."""
     statuses = [Path(f"/proc/{member.pid}/status").read_text("utf-8") for member in family(process)]
     return sum(1024 * int(kib) for status in statuses for kib in re.findall(r"VmHWM:\s+(\d+) kB", status))

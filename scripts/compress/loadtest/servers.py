@@ -66,7 +66,7 @@ class Server:
     def usage(self) -> dict:
         """CPU seconds, peak memory and our server's own counters since its start."""
         numbers = {"cpu_seconds": processes.cpu_seconds(self.process)}
-        numbers["peak_rss_bytes"] = processes.peak_rss_bytes(self.process)
+        numbers["peak_rss_bytes"] = processes.peak_memory(self.process)
         if self.ours:
             text = processes.get_text(self.port, "/metrics")
             for name in COUNTERS:

@@ -24,7 +24,7 @@ from compress.serving.state import Service
 SWITCH_SECONDS = 0.0005  # workers that return from a model get the interpreter sooner than after Python's 5 ms
 
 
-class Server(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """uvicorn's server with a thread that loads the models, and a drain before the shutdown."""
 
     def __init__(self, config: uvicorn.Config, service: Service, load: Callable[[asyncio.AbstractEventLoop], None]):
@@ -75,7 +75,7 @@ def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> in
         backlog=MAX_CONNECTIONS,
     )
     ready = f"ready: http://{host}:{port}/ serves"
-    Server(config, service, partial(_load, service, folders, options, ready)).run()
+    DrainingServer(config, service, partial(_load, service, folders, options, ready)).run()
     if service.scheduler:
         service.scheduler.stop()
     return 1 if service.failure else 0
