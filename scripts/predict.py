@@ -31,12 +31,19 @@ def main(args: argparse.Namespace) -> None:
     model = load(folder, args.device, args.threads)  # verifies the files, the tokenizer's included
     artifact = read_artifact(folder, verify=False)
     tokenizer = load_tokenizer(folder, artifact.max_length)
-    write = csv_writer() if args.format == "csv" else write_json_line
-    texts = iter(given_texts(args.text))
+    texts = given_texts(args.text)
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if args.format == "csv":
+        table.writerow(["text", "label", "score"])
     while chunk := list(itertools.islice(texts, CHUNK)):
         scores = softmax(predict(model, token_ids(tokenizer, chunk), args.batch_size))
         for text, row in zip(chunk, scores, strict=True):
-            write(text, dict(zip(artifact.labels, row.tolist(), strict=True)))
+            label = artifact.labels[row.argmax()]
+            if args.format == "csv":
+                table.writerow([text, label, f"{row.max():.4f}"])
+            else:
+                rounded = {name: round(float(score), 4) for name, score in zip(artifact.labels, row, strict=True)}
+                print(json.dumps({"text": text, "label": label, "scores": rounded}, ensure_ascii=False))
         sys.stdout.flush()
 
 
@@ -46,23 +53,6 @@ def given_texts(arguments: list[str]):
         return (os.fsencode(text).decode("utf-8", "replace") for text in arguments)
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return (line.rstrip("\r\n") for line in sys.stdin)
-
-
-def csv_writer():
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["text", "label", "score"])
-
-    def write(text: str, scores: dict[str, float]) -> None:
-        label = max(scores, key=scores.get)
-        table.writerow([text, label, f"{scores[label]:.4f}"])
-
-    return write
-
-
-def write_json_line(text: str, scores: dict[str, float]) -> None:
-    rounded = {label: round(score, 4) for label, score in scores.items()}
-    line = {"text": text, "label": max(scores, key=scores.get), "scores": rounded}
-    print(json.dumps(line, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ POST /process takes a JSON string and returns {model: {label, score}} (the cours
 
 import asyncio
 import logging
+import math
 import time
 from functools import cached_property
 
@@ -29,7 +30,7 @@ class Endpoint:
         try:
             response = await self.respond(scope, receive)
         except Overloaded as error:
-            response = overloaded(error.seconds)
+            response = overloaded(math.ceil(error.seconds))
         except ServiceError as error:
             response = error.response()
         except Disconnected:

@@ -95,7 +95,7 @@ def measured_quality(folder: Path) -> dict:
     if not path.exists():
         return {"f1_test": None, "batch_flip_rate": None}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return {name: None if found[name] is None else float(found[name]) for name in ("f1_test", "batch_flip_rate")}
+        values = json.loads(path.read_text("utf-8"))
+        return {name: None if values[name] is None else float(values[name]) for name in ("f1_test", "batch_flip_rate")}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); remove it, or run: make results") from None

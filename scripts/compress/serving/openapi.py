@@ -50,7 +50,7 @@ def _post(summary: str, body: dict, result: dict) -> dict:
 
 
 def _get(summary: str, *statuses: int) -> dict:
-    return {"get": {"summary": summary, "responses": {str(s): {"description": summary} for s in statuses or (200,)}}}
+    return {"get": {"summary": summary, "responses": {str(s): {"description": summary} for s in (200, *statuses)}}}
 
 
 DOCUMENT = {
@@ -71,9 +71,9 @@ DOCUMENT = {
             },
             {"type": "object", "properties": {"predictions": {"type": "array", "items": BY_MODEL}}},
         ),
-        "/livez": _get("The process is alive", 200, 503),
-        "/readyz": _get("The models are loaded and requests are admitted", 200, 503),
-        "/healthcheck": _get("The same as /readyz", 200, 503),
+        "/livez": _get("The process is alive", 503),
+        "/readyz": _get("The models are loaded and requests are admitted", 503),
+        "/healthcheck": _get("The same as /readyz", 503),
         "/info": _get("The models, how each is batched, and the service's limits"),
         "/metrics": _get("Prometheus metrics"),
         "/openapi.json": _get("This document"),

@@ -1,6 +1,5 @@
 """JSON responses. An error is {"error", "error_type"} and never repeats what a client sent."""
 
-import math
 from functools import lru_cache
 
 import orjson
@@ -27,13 +26,9 @@ class ServiceError(Exception):
         return JSON({"error": self.error, "error_type": self.error_type}, self.status, headers)
 
 
-def overloaded(seconds: float) -> Response:
-    """429 for a request that would wait for `seconds`."""
-    return _overloaded(math.ceil(seconds))
-
-
 @lru_cache
-def _overloaded(seconds: int) -> Response:
+def overloaded(seconds: int) -> Response:
+    """429 for a request that would wait for so many whole seconds."""
     error = f"the queue is full; try again in {seconds} s"
     return ServiceError(429, "overloaded", error, {"Retry-After": str(seconds)}).response()
 

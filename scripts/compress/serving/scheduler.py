@@ -67,10 +67,6 @@ class Item:
     ids: Sequence[int]
 
 
-def ignore(model: Model, items: int, tokens: int, padded: int, seconds: float) -> None:
-    """The default observer of batches."""
-
-
 class Scheduler:
     """`submit` and `stop` belong to the event loop's thread; tokenizer and worker threads do the rest."""
 
@@ -83,7 +79,7 @@ class Scheduler:
         max_tokens: int,
         window: int,
         max_wait: float,  # seconds of expected work in the queue beyond which new requests are refused
-        observe: Callable = ignore,  # called in a worker's thread with the numbers of every batch
+        observe: Callable = lambda *batch: None,  # called in a worker's thread with the numbers of every batch
     ):
         self.models, self.tokenizers, self.loop, self.workers = list(models), list(tokenizers), loop, workers
         self.max_tokens, self.window, self.max_wait, self.observe = max_tokens, window, max_wait, observe

@@ -1,6 +1,7 @@
 """The state of one service process: starting, ready or draining, and its metrics."""
 
 import logging
+import math
 
 from compress.serving.responses import ServiceError, overloaded
 from compress.serving.scheduler import BackendError, Overloaded, Prediction, Scheduler
@@ -70,7 +71,7 @@ class Service:
             return None
         except Overloaded as error:
             self.metrics.requests.labels(path.decode(), "429").inc()
-            return overloaded(error.seconds)
+            return overloaded(math.ceil(error.seconds))
 
     async def classify(self, texts: list[str], scope) -> list[dict[str, Prediction]]:
         """Per text a prediction of every model; raises ServiceError, or Disconnected once the client is gone."""
