@@ -59,10 +59,10 @@ def test_missing_values_are_empty_cells_and_empty_columns_are_left_out():
 
 
 def test_numbers_are_rounded_without_negative_zero():
-    assert tables.number(-0.04, ".1f") == "0.0"
-    assert tables.number(-0.04, "+.1f") == "+0.0"
-    assert tables.number(1.234e-5, ".2g") == "1.2e-05"
-    assert tables.number(None, ".1f") == ""
+    assert tables.format_number(-0.04, ".1f") == "0.0"
+    assert tables.format_number(-0.04, "+.1f") == "+0.0"
+    assert tables.format_number(1.234e-5, ".2g") == "1.2e-05"
+    assert tables.format_number(None, ".1f") == ""
 
 
 def test_an_interval_is_shown_if_both_ends_were_measured():
@@ -148,7 +148,7 @@ def zip_heads(text: str) -> list[tuple[list[str], list[str]]]:
 
 
 def test_a_quoted_sentence_is_text_in_markdown():
-    assert tables.escaped("costs $40 | *so* [what]") == r"costs \$40 \| \*so\* \[what\]"
+    assert tables.literal_markdown("costs $40 | *so* [what]") == r"costs \$40 \| \*so\* \[what\]"
 
 
 # --- choices of rows ------------------------------------------------------------------------------------------
@@ -218,12 +218,12 @@ def test_validation_chooses_within_a_budget_and_never_the_test_set():
 @pytest.mark.parametrize("column", ["size_mb", "latency_ms"])
 def test_a_choice_is_the_best_of_its_family_that_fits(column):
     for budget in comparisons.budgets(RESULTS, column):
-        for row in comparisons.compressed(RESULTS):
+        for row in comparisons.compressed_rows(RESULTS):
             cost = getattr(row, column)
             if cost is not None and cost <= budget.limit:
                 chosen = budget.rows[comparisons.family_of(row.variant, RESULTS)]
                 assert getattr(chosen, column) <= budget.limit
-                assert comparisons.validation_f1(chosen, RESULTS) >= comparisons.validation_f1(row, RESULTS)
+                assert comparisons.f1_on_validation(chosen, RESULTS) >= comparisons.f1_on_validation(row, RESULTS)
 
 
 def test_no_row_is_better_and_no_larger_than_one_of_the_frontier():
@@ -302,7 +302,7 @@ def captions(results: Results) -> dict[str, str]:
     engine = pages.page_templates(PROFILE, results)
     names = engine.get_template("captions.md.j2").blocks
     several = {"ablation": list(results.champions), "shapes": list(results.champions)}
-    several["sensitivity"] = [(comparisons.sensitivity(results) or ("",))[0]]
+    several["sensitivity"] = [(comparisons.sensitivity_row(results) or ("",))[0]]
     found = {f"{name} {of}": pages.caption(engine, name, of) for name in names for of in several.get(name, [""])}
     return found | {"findings": engine.get_template("findings.md.j2").render()}
 

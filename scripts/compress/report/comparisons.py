@@ -35,7 +35,7 @@ def baseline_row(results: Results) -> PooledRow:
     return by_name(results)[results.environment["baseline"]]
 
 
-def validation_f1(row: PooledRow, results: Results) -> float | None:
+def f1_on_validation(row: PooledRow, results: Results) -> float | None:
     return results.methods.get(row.variant, {}).get("measured", {}).get("validation_f1")
 
 
@@ -321,7 +321,7 @@ def shape_times(variant: str, results: Results) -> dict | None:
     return results.methods.get(variant, {}).get("measured", {}).get("shapes")
 
 
-def sensitivity(results: Results) -> tuple[str, dict] | None:
+def sensitivity_row(results: Results) -> tuple[str, dict] | None:
     """(variant, details) of the mixed-precision row: the first with a measured sensitivity per group."""
     return next(((name, m["details"]) for name, m in results.methods.items() if "sensitivity" in m["details"]), None)
 
@@ -375,17 +375,17 @@ def family_of(variant: str, results: Results) -> str:
     return MIX if len(found) > 1 else found.pop() if found else ENGINE_ALONE
 
 
-def compressed(results: Results) -> list[PooledRow]:
+def compressed_rows(results: Results) -> list[PooledRow]:
     """The rows that compete: trained and measured on validation, without the baseline."""
     rows = [row for row in trained(results.variants) if row.method != "finetune"]
-    return [row for row in rows if validation_f1(row, results) is not None]
+    return [row for row in rows if f1_on_validation(row, results) is not None]
 
 
 def useful(results: Results) -> list[PooledRow]:
     """The compressed rows that lose at most TOLERANCE points on validation."""
-    base = validation_f1(baseline_row(results), results)
-    rows = compressed(results) if base is not None else []
-    return [row for row in rows if 100 * (base - validation_f1(row, results)) <= TOLERANCE]
+    base = f1_on_validation(baseline_row(results), results)
+    rows = compressed_rows(results) if base is not None else []
+    return [row for row in rows if 100 * (base - f1_on_validation(row, results)) <= TOLERANCE]
 
 
 def by_family(rows: Iterable[PooledRow], results: Results) -> dict[str, list[PooledRow]]:
@@ -408,23 +408,23 @@ def budgets(results: Results, column: str) -> list[Budget]:
     """The choices at every limit of megabytes or milliseconds. Among rows of equal F1 the lower cost is chosen."""
     base = getattr(baseline_row(results), column)
     limits = BUDGETS_MB if column == "size_mb" else [base / times for times in TIMES_FASTER] if base else []
-    families = by_family((row for row in compressed(results) if getattr(row, column) is not None), results)
+    families = by_family((row for row in compressed_rows(results) if getattr(row, column) is not None), results)
 
     def rank(row):
-        return validation_f1(row, results), -getattr(row, column)
+        return f1_on_validation(row, results), -getattr(row, column)
 
     found = []
     for limit in limits:
         fitting = {of: [row for row in rows if getattr(row, column) <= limit] for of, rows in families.items()}
         chosen = {of: max(rows, key=rank, default=None) for of, rows in fitting.items()}
-        scores = {of: validation_f1(row, results) for of, row in chosen.items() if row}
+        scores = {of: f1_on_validation(row, results) for of, row in chosen.items() if row}
         found.append(Budget(limit, chosen, max(scores, key=scores.get, default=None)))
     return found
 
 
 def above_all_budgets(results: Results, column: str) -> dict[str, float]:
     """The least value of the column in each family that fits no budget."""
-    rows = [row for row in compressed(results) if getattr(row, column) is not None]
+    rows = [row for row in compressed_rows(results) if getattr(row, column) is not None]
     least = {of: min(getattr(row, column) for row in rows) for of, rows in by_family(rows, results).items()}
     limit = max((budget.limit for budget in budgets(results, column)), default=0)
     return {of: value for of, value in least.items() if value > limit}
@@ -472,7 +472,7 @@ def calibrated(results: Results) -> list[PooledRow]:
 
 def silent_flips(results: Results) -> PooledRow | None:
     """The compressed row within SAME_F1 points of the baseline that changes most predictions; None if none does."""
-    equal = [row for row in compressed(results) if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
+    equal = [row for row in compressed_rows(results) if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
     return highest(equal, "flip_rate")
 
 

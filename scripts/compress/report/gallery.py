@@ -17,7 +17,7 @@ def has_method(method: str) -> Callable[[Results], list]:
 
 def has_values(column: str) -> Callable[[Results], list]:
     """Whether compressed rows have values in the column."""
-    return lambda results: [row for row in comparisons.compressed(results) if getattr(row, column) is not None]
+    return lambda results: [row for row in comparisons.compressed_rows(results) if getattr(row, column) is not None]
 
 
 # (name, function of the results, condition)
@@ -47,7 +47,7 @@ FIGURES = (
 )
 # (name, function of the results and of a champion or variant, whom to draw it for)
 SERIES = (
-    ("sensitivity_{}", chapter_plots.sensitivity_map, lambda results: (comparisons.sensitivity(results) or ())[:1]),
+    ("sensitivity_{}", chapter_plots.sensitivity_map, lambda results: (comparisons.sensitivity_row(results) or ())[:1]),
     ("ablation_{}", chapter_plots.step_chart, lambda results: results.champions),
     ("shapes_{}", chapter_plots.shape_map, chapter_plots.champions_with_shapes),
 )

@@ -142,7 +142,7 @@ def figure(engine, profile: Profile, name: str, of: str = "") -> str:
 
 def digits(value, places: int) -> str:
     """A number with so many decimals; empty for None."""
-    return tables.number(value, f".{places}f")
+    return tables.format_number(value, f".{places}f")
 
 
 def drop(row, places: int = 1) -> str:
@@ -165,7 +165,7 @@ FILTERS = {
     "table": tables.table,
     "table_by_length": tables.table_by_length,
     "digits": digits,
-    "number": tables.number,
+    "number": tables.format_number,
     "drop": drop,
     "code_names": code_names,
     "deeper": deeper,

@@ -151,7 +151,7 @@ def within_view(row) -> bool:
 
 def flip_cloud(results: Results):
     """Share of predictions that differ from the baseline's over the F1 points lost."""
-    rows = [row for row in comparisons.compressed(results) if row.flip_rate is not None and within_view(row)]
+    rows = [row for row in comparisons.compressed_rows(results) if row.flip_rate is not None and within_view(row)]
     figure, axes = canvas.new_axes()
     canvas.chapter_points(axes, [(row, row.f1_drop_points, 100 * row.flip_rate) for row in rows])
     if silent := comparisons.silent_flips(results):

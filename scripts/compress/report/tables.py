@@ -32,18 +32,18 @@ def column_value(row, field: str | Callable):
     return row
 
 
-def number(value, form: str = ".1f") -> str:
+def format_number(value, form: str = ".1f") -> str:
     """A number in a format; empty for None. Nothing rounds to -0.0."""
     return "" if value is None else format(value, form.replace(".", "z.", 1) if form.endswith("f") else form)
 
 
 def table_cell(row, column: Column) -> str:
     value = column_value(row, column.field)
-    text = str(value) if isinstance(value, str) else number(value, column.format)
+    text = str(value) if isinstance(value, str) else format_number(value, column.format)
     ends = [column_value(row, field) for field in column.interval or ()]
     if not text or not ends or None in ends:
         return text
-    return f"{text} [{', '.join(number(end, column.format) for end in ends)}]"
+    return f"{text} [{', '.join(format_number(end, column.format) for end in ends)}]"
 
 
 def markdown_table(columns: Iterable[Column], rows: Iterable) -> str:
@@ -73,7 +73,7 @@ def table_by_length(rows: Iterable, lengths: Iterable[int]) -> str:
     return markdown_table(columns, rows)
 
 
-def escaped(text: str) -> str:
+def literal_markdown(text: str) -> str:
     """Text as it is, also where Markdown would read marks in it."""
     return re.sub(r"([\\`*_{}\[\]<>#|$@~^])", r"\\\1", text)
 
@@ -270,7 +270,7 @@ TABLES = {
         Column("cheaper", lambda line: core_seconds(line["base"]) / core_seconds(line["row"]), ".1f"),
     ],
     "flips": [
-        Column("Sentence", lambda row: escaped(row.text)),
+        Column("Sentence", lambda row: literal_markdown(row.text)),
         Column("Label", "label"),
         Column("Baseline predicts", "answer"),
         Column("Confidence", "confidence", ".2f"),
@@ -321,7 +321,7 @@ TABLES = {
     "servers": [
         Column("Server", "variant"),
         Column("saturated /s", "saturated", ".0f"),
-        Column("sustained /s", lambda server: number(server.sustained, ".0f") or "none"),
+        Column("sustained /s", lambda server: format_number(server.sustained, ".0f") or "none"),
         Column("fails at /s", "fails_at", ".0f"),
         Column("p50 ms, calm", "calm.latency_ms_p50", ".1f"),
         Column("p99 ms, calm", "calm.latency_ms_p99", ".1f"),

@@ -31,7 +31,7 @@ def trainings(rows: Iterable[PooledRow], results: Results) -> list[dict]:
 
 def sensitivities(results: Results) -> list[dict]:
     """Per group of tensors the effect of 8 and of 4 bits in that group alone, and the bits that were chosen."""
-    found = compare.sensitivity(results)
+    found = compare.sensitivity_row(results)
     if found is None:
         return []
     _, details = found
@@ -66,7 +66,7 @@ def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
                 "family": _mixture(family, row, results),
                 "row": row,
                 "cost": getattr(row, column),
-                "validation_f1": compare.validation_f1(row, results),
+                "validation_f1": compare.f1_on_validation(row, results),
             }
             for family, row in budget.rows.items()
             if row
