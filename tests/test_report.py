@@ -34,9 +34,6 @@ def results_of(rows: list[VariantRow], methods: dict | None = None, **tables_) -
     return Results(rows=rows, methods=methods, **facts | {name: list(of) for name, of in (lists | tables_).items()})
 
 
-# --- tables ---------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Line:
     name: str
@@ -151,9 +148,6 @@ def test_a_quoted_sentence_is_text_in_markdown():
     assert tables.literal_markdown("costs $40 | *so* [what]") == r"costs \$40 \| \*so\* \[what\]"
 
 
-# --- choices of rows ------------------------------------------------------------------------------------------
-
-
 def test_every_pair_of_one_thing_at_a_time_is_in_the_default_profile():
     names = {variant.name for variant in PROFILE.variants}
     with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
@@ -264,9 +258,6 @@ def test_a_models_settings_count_with_those_of_its_ancestors():
     assert [row.variant for row in changed] == ["student", "file"]
 
 
-# --- the load test --------------------------------------------------------------------------------------------
-
-
 def server(*runs, variant="a") -> list[ServingRow]:
     columns = {"layout": "open-loop", "shed_fraction": 0.0, "error_fraction": 0.0}
     return [ServingRow(variant=variant, **columns, offered_rps=rate, latency_ms_p99=p99) for rate, p99 in runs]
@@ -291,8 +282,6 @@ def test_peers_and_our_server_in_their_turns_are_apart_from_our_other_servers():
     assert not any(fact.is_peer for fact in own.values())
     assert all(fact.is_peer for fact in load_facts.single_model(among_peers))
 
-
-# --- captions and findings ------------------------------------------------------------------------------------
 
 CONSTANTS = {f"{value:g}" for value in (*comparisons.BUDGETS_MB, comparisons.TOLERANCE, comparisons.SAME_F1)} | {"0.0"}
 
@@ -339,9 +328,6 @@ def test_the_templates_of_captions_and_findings_hold_no_measured_number():
         source = (ROOT / "report" / f"{name}.md.j2").read_text("utf-8")
         text = re.sub(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}", "", source, flags=re.S)
         assert not re.findall(r"\d+\.\d+", text)
-
-
-# --- results with gaps ----------------------------------------------------------------------------------------
 
 
 def emptied(results: Results, *kept: str) -> Results:

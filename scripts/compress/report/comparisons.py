@@ -39,9 +39,6 @@ def f1_on_validation(row: PooledRow, results: Results) -> float | None:
     return results.methods.get(row.variant, {}).get("measured", {}).get("validation_f1")
 
 
-# --- within a set of rows -------------------------------------------------------------------------------------
-
-
 def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
     """The rows of trained models with measured quality."""
     return [row for row in rows if row.trained and row.f1_drop_points is not None]
@@ -151,9 +148,6 @@ def _by_seed(rows: Iterable[PooledRow], results: Results, column: str) -> dict[s
     of_variant = by_variant(row for row in results.rows if row.variant in names)
     values = {name: [getattr(row, column) for row in rows] for name, rows in of_variant.items()}
     return {name: known for name, all_ in values.items() if (known := [value for value in all_ if value is not None])}
-
-
-# --- pairs ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -334,8 +328,6 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
     return losses
 
 
-# --- families at equal budgets --------------------------------------------------------------------------------
-
 MIX, ENGINE_ALONE = "a mix", "another engine alone"
 FAMILIES = ("int8", "int4", "16-bit floats", "clustering", "pruning", "smaller student", MIX, ENGINE_ALONE)
 BY_METHOD = {
@@ -442,9 +434,6 @@ def cheapest(results: Results) -> list[tuple[str, PooledRow]]:
     return sorted(found.items(), key=lambda pair: core_seconds(pair[1]))
 
 
-# --- quality beyond F1 ----------------------------------------------------------------------------------------
-
-
 def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
     """The trained rows whose loss out of domain was measured."""
     return [row for row in trained(rows) if row.ood_drop_points is not None]
@@ -474,9 +463,6 @@ def silent_flips(results: Results) -> PooledRow | None:
     """The compressed row within SAME_F1 points of the baseline that changes most predictions; None if none does."""
     equal = [row for row in compressed_rows(results) if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
     return highest(equal, "flip_rate")
-
-
-# --- a GPU beside the CPU -------------------------------------------------------------------------------------
 
 
 def plan_bound(gpu: Results) -> list[PooledRow]:

@@ -137,9 +137,6 @@ def figure(engine, profile: Profile, name: str, of: str = "") -> str:
     return f"![{text}]({os.path.relpath(profile.figures, profile.report)}/{file}.png)\n\n*{text}*"
 
 
-# --- filters --------------------------------------------------------------------------------------------------
-
-
 def digits(value, places: int) -> str:
     """A number with so many decimals; empty for None."""
     return tables.format_number(value, f".{places}f")

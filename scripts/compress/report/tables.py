@@ -78,9 +78,6 @@ def literal_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|$@~^])", r"\\\1", text)
 
 
-# --- cells that no single field holds -------------------------------------------------------------------------
-
-
 def labelled(entry: dict) -> str:
     """A variant's name, with the champions that it is in brackets."""
     champions = ", ".join(entry["champions"])
@@ -108,8 +105,6 @@ def engine_settings(entry: dict) -> str:
 def yes_no(value: bool | None) -> str | None:
     return None if value is None else "yes" if value else "no"
 
-
-# --- the tables -----------------------------------------------------------------------------------------------
 
 DROP = ("row.f1_drop_ci_low", "row.f1_drop_ci_high")
 SPEEDUP = ("row.latency_speedup_low", "row.latency_speedup_high")
