@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from compress.config.profile import Profile
-from compress.data.tables import profile_files
+from compress.data.identity import profile_files
 from compress.errors import UserError
 from compress.files import remove, write_text
 from compress.paths import ROOT, SCRIPTS
@@ -119,11 +119,16 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
 
 
 def by_stage(profile: Profile, variants: list) -> dict[str, list]:
-    """The variants of each script, by its Make target: 02_quantize_prune.py is quantize-prune."""
-    stages: dict[str, list] = {}
-    for variant in variants:
-        stages.setdefault(Path(variant.script).stem[3:].replace("_", "-"), []).append(variant)
-    return stages
+    """The variants of each numbered script, by its Make target: 02_quantize_prune.py is quantize-prune.
+
+    The service's benchmark also needs the variants that it serves.
+    """
+    stages = {path.stem[3:].replace("_", "-"): path.name for path in sorted(SCRIPTS.glob("0*.py"))}
+    served = profile.serving.variants if profile.serving else []
+    return {
+        stage: [v for v in variants if v.script == script or (stage == "serve-bench" and v.name in served)]
+        for stage, script in stages.items()
+    }
 
 
 def target(profile: Profile, name: str, seed: int, device: str) -> str:
