@@ -124,7 +124,7 @@ def build_or_skip(job: Job, makers: dict[str, Maker], started: float) -> str:
     """Builds the variant, or records why it is skipped; returns the message for the console."""
     try:
         check_buildable(job)
-        record = finish(job, run_method(job, makers[job.variant.method]), started)
+        record = save_build(job, run_method(job, makers[job.variant.method]), started)
     except Skip as skip:
         write_failure(job, "skipped", str(skip), time.perf_counter() - started)
         return f"skipped: {skip}"
@@ -183,7 +183,7 @@ def clear_if_changed(job: Job, context: Context) -> None:
         write_text(path, inputs)
 
 
-def finish(job: Job, result: Made, started: float) -> Record:
+def save_build(job: Job, result: Made, started: float) -> Record:
     """Writes the artifact folder and, last, its record; removes the working folder."""
     context = job.context
     artifact = save_artifact(
