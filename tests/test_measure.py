@@ -1,94 +1,136 @@
-"""Times are taken while the cores are near each other, and what hangs on times is all that a new protocol measures."""
+"""The protocol on made-up predictors: who is called in which order, what is stored, what is stale."""
 
-import shutil
+import os
 
+import numpy as np
 import pytest
-from compress import files
-from compress.measure import protocol as measure
+from compress.engines.predictor import Predictor
+from compress.measure import latency, timing
+from compress.measure.coldstart import time_new_lengths
+from compress.measure.evaluation import TOLERANCE, predict_sets
+from compress.measure.latency import BLOCK, ROUNDS, best_batch, time_latency, time_throughput
 
-NEAR, FAR = 1.0, 2.5
-PATIENCE = 5.0
+
+class Recorded(Predictor):
+    """Logits are the mean token, plus `drift` for each further sentence of a batch; calls are written down."""
+
+    precision, threads = "fp32", 1
+
+    def __init__(self, name="", calls=None, drift=0.0):
+        self.name, self.drift = name, drift
+        self.calls = [] if calls is None else calls
+
+    def __call__(self, input_ids, attention_mask):
+        self.calls.append((self.name, input_ids.shape))
+        mean = (input_ids * attention_mask).sum(1) / attention_mask.sum(1) + self.drift * (len(input_ids) - 1)
+        return np.stack([-mean, mean], 1).astype(np.float32)
 
 
-class Scripted(measure.Cores):
-    """Handovers take what is written; the last of them from then on."""
+class Words:
+    """A tokenizer whose ids are the numbers in a text."""
 
-    def __init__(self, *seconds, known=NEAR):
-        super().__init__(2, PATIENCE, handover=known)
-        self.script = list(seconds)
-
-    def handover(self):
-        return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+    def encode(self, text):
+        return type("Encoding", (), {"ids": [int(word) for word in text.split()]})
 
 
 @pytest.fixture
-def pauses(monkeypatch):
-    found = []
-    monkeypatch.setattr(measure.time, "sleep", found.append)
-    return found
+def clock(monkeypatch):
+    """Every look at the clock is a second later: counts calls and settles at once."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: float(next(ticks)))
 
 
-def test_times_are_taken_again_until_the_cores_were_near_each_other_before_and_after(pauses):
-    cores = Scripted(FAR, FAR, NEAR, FAR, NEAR, NEAR)
-    assert len(list(cores.together())) == 2  # two pauses, then it counts from near to near only
-    assert pauses == [measure.PAUSE] * 2
-    assert cores.handovers == [NEAR]
-    assert 0 < cores.patience < PATIENCE
+def timed(name="", calls=None, texts=40):
+    lines = [" ".join(["7"] * (2 + i % 5)) for i in range(texts)]
+    return latency.Timed(Recorded(name, calls), Words(), lines)
 
 
-def test_patience_ends_and_what_was_timed_apart_is_told(pauses):
-    cores = Scripted(FAR)
-    for _ in range(3):
-        assert len(list(cores.together())) == 1
-    assert sum(pauses) == pytest.approx(PATIENCE, abs=measure.PAUSE)  # once, not for each
-    assert cores.handovers == [FAR] * 3
+def test_latency_alternates_in_blocks_and_includes_the_tokenizer_in_times_from_text(clock):
+    calls = []
+    models = (timed("variant", calls), timed("baseline", calls))
+    from_ids, from_text = time_latency(models, warmup=1, calls=2 * BLOCK)
+    assert from_ids.shape == from_text.shape == (2 * BLOCK, 2)
+    assert (from_text > from_ids).all()
+    names = [name for name, _ in calls[2:]]  # after one warm-up call each
+    settled = BLOCK + 1
+    expected = ["baseline"] * settled + ["variant"] * 2 * settled + ["baseline"] * settled
+    assert names == expected  # both come first equally often
+    assert [shape for _, shape in calls[3:8]] == [(1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]
 
 
-def test_a_thread_alone_waits_for_no_other(pauses):
-    cores = measure.Cores(1, PATIENCE)
-    assert len(list(cores.together())) == 1
-    assert (pauses, cores.handovers) == ([], [])
+def test_throughput_covers_every_sentence_once_per_model(clock):
+    calls = []
+    models = (timed("variant", calls, 64), timed("baseline", calls, 64))
+    seconds = time_throughput(models, sentences=64, sizes=(8, 16), largest=16)
+    assert seconds.shape == (4, 2)
+    assert time_throughput(models, 64, (8, 16), largest=1).shape == (ROUNDS, 2)
+    assert time_throughput(models, 8, (8, 16), largest=16).shape == (1, 2)
+    assert {shape[0] for name, shape in calls if name == "variant"} <= {8, 4}
+    covered = sum(shape[0] for name, shape in calls if name == "baseline")
+    assert covered >= 64
 
 
-def test_a_handover_takes_time_and_is_found_where_no_baseline_tells_it(pauses):
-    cores = measure.Cores(2, PATIENCE)
-    assert sum(pauses) == pytest.approx(PATIENCE / 2)
-    assert 0 < cores.near < 1e-3
+def test_the_best_batch_is_the_one_with_the_least_time(monkeypatch):
+    model = timed()
+    seconds = {4: 3.0, 8: 1.0, 16: 2.0}
+    now = [0.0]
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+
+    def run_batches(rows, size):
+        now[0] += seconds[size]
+
+    model.run_batches = run_batches
+    assert best_batch(model, [4, 8, 16]) == 8
+    assert best_batch(model, [16]) == 16
 
 
-def test_what_near_cores_take_hangs_on_no_outlier(pauses, monkeypatch):
-    found = iter([NEAR / 4, *[FAR] * 20, *[NEAR] * 4])
-    monkeypatch.setattr(measure.Cores, "handover", lambda _: next(found))
-    assert measure.Cores(2, PATIENCE).near == NEAR
+@pytest.mark.parametrize(("drift", "invariant"), [(0.0, True), (TOLERANCE / 100, True), (1.0, False)])
+def test_batches_are_trusted_only_where_they_change_nothing(drift, invariant):
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 9, 3 + i % 4).tolist() for i in range(300)]
+    predictor = Recorded(drift=drift)
+    arrays, found = predict_sets(predictor, {"test": rows, "validation": rows[:20]})
+    assert found == invariant
+    alone = np.array([[-np.mean(row), np.mean(row)] for row in rows], np.float32)
+    np.testing.assert_allclose(arrays["logits/test"], alone, atol=16 * TOLERANCE / 100)
+    assert set(arrays) == {"logits/test", "logits/validation", "logits_batched/test"}
+    if not invariant:
+        assert np.abs(arrays["logits_batched/test"] - alone).max() > 1
 
 
-def test_what_was_looked_for_among_far_cores_is_learned_from_the_first_near_ones(pauses):
-    cores = Scripted(FAR, FAR, NEAR, NEAR, FAR, NEAR, known=FAR)
-    assert len(list(cores.together())) == 1  # nothing tells them from near ones yet
-    assert len(list(cores.together())) == 1
-    assert len(list(cores.together())) == 1  # from a far to a near one, after a pause
-    assert (cores.near, pauses, cores.handovers) == (NEAR, [measure.PAUSE], [FAR, NEAR, NEAR])
+def test_new_lengths_are_called_twice_each_and_once_only():
+    predictor = Recorded()
+    rows = [[1] * (3 + i % 3) for i in range(9)]
+    assert time_new_lengths(predictor, rows).shape == (3, 2)
+    lengths = [shape[1] for _, shape in predictor.calls]
+    assert sorted(lengths) == [3, 3, 4, 4, 5, 5]
+    assert lengths[::2] == lengths[1::2]
 
 
-def test_a_change_of_the_timing_leaves_answers_as_they_are(tmp_path, monkeypatch):
-    scripts = shutil.copytree(files.SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(files, "SCRIPTS", scripts)
-    path = scripts / "compress/measure.py"
-    source = path.read_text()
+def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeypatch):
+    from compress.files import write_arrays
 
-    def changed(old, new):
-        assert source.count(old) == 1
-        path.write_text(source.replace(old, new))
-        now = hashes()
-        path.write_text(source)
-        return [a != b for a, b in zip(now, unchanged, strict=True)]
+    folder = tmp_path / "variant"
+    folder.mkdir()
+    source, artifact = tmp_path / "latency.py", folder / "artifact.json"
+    for path in (source, artifact, folder / "record.json"):
+        path.write_text("{}")
+        os.utime(path, (1, 1))
+    profile = type("P", (), {"variant_folder": lambda self, name, seed, device: folder})()
+    variant = type("V", (), {"name": "variant", "timed": True})()
+    monkeypatch.setattr(timing, "read_record", lambda _: type("R", (), {"status": "ok"}))
 
-    def hashes():
-        return [files.source_hash(path, function.__name__) for function in (measure.timings, measure.answers)]
+    def stale(threads=2):
+        return timing.needs_timing(profile, variant, 0, threads, "cpu", [source])
 
-    unchanged = hashes()
-    assert changed("BLOCK = 20", "BLOCK = 21") == [True, False]
-    assert changed("    latency_calls: int\n", "    latency_calls: float\n") == [True, False]
-    assert changed("INVARIANCE_BATCH = 16", "INVARIANCE_BATCH = 8") == [True, True]
-    assert changed("INVARIANCE_TOLERANCE = 1e-4", "INVARIANCE_TOLERANCE = 1e-3") == [True, True]  # some answer there
-    assert changed("    variant = load(", "    variant = 2 * load(") == [True, True]
+    assert stale()
+    write_arrays(timing.timing_file(folder, 0), {"about": np.array('{"threads_requested": 2}')})
+    assert not stale()
+    assert stale(threads=1)
+    for path in (source, artifact):
+        os.utime(path)
+        os.utime(path, (2**31, 2**31))
+        assert stale()
+        os.utime(path, (1, 1))
+    timing.timing_file(folder, 0).write_bytes(b"PK")
+    assert stale()
