@@ -75,8 +75,7 @@ def seed_list(text: str) -> list[int]:
 def main_guard(main, parser: argparse.ArgumentParser) -> None:
     """Runs main(args); a UserError ends the command with its text and status 1, without a traceback."""
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="mtime may not be reliable")  # Trainer then orders checkpoints by number
+    ignore_known_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Threads that spin while they wait lose most of their speed as soon as anything else runs on the machine.
@@ -94,6 +93,14 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
         if not disk_is_full(error):
             raise
         sys.exit(f"error: {ROOT}: the disk is full; free some space and run the same command again ({error})")
+
+
+def ignore_known_warnings() -> None:
+    """Hides warnings that say nothing about this repository's use of the libraries."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="mtime may not be reliable")  # Trainer then orders checkpoints by number
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # the pinned version still has it
 
 
 def disk_is_full(error: Exception) -> bool:

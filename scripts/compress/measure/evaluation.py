@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from compress import console
-from compress.cli import cores
+from compress.cli import cores, ignore_known_warnings
 from compress.config.profile import Profile, load_profile
 from compress.data.tasks import splits_for
 from compress.engines.predictor import Predictor, load, load_tokenizer, predict, token_ids
@@ -60,6 +60,7 @@ def needs_evaluation(folder: Path, sources: list[Path]) -> bool:
 
 
 def prepare_worker() -> None:
+    ignore_known_warnings()
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
