@@ -1,6 +1,8 @@
 """Distillation: losses against NumPy and SciPy, students against their teacher, vocabularies on any text."""
 
 import math
+import re
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,13 +10,16 @@ import pytest
 import torch
 from compress.config.profile import load_profile
 from compress.config.variants import Distill, Student, Training
+from compress.engines.predictor import load
 from compress.errors import UserError
+from compress.methods import teaching
 from compress.methods.distill import augment, transfer_set
 from compress.methods.losses import UNLABELLED, distillation_loss, hidden_loss, inner_losses, relation_loss
 from compress.methods.student import make_student, shared_indices
 from compress.methods.teaching import tokenized
 from compress.methods.training import set_dropout, train
 from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
+from compress.storage.artifact import save_artifact
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -309,6 +314,36 @@ def test_a_killed_training_resumes_to_the_same_student(learn):
         learn("killed", callbacks=[KillAfterCheckpoint()])
     resumed, whole = learn("killed"), learn("whole")
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+def test_a_training_reports_its_progress(learn, capsys, monkeypatch):
+    monkeypatch.setattr("compress.methods.training.PROGRESS_SECONDS", 0.0)
+    learn("shown")
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line for line in lines if line.startswith("shown: ")]
+    assert [line.split(", ")[0] for line in shown] == [f"shown: step {n} of 8" for n in range(1, 9)]
+    assert all(re.fullmatch(r"shown: step \d of 8, \d+ %, \d+ s left", line) for line in shown)
+    assert shown[-1] == "shown: step 8 of 8, 100 %, 0 s left"
+
+
+def test_teacher_logits_are_computed_once_per_teacher_and_texts(teacher, folder, tmp_path, monkeypatch):
+    about = {"variant": "t", "method": "finetune", "parent": None, "backend": "torch", "parameters": 1}
+    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 16, "options": {}}
+    about |= {"train_seconds": None, "details": {}, "runtime": {}}
+    save_artifact(tmp_path / "t", teacher.save_pretrained, folder, **about)
+    loads = []
+    monkeypatch.setattr(teaching, "load", lambda *arguments: loads.append(1) or load(*arguments))
+    context = SimpleNamespace(teacher=tmp_path / "t", cache=tmp_path / "cache", train_device="cpu", threads=1)
+    first = teaching.teacher_logits(context, TEXTS)
+    ids = [torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]]) for text in TEXTS]
+    expected = torch.cat([logits(teacher, {"input_ids": row}) for row in ids])
+    np.testing.assert_allclose(first, expected.numpy(), atol=1e-5)
+    assert (teaching.teacher_logits(context, TEXTS) == first).all()
+    assert len(loads) == 1
+    teaching.teacher_logits(context, TEXTS[:2])
+    save_artifact(tmp_path / "t", deepcopy(teacher).half().save_pretrained, folder, **about)
+    teaching.teacher_logits(context, TEXTS)
+    assert len(loads) == 3
 
 
 def test_frozen_embeddings_do_not_change(learn, teacher):

@@ -1,7 +1,7 @@
 """Several processes of one training, as torchrun starts them: the main one builds and writes, the others only train.
 
 The processes exchange messages in a gloo group of their own: waiting there uses neither CPU nor GPU. Without torchrun
-there is one process, and every function here is a plain call. torch and accelerate are imported only for several.
+there is one process, and every function here is a plain call.
 """
 
 import os
@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 
+import torch
+from accelerate import PartialState
 from compress.errors import UserError
+from torch import distributed
+from transformers.utils import logging
 
 PATIENCE = timedelta(days=7)  # while the main process does what needs no training
 GRACE = timedelta(minutes=1)  # for a failure in one process to show in the others
@@ -38,9 +42,6 @@ def is_main() -> bool:
 def start(device: str) -> None:
     """Connects the processes; with device cuda each gets a GPU of its own."""
     if number() > 1:
-        import torch
-        from accelerate import PartialState
-
         PartialState(cpu=device == "cpu")
         _group()
         # accelerate names the CPU of each process cpu:0, cpu:1..., which torch.load rejects: no run could resume.
@@ -48,23 +49,17 @@ def start(device: str) -> None:
             0, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
         )
         if not is_main():
-            from transformers import logging
-
             logging.set_verbosity_error()  # the main process shows the messages
 
 
 def leave() -> None:
     """Disconnects the processes: a gloo thread that outlives its interpreter sometimes aborts it."""
     if number() > 1:
-        from torch import distributed
-
         distributed.destroy_process_group()
 
 
 @cache
 def _group():
-    from torch import distributed
-
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
@@ -72,8 +67,6 @@ def from_main(value=None):
     """The main process's value, in every process; the others wait until the main process calls this."""
     if number() == 1:
         return value
-    from torch import distributed
-
     box = [value]
     try:
         distributed.broadcast_object_list(box, src=0, group=_group())
@@ -98,9 +91,6 @@ def together(action: Callable):
     """The result or exception of action() in every process; raises Apart if it failed in some and not in others."""
     if number() == 1:
         return action()
-    import torch
-    from torch import distributed
-
     result, error = None, None
     try:
         result = action()

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from compress import console
 from compress.config.variants import Training
+from compress.engines.pytorch import check_device
 from compress.errors import UserError
 from compress.files import remove, write_text
 from compress.methods import distributed
@@ -44,6 +45,7 @@ def train(
     raises UserError if the batch can't be shared evenly.
     The model ends on the CPU. Use its weights, not its forward pass, which may stay under autocast.
     """
+    check_device(context.train_device)
     if options.dropout is not None:
         set_dropout(model, options.dropout)
     if options.freeze_embeddings:
