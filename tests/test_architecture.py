@@ -1,6 +1,7 @@
-"""The rooms of scripts/compress: the direction of imports, no cycles, every name once. docs/architecture.md is the map."""
+"""The rooms of scripts/compress: the direction of imports, no cycles, every name once; and their map in the docs."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -97,7 +98,57 @@ def test_no_two_modules_and_no_two_public_functions_share_a_name():
     assert [name for name, count in functions.items() if count > 1 and name != "main"] == []
 
 
-def test_the_map_names_every_file():
-    text = (ROOT / "docs/architecture.md").read_text("utf-8")
-    files = [path.name for path in (*MODULES, *SCRIPTS.glob("*.py"))]
-    assert [name for name in files if name not in text] == []
+PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+STEP = re.compile(r"^\| \d+ \|.*\| `(compress/\S+)` \| `(\w+)` \|$", re.MULTILINE)
+
+
+def mapped_paths():
+    """The paths in the page's tree, whose indentation shows the folders; each line needs a description."""
+    tree = re.search(r"^## The rooms\n\n```\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)[1]
+    folders, paths = [], []
+    for line in tree.splitlines():
+        indent, name, about = re.fullmatch(r"( *)(\S+) *(.*)", line).groups()
+        folders[len(indent) // 2 :] = [name.rstrip("/")]
+        assert about or name in ("scripts/", "compress/", "peers/"), f"{name} has no description"
+        paths.append("/".join(folders))
+    return paths
+
+
+def test_the_map_has_every_file_once_and_no_others():
+    paths = mapped_paths()
+    assert len(paths) == len(set(paths))
+    assert [path for path in paths if path != "build" and not (ROOT / path).exists()] == []
+    scripts = [*MODULES, *SCRIPTS.glob("*.py"), *SCRIPTS.glob("peers/*.py")]
+    assert {path for path in paths if path.endswith(".py")} == {str(path.relative_to(ROOT)) for path in scripts}
+
+
+def test_the_map_shows_the_order_of_packages():
+    lines = [tuple(line.split(" -> ")) for line in re.findall(r"^base -> .*$", PAGE, re.MULTILINE)]
+    assert lines == [ORDER, (*BESIDE["serving"], "serving", "loadtest")]
+
+
+def test_the_steps_in_a_variants_life_name_functions_that_exist():
+    steps = STEP.findall(PAGE)
+    assert len(steps) == 10
+    for file, function in steps:
+        tree = ast.parse((SCRIPTS / file).read_text("utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, file
+
+
+def test_library_functions_import_only_heavy_libraries_and_their_modules_say_so():
+    for path in MODULES:
+        tree = ast.parse(path.read_text("utf-8"))
+        inner = [
+            node
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        for node in inner:
+            name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            assert not name.startswith("compress"), f"{path}: {name} is light: import it at the top"
+        if inner:
+            assert re.search(r"\bimport(s|ed)?\b", ast.get_docstring(tree)), (
+                f"{path}: its docstring doesn't say why a function imports"
+            )

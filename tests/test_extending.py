@@ -85,10 +85,11 @@ def test_the_example_of_an_engine_computes_the_mean_of_vectors(extended):
         rng = np.random.default_rng(0)
         arrays = {name: rng.normal(size=shape).astype(np.float32)
                   for name, shape in {"vectors": (50, 8), "weight": (2, 8), "bias": 2}.items()}
-        about = {"variant": "bag", "method": "bag", "parent": None, "parameters": 1, "nonzero_parameters": 1,
-                 "labels": ["a", "b"], "max_length": 32, "options": {}, "train_seconds": None, "details": {}, "runtime": {}}
-        tokenizer = Path("build/smoke/data/backbone")
-        save_artifact(Path("bag"), lambda folder: np.savez(folder / "bag.npz", **arrays), tokenizer, backend="bag", **about)
+        save_artifact(
+            Path("bag"), lambda folder: np.savez(folder / "bag.npz", **arrays), Path("build/smoke/data/backbone"),
+            variant="bag", method="bag", parent=None, backend="bag", parameters=1, nonzero_parameters=1,
+            labels=["a", "b"], max_length=32, options={}, train_seconds=None, details={}, runtime={},
+        )
         ids = [[3, 1, 4], [1, 5, 9, 2, 6]]
         expected = [arrays["vectors"][row].mean(0) @ arrays["weight"].T + arrays["bias"] for row in ids]
         model = load(Path("bag"))

@@ -236,5 +236,5 @@ def test_a_second_run_is_told_and_stops(tmp_path):
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_no_library_is_imported_for_a_profile(name):
-    code = f"import sys, compress.profile as p; p.load_profile('smoke'); sys.exit({name!r} in sys.modules)"
+    code = f"import sys, compress.config.profile as p; p.load_profile('smoke'); sys.exit({name!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", check=True)

@@ -1,4 +1,7 @@
-"""F1, accuracy and probabilities from raw logits, computed by the evaluate library for trainings and results alike."""
+"""F1, accuracy and probabilities from raw logits, computed by the evaluate library for trainings and results alike.
+
+datasets, scikit-learn and evaluate are imported where F1 is computed: the service needs probabilities alone.
+"""
 
 import sys
 
@@ -20,12 +23,9 @@ def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _metric(average: str):
-    """An evaluate.Metric defined here, because evaluate.load would download a script from the hub.
-
-    datasets, scikit-learn and evaluate are imported here: they are heavy, and softmax() needs none of them.
-    """
-    import datasets
-    from sklearn.metrics import accuracy_score, f1_score
+    """An evaluate.Metric defined here, because evaluate.load would download a script from the hub."""
+    import datasets  # noqa: PLC0415
+    from sklearn.metrics import accuracy_score, f1_score  # noqa: PLC0415
 
     evaluate = _import_evaluate()
 
@@ -49,11 +49,11 @@ def _metric(average: str):
 def _import_evaluate():
     """The evaluate module, without the import of transformers and torch that takes it five seconds."""
     if "transformers" in sys.modules:
-        import evaluate
+        import evaluate  # noqa: PLC0415
     else:
         sys.modules["transformers"] = None  # None means "not installed" to Python's import system
         try:
-            import evaluate
+            import evaluate  # noqa: PLC0415
         finally:
             del sys.modules["transformers"]
     return evaluate

@@ -1,4 +1,7 @@
-"""Where a number comes from: the machine, the libraries, the commit, the command."""
+"""Where a number comes from: the machine, the libraries, the commit, the command.
+
+torch is imported only to name a GPU.
+"""
 
 import os
 import platform
@@ -53,7 +56,7 @@ def machine(device: str) -> dict:
         pass  # not Linux: the model's name below is what there is
     gpu = None
     if device == "cuda":
-        import torch
+        import torch  # noqa: PLC0415
 
         gpu = torch.cuda.get_device_name()
     return {

@@ -1,6 +1,5 @@
 """Budgets: what is measured and how long, the threads of a build, and the load on the service."""
 
-# ruff: noqa: RUF012 (pydantic copies mutable defaults)
 from typing import Annotated, Literal
 
 from compress.config.strict import Positive, Strict

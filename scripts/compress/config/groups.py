@@ -5,7 +5,6 @@ engine and precision, named <model>-<engine>-<precision>. The variants of the ch
 the grid's stand with their chapter's.
 """
 
-# ruff: noqa: RUF012 (pydantic copies mutable defaults)
 from pathlib import Path
 from typing import Annotated, ClassVar
 

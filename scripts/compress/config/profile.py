@@ -4,7 +4,6 @@ A profile is one TOML file in scripts/profiles/. Every field is checked when it 
 mistyped key is an error that names the file and the key.
 """
 
-# ruff: noqa: RUF012 (pydantic copies mutable defaults)
 import tomllib
 from functools import cached_property
 from pathlib import Path

@@ -4,7 +4,6 @@ To add a method, write its class here, add the class to OPTIONS, and write the f
 the numbered script that offers the method, `module` the module of compress.methods with the function.
 """
 
-# ruff: noqa: RUF012 (pydantic copies mutable defaults)
 from typing import Annotated, ClassVar, Literal, Union, get_args
 
 from compress.config.strict import Positive, Strict, exactly_one

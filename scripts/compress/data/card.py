@@ -26,7 +26,7 @@ def load_card(profile: Profile) -> dict:
 
 def load_splits(profile: Profile):
     """The DatasetDict with the columns text and label; raises UserError if it does not match the card."""
-    from datasets import load_from_disk
+    from datasets import load_from_disk  # noqa: PLC0415
 
     path = profile.data_folder / "splits"
     remedy = f"remove {profile.data_folder} and run: make data PROFILE={profile.name}"

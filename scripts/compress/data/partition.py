@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 
 def hold_out(rows: Rows, size: int, seed: int) -> tuple[Rows, Rows]:
     """(rest, part of `size` rows), shuffled by the seed, classes in the same proportion in both."""
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415
 
     if len(rows) <= size:
         raise UserError(f"the profile holds out {size} sentences, but there are only {len(rows)}")

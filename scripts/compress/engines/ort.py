@@ -62,7 +62,7 @@ def inspect_onnx(path: Path) -> dict:
     16-bit floats; fused_attention: attention blocks in one operator. Operators are counted in the graph as the session
     rewrites it, since that is what runs.
     """
-    import onnx
+    import onnx  # noqa: PLC0415
 
     stored: Counter = Counter()
     for tensor in onnx.load(str(path)).graph.initializer:

@@ -113,7 +113,7 @@ def import_torchao():
     if sys.modules.get("torchao", False) is None:
         del sys.modules["torchao"]
     try:
-        import torchao.quantization
+        import torchao.quantization  # noqa: PLC0415
     except ImportError:
         raise UserError("this variant needs the library torchao, which is not installed; run: make env") from None
     return torchao.quantization

@@ -34,7 +34,7 @@ INSTRUCTIONS = {"avx512_vnni": "avx512_vnni", "avx_vnni": "avx512_vnni", "avx512
 
 def optimum_onnx(variant, context: Context) -> Made:
     """The parent exported by optimum-onnx, then optimized at a level, or quantized, by its classes."""
-    from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
+    from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer  # noqa: PLC0415
 
     silence_libraries()
     exported = ORTModelForSequenceClassification.from_pretrained(context.parent, export=True)
@@ -55,7 +55,7 @@ def optimum_onnx(variant, context: Context) -> Made:
 
 def optimum_quantize(exported, folder: Path, context: Context, static: bool) -> None:
     """Writes the int8 file for the instruction set of this CPU."""
-    from optimum.onnxruntime import AutoCalibrationConfig, AutoQuantizationConfig, ORTQuantizer
+    from optimum.onnxruntime import AutoCalibrationConfig, AutoQuantizationConfig, ORTQuantizer  # noqa: PLC0415
 
     able = torch.cpu.get_capabilities()
     name = next((kind for flag, kind in INSTRUCTIONS.items() if able.get(flag)), "arm64")
@@ -73,7 +73,7 @@ def optimum_quantize(exported, folder: Path, context: Context, static: bool) -> 
 
 def optimum_intel(variant, context: Context) -> Made:
     """The parent exported by optimum-intel and compressed by its OVQuantizer."""
-    from optimum.intel import (
+    from optimum.intel import (  # noqa: PLC0415
         OVConfig,
         OVModelForSequenceClassification,
         OVQuantizationConfig,

@@ -21,7 +21,7 @@ def post_training(model, ids: Sequence[Sequence[int]], smooth: bool):
 
     smooth=True moves the range of outliers from activations into weights (SmoothQuant: Xiao et al., ICML 2023).
     """
-    import nncf
+    import nncf  # noqa: PLC0415
 
     return nncf.quantize(
         model,
@@ -38,7 +38,7 @@ def with_accuracy_control(model, ids, validation_ids, score: Callable[[np.ndarra
 
     score: logits of `validation_ids` -> a number above 0, larger is better. The most costly layers return first.
     """
-    import nncf
+    import nncf  # noqa: PLC0415
 
     def validate(compiled, rows):
         return score(np.concatenate([compiled(row)[0] for row in rows])), None
@@ -57,7 +57,7 @@ def with_accuracy_control(model, ids, validation_ids, score: Callable[[np.ndarra
 
 
 def _alphas(smooth: bool):
-    import nncf
+    import nncf  # noqa: PLC0415
 
     return nncf.AdvancedSmoothQuantParameters(matmul=0.95 if smooth else -1, convolution=-1)
 
@@ -67,7 +67,7 @@ def compress_weights(model, mode: str):
 
     In 4 bits the embedding tables and the last layer are included.
     """
-    import nncf
+    import nncf  # noqa: PLC0415
 
     if mode == "int8":
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)

@@ -1,14 +1,14 @@
-"""Markdown to what people read: citations written out by pandoc, one HTML file, and LaTeX.
-
-nbformat, nbconvert and pypandoc are imported where they are used: figures and notebooks need none of them.
-"""
+"""Markdown to other forms: citations written out by pandoc, one HTML file, and LaTeX."""
 
 import os
 import re
 
+import nbformat
+import pypandoc
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.paths import ROOT
+from nbconvert import HTMLExporter, LatexExporter
 
 BIBLIOGRAPHY = ROOT / "report" / "references.bib"
 CITATION = re.compile(r"\[[^\[\]]*@[^\[\]]+\]|(?<![\w`@.])@[a-z][\w-]*")  # [@key], [@key, eq. 1; @other] or @key
@@ -31,8 +31,6 @@ def write_citations(text: str) -> str:
 
     A citation is pandoc's: [@key], [@key; @other], or @key within a sentence. Raises UserError naming an unknown key.
     """
-    import pypandoc
-
     citations = sorted(set(CITATION.findall(text)))
     if not citations:
         return text
@@ -49,8 +47,6 @@ def write_citations(text: str) -> str:
 
 def to_html(profile: Profile, text: str) -> str:
     """The report as one HTML file with its figures inside and its formulas as MathML, which needs no script."""
-    from nbconvert import HTMLExporter
-
     formulas = list(dict.fromkeys(MATH.findall(text)))
     marked = MATH.sub(lambda found: f"formula-{formulas.index(found[0])}-", text)  # the exporter would take tags apart
     done = _exported(profile, HTMLExporter(embed_images=True), marked, _split_title(text)[0])
@@ -61,8 +57,6 @@ def to_html(profile: Profile, text: str) -> str:
 
 def to_mathml(formulas: list[str]) -> list[str]:
     """Formulas in LaTeX, dollars included, as MathML."""
-    import pypandoc
-
     options = ["--mathml", "--wrap=none"]
     done = pypandoc.convert_text("\n\n".join(formulas), "html", format="markdown", extra_args=options)
     return re.findall("<math.*?</math>", done, re.S)
@@ -70,8 +64,6 @@ def to_mathml(formulas: list[str]) -> list[str]:
 
 def to_latex(profile: Profile, text: str) -> str:
     """The report in LaTeX, with vector figures."""
-    from nbconvert import LatexExporter
-
     title, body = _split_title(text)  # the title is LaTeX's, and so are sections and captions
     body = re.sub(r"^##", "#", FIGURE.sub(r"![\1](\2.pdf)", body), flags=re.M)
     done = _exported(profile, LatexExporter(), body, title)
@@ -83,9 +75,6 @@ def to_latex(profile: Profile, text: str) -> str:
 
 def _exported(profile: Profile, exporter, text: str, title: str) -> str:
     """Markdown through an exporter of nbconvert, as a notebook of one cell."""
-    import nbformat
-    import pypandoc
-
     os.environ["PATH"] = os.path.dirname(pypandoc.get_pandoc_path()) + os.pathsep + os.environ["PATH"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="report")])
     notebook.metadata.title = title

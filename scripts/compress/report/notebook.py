@@ -1,7 +1,4 @@
-"""The chapters' notebooks: cells from a page's Markdown, executed in this process.
-
-nbformat is imported where it is used, so that pages can be rendered without it.
-"""
+"""The chapters' notebooks: cells from a page's Markdown, executed in this process."""
 
 import ast
 import base64
@@ -11,6 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import nbformat
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.files import write_text
@@ -25,8 +23,6 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 def write_notebooks(profile: Profile, results: Results, chapters: Iterable[str]) -> list[Path]:
     """Executes and writes the notebooks of these chapters, or of all."""
-    import nbformat
-
     notebooks = chapter_notebooks(profile, results)
     if unknown := sorted(set(chapters) - set(notebooks)):
         raise UserError(f"{', '.join(unknown)}: no such chapter; there are {', '.join(notebooks)}")
@@ -45,8 +41,6 @@ def chapter_notebooks(profile: Profile, results: Results) -> dict:
 
 def to_cells(name: str, text: str):
     """A notebook of a page's Markdown; its fenced blocks of python are the code cells."""
-    import nbformat
-
     parts = CODE.split(text)  # text, mark, code, text, mark, code, ..., text
     cells = []
     for number, i in enumerate(range(0, len(parts), 3)):
@@ -61,8 +55,6 @@ def to_cells(name: str, text: str):
 
 def execute(notebook) -> None:
     """Runs the code cells in notebooks/ and keeps their printed text and the value of their last line."""
-    import nbformat
-
     NOTEBOOKS.mkdir(exist_ok=True)
     names = {"__name__": "__main__"}
     with contextlib.chdir(NOTEBOOKS):

@@ -1,8 +1,7 @@
 """The pages: every Markdown page from its template, the report as HTML and LaTeX, and the README's headline table.
 
 Templates are report/*.j2 and report/chapters/*.j2; figures' captions are the blocks of report/captions.md.j2. Templates
-choose rows by comparisons and load_facts, join them by views, and render them by the filter `table`. jinja2 is
-imported where it is used, so that the report's data can be read without it.
+choose rows by comparisons and load_facts, join them by views, and render them by the filter `table`.
 """
 
 import os
@@ -10,6 +9,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import jinja2
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.measure import evaluation, latency
@@ -58,8 +58,6 @@ def finished(text: str) -> str:
 
 def page_templates(profile: Profile, results: Results, notebook: bool = False):
     """The jinja2 environment of the templates, with everything that they may name."""
-    import jinja2
-
     engine = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,

@@ -61,7 +61,7 @@ def mcnemar(correct: np.ndarray, baseline_correct: np.ndarray) -> float:
 
 def sign_flip_p(differences: np.ndarray) -> float:
     """Two-sided exact p of the sum of int [items], if either sign of each item is equally likely."""
-    from scipy.stats import binom
+    from scipy.stats import binom  # noqa: PLC0415
 
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     chances = np.ones(1)  # of the sums -reach, -reach + 1, ... reach
