@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from compress.config.profile import load_profile
 from compress.engines.predictor import load
 from compress.engines.pytorch import load_model
 from compress.methods.networks import encoder_matrices
@@ -113,6 +114,15 @@ def test_the_example_of_a_data_set_is_read_and_split(extended):
     assert card["labels"] == classes
     sizes = {name: split["sentences"] for name, split in card["splits"].items()}
     assert sizes == {"train": 600, "validation": 300, "test": 300}
+
+
+def test_the_groups_and_the_grid_of_the_page_on_data_list_their_variants(monkeypatch, tmp_path):
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "own-data.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "mine.toml").write_text("".join(blocks), "utf-8")
+    monkeypatch.setattr("compress.config.profile.PROFILES", tmp_path)
+    names = [variant.name for variant in load_profile("mine").variants]
+    assert names[:5] == ["finetuned", "int8", "cluster-8", "cluster-16", "ort-int8"]
+    assert set(names[5:]) == {f"{m}-ort-{p}" for m in ("finetuned", "cluster-16") for p in ("fp32", "int8")}
 
 
 def test_the_example_of_a_figure_is_drawn_and_captioned(extended):
