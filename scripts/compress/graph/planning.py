@@ -19,8 +19,8 @@ from compress.storage.artifact import read_artifact
 from compress.storage.record import FILE as RECORD
 from compress.storage.record import read_record
 
-# Code that decides what a model becomes; engines run models, and the graph only calls the methods.
-DECIDING = ("compress.methods.", "compress.storage.packed", "compress.storage.coding")
+# Code that decides what a model becomes; other modules of the engines only run models.
+DECIDING = ("compress.methods.", "compress.storage.packed", "compress.storage.coding", "compress.engines.int8")
 
 
 def parents_of(profile: Profile, variant) -> list[str]:
