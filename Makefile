@@ -1,5 +1,5 @@
 # The whole graph. `make` prints help; `make all` does everything; results/ separates experiments from paper.
-# A variant is a target: build/<profile>/seed<k>/<variant>/record.json. scripts/plan.py writes their rules to plan.mk.
+# A variant is a target, build/<profile>/seed<k>/<variant>/record.json; scripts/plan.py writes its rule to plan.mk.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
@@ -10,7 +10,7 @@ PROFILE ?= minilm# which profile in scripts/profiles/
 SCOPE ?= core# core (the main text) or full (the appendix, too)
 SEEDS ?= 0# training seeds, separated by spaces
 DEVICE ?= cpu# cpu or cuda: where models are measured
-TRAIN_DEVICE ?= $(DEVICE)# where they are trained: cuda with DEVICE=cpu gives every engine's rows in GPU minutes
+TRAIN_DEVICE ?= $(DEVICE)# where they are trained; cuda also works with DEVICE=cpu
 THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)# CPU threads of every backend while it is timed
 JOBS ?= $(THREADS)# variants built in parallel
 PYTHON ?= python3# the interpreter that makes .venv (3.11 or 3.12)
@@ -38,7 +38,7 @@ MAX_MB ?=
 MAX_MS ?=
 MIN_F1 ?=
 MODEL ?=
-# what `make check` compares with; nothing: results/ at git's HEAD
+# The folder that `make check` compares with; empty: results/ at git's HEAD.
 AGAINST ?= $(wildcard tests/expected/$(PROFILE))
 ONLY ?=# variants that `make check` builds first, and compares alone
 PORT ?= 8000
@@ -57,12 +57,12 @@ BUILD := build/$(PROFILE)
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
 STAGES := finetune quantize-prune cluster distill export optimum serve-bench
 PEERS := mosec litserve infinity course
-# One run at a time per clone: a second one says who holds the lock and stops. Sub-makes of the first already hold it.
+# One run at a time per clone: a second one names the process that holds the lock and stops. HELD=1: this make has it.
 HELD ?= 0
 PLANNED ?= 0
 HAS_PYTHON = command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or 3.12, or set PYTHON=..." >&2; exit 1; }
 LOCK := $(if $(filter 1,$(HELD)),,$(HAS_PYTHON); $(PYTHON) scripts/with_lock.py build/.lock)
-# A sub-make that knows the plan; with a -j of the user's own there is a job server already.
+# A sub-make that reads the plan. If the user gave -j, Make's job server is there already.
 PLANNED_MAKE := $(MAKE) HELD=1 PLANNED=1
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 PLAN = $(PY) scripts/plan.py --profile $(PROFILE) --scope $(SCOPE) --seeds "$(SEEDS)" --device $(DEVICE) --train-device $(TRAIN_DEVICE)
@@ -82,13 +82,13 @@ smoke: ## the whole graph in miniature, in four minutes
 test: $(ENV) ## the tests, the smoke run among them
 	$(PY) -m pytest
 
-soak: $(ENV) ## ten minutes of load on the service: nothing may grow
+soak: $(ENV) ## ten minutes of load on the service: memory and latency must not grow
 	$(PY) -m pytest -s -m soak tests/test_service.py
 
 test-replicas: $(ENV) ## two replicas behind haproxy (Debian: haproxy), the manifests, the image's packages
 	$(PY) -m pytest -s -m replicas tests/test_replicas.py
 
-test-slow: $(ENV) ## what takes minutes: bert-base from a hub's cache, data of one's own, two training processes
+test-slow: $(ENV) ## the tests that take minutes: bert-base from a hub's cache, your own data, two training processes
 	$(PY) -m pytest -m slow
 
 test-peers: $(ENV) peers-env ## the peers give the same predictions as our own predictor
@@ -112,18 +112,18 @@ optimum: ## HW6: Optimum, and PyTorch's own fast paths
 finetune quantize-prune cluster distill export optimum: $(ENV)
 	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=stage-$@
 
-serve-bench: $(ENV) ## HW7: five classifiers for one service, and load on the served models
+serve-bench: $(ENV) ## HW7: the classifiers of the service, and load on the served models
 	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=stage-$@
 	@$(LOCK) $(SERVE_BENCH)
 	$(COLLATE_SERVING)
 
-serve-peers: $(ENV) peers-env ## HW7: other servers with the same model, beside ours (results/<profile>/serving.csv)
+serve-peers: $(ENV) peers-env ## HW7: load on other servers with the same model (results/<profile>/serving.csv)
 	@$(LOCK) $(SERVE_BENCH) --peers
 	$(COLLATE_SERVING)
 
-peers-env: ## an environment for each peer of the service; a peer that can't be installed is left out
+peers-env: ## an environment for each of the other servers; those that can't be installed are left out
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
-	  test -e build/peers/$$name/.installed || echo "peer-$$name is left out, it can't be installed: build/peers/$$name.log" >&2; done
+	  test -e build/peers/$$name/.installed || echo "$$name is left out: it can't be installed (log: build/peers/$$name.log)" >&2; done
 
 results: $(ENV) ## build/ and results/<profile>/seed<k>.npz to the tables in results/<profile>/
 	$(COLLATE)
@@ -155,7 +155,7 @@ pdf: $(BUILD)/.report ## report.pdf (Debian: texlive-xetex texlive-fonts-recomme
 	cd $(REPORT) && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex
 	mv $(BUILD)/report.pdf $(REPORT)/report.pdf
 
-##@ House-keeping
+##@ Housekeeping
 lint: $(ENV) ## ruff
 	$(PY) -m ruff check scripts tests
 	$(PY) -m ruff format --check scripts tests
@@ -175,7 +175,7 @@ distclean: ## remove build/ and .venv too
 
 .PHONY: help all smoke test soak test-replicas test-slow test-peers test-ray env data $(STAGES) serve-peers peers-env results serve serve-ray figures report notebooks check recommend pdf lint lock settings clean distclean sequence planned rebuilt
 
-# --- files behind the verbs -------------------------------------------------------------------------------
+# The files and steps behind these targets.
 .venv/.installed: requirements.txt
 	@$(HAS_PYTHON)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit("Python %d.%d is outside 3.11 to 3.12: install one of those and set PYTHON=python3.11" % v)'
@@ -195,7 +195,7 @@ build/peers/%/.installed: scripts/peers/requirements-%.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< >build/peers/$*.log 2>&1 || { tail -n 3 build/peers/$*.log >&2; exit 1; }
 	@touch $@
 
-# What a file's rule depends on besides, so that it runs where all files of this pattern are gone.
+# A further prerequisite, which makes a rule run if no file of the pattern exists.
 unless = $(if $(wildcard $1),,gone)
 .PHONY: gone
 NO_RESULTS = $(call unless,results/$(PROFILE)/variants.csv results/$(PROFILE)/*/variants.csv)
@@ -214,8 +214,8 @@ SERVE_BENCH = $(PY) scripts/07_serve_bench.py --profile $(PROFILE) --scope $(SCO
 TIME = $(PY) scripts/time_variants.py --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS) --sources $(TIMING_SOURCES)
 EVALUATE = $(PY) scripts/evaluate_variants.py --profile $(PROFILE) --device $(DEVICE) --sources $(EVALUATION_SOURCES)
 
-# Sub-makes in a row: each sees on disk what the one before wrote. Only models are built in parallel: nothing else may
-# run while models are timed. A variant that failed is reported by collate, after everything else.
+# One sub-make per phase: each sees the files that the phase before wrote. Only builds run in parallel, because nothing
+# else may run while models are timed. Failed variants don't stop the run: collate reports them by its exit status.
 sequence:
 	@+$(MAKE) $(ENV)
 	@+$(NEEDS_ENV); $(PLAN)
@@ -229,7 +229,7 @@ planned:
 	@+$(NEEDS_ENV); $(PLAN)
 	@+$(PLANNED_MAKE) $(PARALLEL) $(GOAL)
 
-# For make check: some variants with their parents, collated into a folder of their own.
+# For make check: some variants with their parents, collated into a separate folder.
 rebuilt:
 	@+$(NEEDS_ENV); $(PLAN) --only "$(ONLY)"
 	@+$(PLANNED_MAKE) $(PARALLEL) models
@@ -245,7 +245,7 @@ $(BUILD)/.data: $(BUILD)/plan/data.json $(DATA_FILES) $(DATA_SOURCES)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 
-# Keeps its date when the content stays the same: then no model is built again.
+# Keeps its date if the content stays the same, so that no model is built again.
 $(BUILD)/data/data.json: $(BUILD)/.data
 	@test -e $@ || $(PY) scripts/prepare_data.py --profile $(PROFILE)
 
@@ -288,7 +288,7 @@ endef
 $(foreach stage,$(STAGES),$(eval $(call STAGE,$(stage))))
 endif
 
-# No rule makes results/ here: the paper is drawn from what is committed.
+# No rule here writes results/: figures and report use the tables as they are.
 TABLES := $(wildcard results/$(PROFILE)/*.csv results/$(PROFILE)/*.json results/$(PROFILE)/cuda/*.csv results/$(PROFILE)/cuda/*.json)
 $(BUILD)/.figures: scripts/figures.py $(call package,report results) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = run_parser(__doc__)
     parser.add_argument("variant", nargs="?", help="the classifier to build; its parent must be built")
-    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="of training (default: that of measuring)")
+    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="where models are trained (default: --device)")
     parser.add_argument("--number", default="", help="its place in the plan, shown in messages")
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="of the load (default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=cores(), help="of every server (default: %(default)s)")

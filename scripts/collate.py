@@ -33,7 +33,9 @@ def seeds(text: str) -> list[int]:
 
 if __name__ == "__main__":
     parser = profile_parser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where models are measured (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=seeds, default=[], help="to pack, separated by spaces (default: all in build/)")
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="variants to expect (default: core)")
     parser.add_argument("--only", default="", metavar="NAMES", help="these variants and their ancestors alone")

@@ -1,4 +1,4 @@
-"""Evaluates every stale model of a seed: raw logits of all evaluation sets, as each model gives them loaded from disk.
+"""Evaluates the stale models of a seed: loads each from disk and stores its logits of all evaluation sets.
 
 Reads build/<profile>/seed<k>/*/; writes predictions.npz into each of these folders.
 Example: python scripts/evaluate_variants.py --profile minilm --seed 0

@@ -25,6 +25,8 @@ if __name__ == "__main__":
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="(default: %(default)s)")
     parser.add_argument("--only", default="", metavar="NAMES", help="these variants and their ancestors alone")
     parser.add_argument("--seeds", type=seed_list, default=[0], help="separated by spaces (default: 0)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
-    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="of training (default: that of measuring)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where models are measured (default: %(default)s)"
+    )
+    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="where models are trained (default: --device)")
     main_guard(main, parser)

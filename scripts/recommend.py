@@ -46,5 +46,5 @@ if __name__ == "__main__":
     parser = profile_parser(__doc__)
     parser.add_argument("--max-mb", type=limit, help="largest size on disk without the tokenizer, in MB of 10^6 bytes")
     parser.add_argument("--max-ms", type=limit, help="largest median latency of one sentence, in ms")
-    parser.add_argument("--min-f1", type=share, help="least F1 on the test set, 0 to 1")
+    parser.add_argument("--min-f1", type=share, help="smallest F1 on the test set, 0 to 1")
     main_guard(main, parser)

@@ -1,7 +1,7 @@
-"""Times every stale model of seed 0 beside the fp32 baseline: one pass in random order, or the cold starts.
+"""Times the stale models of seed 0: one pass in random order, in alternation with the fp32 baseline; or cold starts.
 
-Reads build/<profile>/seed0/*/; writes timing-<pass>.npz or cold.npz into each of these folders. Run it while nothing
-else runs on the machine; `make all` does.
+Reads build/<profile>/seed0/*/; writes timing-<pass>.npz or cold.npz into each of these folders. Nothing
+else should run on the machine at the same time.
 Example: python scripts/time_variants.py --profile minilm --pass 0 --threads 2
 """
 

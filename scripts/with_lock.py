@@ -1,7 +1,7 @@
-"""Runs a command while holding a lock file; a second run is told who holds it, and stops with status 75.
+"""Runs a command while holding a lock file; a second run names the process that holds it and stops with status 75.
 
-Only the standard library: it runs before the environment is there.
-Example: python3 scripts/with_lock.py build/.lock make stages
+Uses the standard library alone, because it runs before the environment exists.
+Example: python3 scripts/with_lock.py build/.lock make all
 """
 
 import fcntl

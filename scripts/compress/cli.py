@@ -21,8 +21,10 @@ def profile_parser(doc: str) -> argparse.ArgumentParser:
 def run_parser(doc: str) -> argparse.ArgumentParser:
     """The parser of a script that works on one seed's models."""
     parser = profile_parser(doc)
-    parser.add_argument("--seed", type=natural, default=0, help="of training and folds (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of measuring (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="training seed (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where models are measured (default: %(default)s)"
+    )
     return parser
 
 
@@ -30,7 +32,7 @@ def build_parser(doc: str) -> argparse.ArgumentParser:
     """The parser of a numbered script: which variant to build, with which seed, where."""
     parser = run_parser(doc)
     parser.add_argument("variant", help="the variant of the profile to build; its parents must be built")
-    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="of training (default: that of measuring)")
+    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="where models are trained (default: --device)")
     parser.add_argument("--number", default="", help="its place in the plan, shown in messages")
     return parser
 

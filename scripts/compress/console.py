@@ -1,4 +1,4 @@
-"""One console, one log file per variant: short lines for the person who waits, everything else for whoever debugs."""
+"""The console and the log files: one line per event for the user, everything else in a log file per variant."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 TAIL_LINES = 20  # of the log, shown when a variant fails
 
-_console = None  # the terminal, once the output goes to a log file
+_console = None  # the terminal, while the output goes to a log file
 
 
 def say(text: str) -> None:

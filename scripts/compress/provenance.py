@@ -30,7 +30,7 @@ def provenance(seed: int, threads: int, device: str) -> dict:
 
 
 def code() -> dict:
-    """The commit, and whether the code differs from it; of a copy without git, what SOURCE_COMMIT says it is of."""
+    """The commit, and whether the code differs from it; a copy without git takes the commit from SOURCE_COMMIT."""
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": os.environ.get("SOURCE_COMMIT"), "dirty": None}
@@ -53,7 +53,7 @@ def machine(device: str) -> dict:
             info.setdefault(key.strip(), value.strip())
         flags = [flag for flag in CPU_FLAGS if flag in info.get("flags", "").split()]
     except OSError:
-        pass  # not Linux: the model's name below is what there is
+        pass  # not Linux: only the CPU's name below is known
     gpu = None
     if device == "cuda":
         import torch  # noqa: PLC0415
@@ -72,7 +72,7 @@ def machine(device: str) -> dict:
 
 
 def git(*arguments: str) -> str | None:
-    """What git says, or None outside a checkout or without git."""
+    """The output of git, or None outside a checkout or without git."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """Builds one variant: the parent's artifact in, a complete artifact folder and its record.json out.
 
-A variant that fails, or that can't be built on this machine, gets a record that says why, and the exit status stays 0:
-Make continues with the others, and the last step of `make all` reports the failures. Interrupted trainings resume from
-their last checkpoint.
+A variant that fails, or that this machine can't build, gets a record with the reason, and the exit status stays 0: Make
+continues with the others, and the last step of `make all` reports the failures. Interrupted trainings resume from their
+last checkpoint.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Job:
 def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
     """Builds args.variant with the function of its method; the exit status is 0 if a record was written.
 
-    Of several processes (torchrun) the first one does this, and the others take part in its training.
+    Of several processes (torchrun) the main one does this; the others only take part in its trainings.
     """
     profile = load_profile(args.profile)
     variant = find(profile, args.variant, makers)
@@ -94,7 +94,7 @@ def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
         console.say(f"{name}: {build_or_skip(job, makers, started)}")
     except Exception as error:
         if disk_is_full(error):
-            raise  # not the variant's fault, and the next one would fail, too
+            raise  # no fault of the variant, and the next one would fail, too
         traceback.print_exc()
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         write_failure(job, "failed", reason, time.perf_counter() - started)
@@ -141,7 +141,7 @@ def check_buildable(job: Job) -> None:
         if record.status != "ok":
             raise Skip(f"its parent {name} was {record.status}: {record.reason}")
         try:
-            read_artifact(folder)  # damaged weights must not be learned from
+            read_artifact(folder)  # verifies the weights: a child of damaged ones would be wrong without a sign
         except UserError:
             remove(folder / records.FILE)  # so that the next run builds the parent again
             raise
@@ -159,7 +159,7 @@ def run_method(job: Job, maker: Maker) -> Made:
 
 
 def help_train(job: Job, makers: dict[str, Maker]) -> None:
-    """What the processes beside the first one do: run the same method when the first one starts it."""
+    """The part of the other processes: they run the method whenever the main one starts it."""
     torch.set_num_threads(job.context.threads)
     while distributed.from_main() is not None:
         try:
@@ -167,7 +167,7 @@ def help_train(job: Job, makers: dict[str, Maker]) -> None:
         except distributed.Apart:
             raise
         except Exception:
-            traceback.print_exc()  # the first process fails likewise and records it
+            traceback.print_exc()  # the main process fails likewise and records it
     distributed.leave()
 
 
@@ -203,7 +203,7 @@ def save_build(job: Job, result: Made, started: float) -> Record:
         details=result.details,
         runtime=result.runtime,
     )
-    # A training's own clock includes what a killed run had done.
+    # The training's clock also counts the time of interrupted runs.
     seconds = max(time.perf_counter() - started, artifact.train_seconds or 0.0)
     record = Record(**known_before(job), **facts_of(artifact, job.folder), status="ok", build_seconds=seconds)
     write_record(job.folder, record)

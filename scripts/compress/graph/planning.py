@@ -103,7 +103,7 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
         lines.append(f"RECORDS_OF_{stage} := {' '.join(targets)}")
     data = relative(profile.data_folder / "data.json")
     for seed in seeds:
-        # The longest trainings first: started last, one would keep the other cores waiting.
+        # The longest trainings first: one that starts last would leave the other cores idle.
         order = sorted(variants, key=lambda variant: -variant.training.epochs if variant.has_training else 0)
         targets = [target(profile, variant.name, seed, device) for variant in order]
         lines.append(f"RECORDS_{seed} := {' '.join(targets)}")
@@ -145,10 +145,10 @@ def escaped(path: Path) -> str:
 
 
 def discard_unusable(profile: Profile, variants: list, seeds: list[int], device: str) -> list[str]:
-    """Removes what a finished step can't stand on, so that Make does the step again; returns a line for each.
+    """Removes records and stamps that are not valid, so that Make repeats their steps; returns a line for each.
 
-    These are records of failed builds and of damaged artifacts, and predictions and times that are gone or cut off.
-    Artifacts are compared by names and sizes only: whoever loads a model verifies its hashes.
+    These are records of failed builds and of damaged artifacts, and stamps of steps whose predictions or times are
+    missing or damaged. Artifacts are checked by names and sizes only: loading a model verifies its hashes.
     """
     removed = []
     for seed in seeds:
@@ -180,7 +180,7 @@ def why_unusable(folder: Path) -> str | None:
 
 
 def discard_incomplete(profile: Profile, variant, folder: Path, timed: bool) -> list[str]:
-    """Removes damaged measurements of one model, and the stamps of the steps whose measurements are not all there."""
+    """Removes damaged measurements of one model, and the stamps of steps whose measurements are incomplete."""
     removed = []
     steps = {".evaluated": ["predictions.npz"]}
     if timed:

@@ -61,9 +61,9 @@ def main(folder: str, texts: str, device: str, threads: str, output: str) -> Non
 
 
 def time_new_lengths(predictor: Predictor, ids: list[list[int]]) -> np.ndarray:
-    """Seconds [lengths, 2] of the first and the second call at each of some lengths that the model has not met yet.
+    """Seconds [lengths, 2] of the first and the second call at each of some lengths that are new to the model.
 
-    The very first number is what the first request after a start waits for.
+    The first number is the time of the first request after a start.
     """
     by_length = {len(row): row for row in reversed(ids)}
     rows = list(by_length.values())[:LENGTHS]

@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # logits: the largest difference between both
 
 def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> list[str]:
     """Evaluates the variants whose predictions are stale; returns the names of those that could not be."""
-    todo = [variant for variant in variants if needs_evaluation(profile.variant_folder(variant.name, seed, device), sources)]
+    todo = [v for v in variants if needs_evaluation(profile.variant_folder(v.name, seed, device), sources)]
     workers = min(cores() if device == "cpu" else 1, len(todo))
     if not todo:
         return []
@@ -51,7 +51,7 @@ def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sou
 
 
 def needs_evaluation(folder: Path, sources: list[Path]) -> bool:
-    """Whether a model that is there has no predictions that are newer than itself and than the sources."""
+    """Whether the model is built, and its predictions are missing or older than the model or one of the sources."""
     if not (folder / FILE).exists() or read_record(folder).status != "ok":
         return False
     predictions = folder / PREDICTIONS
@@ -67,8 +67,8 @@ def prepare_worker() -> None:
 def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> str:
     """Evaluates one variant and writes its predictions; returns the message for the console.
 
-    Raises UserError for a model that can't be loaded, which is then discarded, or whose logits are not finite, which
-    its record then says.
+    Raises UserError for a model that can't be loaded, whose record is then removed, or whose logits are not finite,
+    whose record then has the status failed.
     """
     profile = load_profile(profile_name)
     variant = next(v for v in (*profile.variants, *profile.services) if v.name == name)
@@ -114,7 +114,7 @@ def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str, thre
 def predict_sets(predictor: Predictor, ids: dict[str, list]) -> tuple[dict[str, np.ndarray], bool]:
     """Logits of every set, and whether a sentence has the same logits alone and in a batch.
 
-    The test set counts at batch 1. Where batches are shown to make no difference, they stand in for most of it.
+    Test logits are those at batch 1. Where batches make no difference, most of them are computed in batches.
     """
     batched = predict(predictor, ids["test"], BATCH)
     alone = predict(predictor, ids["test"][:ALONE_SENTENCES])

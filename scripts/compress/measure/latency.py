@@ -1,4 +1,4 @@
-"""Clocks: latency and throughput of a model beside the baseline in one process, and latency over input shapes.
+"""Clocks: latency and throughput of a model and the baseline in one process, and latency over input shapes.
 
 Calls of the two models alternate in blocks, so that a machine that changes its speed changes both. A call ends when
 its logits are in the host's memory.
@@ -12,7 +12,7 @@ import numpy as np
 from compress.engines.predictor import Predictor, batches
 from tokenizers import Tokenizer
 
-BLOCK = 20  # calls in a row per model: a small model keeps its caches warm, as it does in service
+BLOCK = 20  # calls in a row per model, so that its weights stay in the caches, as in service
 SETTLE_SECONDS = 0.05  # of untimed calls before a block: the other model's idle threads still spin and hold a core
 ROUNDS = 8  # at most, of throughput: many short rounds say more than few long ones
 TRIAL_SENTENCES = 128  # to find the best batch size
@@ -95,10 +95,10 @@ def time_throughput(models: Sequence[Timed], sentences: int, sizes: Sequence[int
     sentences = min(sentences, len(models[0].ids))
     rounds = max(1, min(ROUNDS, sentences // largest))
     shares = [[model.ids[r:sentences:rounds] for r in range(rounds)] for model in models]
-    for share in shares[0]:  # an engine that compiles for each shape has met all of them then, as in service
+    for share in shares[0]:  # afterwards an engine that compiles for each shape has seen all of them
         models[0].run_batches(share, sizes[0])
     seconds = np.empty((rounds, len(models)))
-    for r in (0, *range(rounds)):  # the first once more before all, overwritten
+    for r in (0, *range(rounds)):  # the first share twice: its first time is overwritten
         for m, model in turns(models, r):
             share = shares[m][r]
             shortest = [sorted(share, key=len)[: sizes[m]]]

@@ -1,4 +1,4 @@
-"""One timing pass: a process that visits every stale variant in random order, each beside the fp32 baseline.
+"""One timing pass: a process that times every stale variant in random order, in alternation with the fp32 baseline.
 
 timing-<pass>.npz in a variant's folder holds raw seconds; speed-ups are computed from them later. Several passes, each
 with its own order, spread a disturbance of the machine over all variants. A file is stale if it is missing, older than
@@ -33,7 +33,7 @@ def timing_file(folder: Path, number: int) -> Path:
 def run_pass(
     profile: Profile, variants: list, number: int, threads: int, device: str, sources: list[Path]
 ) -> list[str]:
-    """Times the stale variants of seed 0 beside the baseline; returns the names of those that could not be."""
+    """Times the stale variants of seed 0 in alternation with the baseline; returns the names of those that failed."""
     baseline = profile.variant_folder(profile.baseline, 0, device)
     todo = [
         v for v in variants if needs_timing(profile, v, number, threads, device, [baseline / "artifact.json", *sources])
@@ -44,16 +44,16 @@ def run_pass(
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(profile.seed_folder(0, device) / "cache" / "inductor")
     texts = load_splits(profile)["test"]["text"][:]
     sample = [texts[i] for i in np.random.default_rng(number).permutation(len(texts))]
-    beside = load_timed(baseline, device, threads, sample)
+    base = load_timed(baseline, device, threads, sample)
     sizes = batch_sizes(profile, device)
-    baseline_batch = best_batch(beside, sizes)
+    baseline_batch = best_batch(base, sizes)
     gc.disable()  # as timeit does
     failed = []
     for position, variant in enumerate(todo, 1):
         folder = profile.variant_folder(variant.name, 0, device)
         began = time.perf_counter()
         try:
-            arrays = time_variant(profile, variant, folder, beside, baseline_batch, number, threads, device, sample)
+            arrays = time_variant(profile, variant, folder, base, baseline_batch, number, threads, device, sample)
             about = json.loads(str(arrays["about"])) | {"seconds": time.perf_counter() - began}
             write_arrays(timing_file(folder, number), arrays | {"about": np.array(json.dumps(about))})
             ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
@@ -68,7 +68,7 @@ def run_pass(
 
 
 def needs_timing(profile: Profile, variant, number: int, threads: int, device: str, inputs: list[Path]) -> bool:
-    """Whether a variant that is to be timed, and is there, has no times of this pass that are up to date."""
+    """Whether the variant is to be timed, is built, and has no current times of this pass."""
     folder = profile.variant_folder(variant.name, 0, device)
     if not variant.timed or not (folder / FILE).exists() or read_record(folder).status != "ok":
         return False
@@ -90,20 +90,20 @@ def batch_sizes(profile: Profile, device: str) -> list[int]:
     return profile.measure.batch_sizes + (profile.measure.cuda_batch_sizes if device == "cuda" else [])
 
 
-def time_variant(profile, variant, folder, beside: Timed, baseline_batch, number, threads, device, texts) -> dict:
+def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, threads, device, texts) -> dict:
     """The arrays of timing-<pass>.npz for one variant; columns are (variant, baseline)."""
     model = load_timed(folder, device, threads, texts)
     budgets, sizes = profile.measure, batch_sizes(profile, device)
     calls, sentences = (-(-total // budgets.passes) for total in (budgets.latency_calls, budgets.throughput_sentences))
-    from_ids, from_text = time_latency((model, beside), budgets.warmup, calls)
+    from_ids, from_text = time_latency((model, base), budgets.warmup, calls)
     batch = best_batch(model, sizes)
-    throughput = time_throughput((model, beside), sentences, (batch, baseline_batch), max(sizes))
+    throughput = time_throughput((model, base), sentences, (batch, baseline_batch), max(sizes))
     about = {
         "batch_size": batch,
         "baseline_batch_size": baseline_batch,
         "throughput_sentences": min(sentences, len(texts)),
         "threads": model.predictor.threads,
-        "baseline_threads": beside.predictor.threads,
+        "baseline_threads": base.predictor.threads,
         "threads_requested": threads,
     }
     arrays = {"latency_seconds": from_ids, "text_seconds": from_text, "throughput_seconds": throughput}

@@ -26,7 +26,7 @@ class Machine(Strict):
 class Provenance(Strict):
     command: list[str]
     commit: str | None
-    dirty: bool | None  # None: no git to ask
+    dirty: bool | None  # None: unknown, without git
     machine: Machine
     libraries: dict[str, str | None]  # None: not installed
     python: str
@@ -60,7 +60,7 @@ class Record(Strict):
     build_seconds: float  # training included
     build_threads: int
     options: dict  # the variant's entry in the profile
-    details: dict  # what the method found, for example a sensitivity table
+    details: dict  # of the method, for example a sensitivity table
     sizes: Sizes | None = None
     artifact_sha256: str | None = None  # of artifact.json
     provenance: Provenance
