@@ -150,7 +150,9 @@ def test_an_edit_rebuilds_what_depends_on_it_and_nothing_else(copy):
     os.utime(copy / "scripts/compress/methods/cluster.py", (0, 0))
     text = (copy / "scripts/profiles/smoke.toml").read_text()
     assert "intermediate_size = 48" in text
-    (copy / "scripts/profiles/smoke.toml").write_text(text.replace("intermediate_size = 48", "intermediate_size = 40", 1))
+    (copy / "scripts/profiles/smoke.toml").write_text(
+        text.replace("intermediate_size = 48", "intermediate_size = 40", 1)
+    )
     changed = planned_builds(copy)
     assert changed
     assert set(changed) < {v.name for v in profile.variants} - {"finetuned", "bert-orig"}
@@ -188,7 +190,10 @@ def test_a_killed_make_keeps_what_was_finished(copy, goal, pattern):
     for path in (copy / SEED0).glob(f"*/{pattern}"):
         path.unlink()
     process = subprocess.Popen(
-        ["make", "planned", f"GOAL={goal}", "PROFILE=smoke"], cwd=copy, stdout=subprocess.DEVNULL, start_new_session=True
+        ["make", "planned", f"GOAL={goal}", "PROFILE=smoke"],
+        cwd=copy,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.time() + 120
     while not (finished := list((copy / SEED0).glob(f"*/{pattern}"))):
