@@ -149,9 +149,9 @@ def test_an_edit_rebuilds_what_depends_on_it_and_nothing_else(copy):
     assert set(planned_builds(copy)) == children
     os.utime(copy / "scripts/compress/methods/cluster.py", (0, 0))
     text = (copy / "scripts/profiles/smoke.toml").read_text()
-    assert "intermediate_size = 48" in text
+    assert "intermediate_size = 32" in text
     (copy / "scripts/profiles/smoke.toml").write_text(
-        text.replace("intermediate_size = 48", "intermediate_size = 40", 1)
+        text.replace("intermediate_size = 32", "intermediate_size = 24", 1)
     )
     changed = planned_builds(copy)
     assert changed
