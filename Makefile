@@ -241,13 +241,13 @@ ifeq ($(PLANNED),1)
 include $(BUILD)/plan.mk
 .PHONY: models evaluated timed collated benchmarked $(STAGES:%=stage-%)
 
-$(BUILD)/.data: $(BUILD)/plan/data.json $(DATA_FILES) $(DATA_SOURCES)
+$(BUILD)/.data: $(BUILD)/plan/data.json $(DATA_FILES) $(DATA_SOURCES) $(call unless,$(BUILD)/data/data.json)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 
-# Keeps its date if the content stays the same, so that no model is built again.
+# Keeps its date if the content stays the same, so that no model is built again. The + makes `make -n` look at the date.
 $(BUILD)/data/data.json: $(BUILD)/.data
-	@test -e $@ || $(PY) scripts/prepare_data.py --profile $(PROFILE)
+	@+:
 
 models: $(foreach seed,$(SEEDS),$(RECORDS_$(seed)))
 
