@@ -16,6 +16,7 @@ from compress import console
 from compress.cli import disk_is_full
 from compress.config.profile import Profile, load_profile
 from compress.data.tasks import splits_for
+from compress.engines.pytorch import check_device
 from compress.errors import Skip, UserError
 from compress.files import digest, remove, sha256_file, write_text
 from compress.graph.planning import parents_of, sources_of
@@ -80,6 +81,8 @@ def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
     profile = load_profile(args.profile)
     variant = find(profile, args.variant, makers)
     train_device = args.train_device or args.device
+    for device in {args.device, train_device}:
+        check_device(device)
     distributed.start(train_device)
     job = Job(profile, variant, args.seed, args.device, train_device, *splits_for(profile, variant))
     if not distributed.is_main():
@@ -126,6 +129,7 @@ def build_or_skip(job: Job, makers: dict[str, Maker], started: float) -> str:
         check_buildable(job)
         record = save_build(job, run_method(job, makers[job.variant.method]), started)
     except Skip as skip:
+        remove(job.context.work)
         write_failure(job, "skipped", str(skip), time.perf_counter() - started)
         return f"skipped: {skip}"
     return f"built in {record.build_seconds:.0f} s, {record.sizes.bytes / 1e6:.2f} MB"
