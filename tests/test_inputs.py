@@ -66,7 +66,7 @@ SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "dist
         ("[grid]", "[grid]\nmodules = []", "grid.modules: "),
         ("cluster-8 =", "int8-dynamic =", "the name 'int8-dynamic' is given twice"),
         ("cluster-8 =", "Cluster_8 =", "groups.untrained.variants.Cluster_8.name: "),
-        ('parent = "prune-fisher-70"', 'parent = "distill-tiny"', "deep-compression: parent: no variant before it"),
+        ('parent = "prune-2of4"', 'parent = "distill-tiny"', "deep-compression: parent: no variant before it"),
         ('counterpart = "ov-int8-weights"', 'counterpart = "other"', "optimum-ov-int8-weights: counterpart: "),
         ('baseline = "finetuned"', 'baseline = "other"', "baseline: no variant is called 'other'"),
         ('baseline = "finetuned"', 'baseline = "finetuned"\ncore = ["other"]', "core: no variant is called 'other'"),

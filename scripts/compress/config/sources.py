@@ -31,7 +31,7 @@ class Backbone(Source):
 
     folder: str = ""  # of the model inside the package
     # Sizes that replace those of the config. The weights are then random; only the tokenizer is used.
-    random_config: dict[str, int] | None = None
+    random_config: dict[str, int | float] | None = None
 
 
 class Data(Source):
