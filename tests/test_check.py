@@ -166,11 +166,11 @@ def test_named_variants_are_rebuilt_and_compared(smoke, tmp_path):
     shutil.copytree(smoke[0], folder, symlinks=True)
     before = (folder / "results/smoke/variants.csv").read_bytes()
     shutil.copytree(folder / "results/smoke", tmp_path / "committed")
-    shutil.rmtree(folder / "build/smoke/seed0/finetuned-ort-int8")
-    make = ("make", "check", "PROFILE=smoke", f"AGAINST={tmp_path / 'committed'}", "ONLY=finetuned-ort-int8")
+    shutil.rmtree(folder / "build/smoke/seed0/finetuned-ort-fp32")
+    make = ("make", "check", "PROFILE=smoke", f"AGAINST={tmp_path / 'committed'}", "ONLY=finetuned-ort-fp32")
     done = run(folder, *make)
     assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("| finetuned-ort-int8 |"))
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("| finetuned-ort-fp32 |"))
     committed, fresh = line.split("|")[3:5]
     assert float(committed) == float(fresh)
     assert ", 0 claims failed" in done.stdout

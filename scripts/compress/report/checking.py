@@ -83,13 +83,13 @@ def _read_run(read: Callable[[str], str | None], source: str) -> ComparedRun:
 
 def check_claims(profile: Profile, committed: ComparedRun, fresh: ComparedRun, only: Iterable[str]) -> tuple[int, str]:
     """(exit status, text) of the comparison of all variants, or of those named in `only`."""
-    if only:
-        committed, fresh = only_variants(profile, committed, only), only_variants(profile, fresh, only)
     measured = {row for row in fresh.rows if row.status == "ok"}
     if measured and measured <= set(committed.rows):  # two runs never agree in every time and every byte of memory
         raise UserError(
             "there is no fresh run: the results are the committed ones; run: make all, or make check ONLY=<variants>"
         )
+    if only:
+        committed, fresh = only_variants(profile, committed, only), only_variants(profile, fresh, only)
     differing = differences(committed.environment, fresh.environment)
     claims = compare(committed.rows, fresh.rows, differing)
     fingerprints = [run.data.get("fingerprint", "")[:12] for run in (committed, fresh)]
