@@ -337,9 +337,10 @@ def test_batches_cover_every_sentence_once_and_pad_to_their_own_longest():
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.npz"), 2**40, "disk is full; free some space"),
         (RuntimeError("unexpected pos 3916608 vs 3916496"), 0, "disk is full; free some space"),
         (RuntimeError("unexpected pos 3916608 vs 3916496"), 2**40, None),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x.npz"), 2**40, "x.npz: this user may not"),
     ],
 )
-def test_a_full_disk_ends_a_command_with_a_clear_message(error, free, message, monkeypatch):
+def test_an_error_of_the_machine_ends_a_command_with_a_clear_message(error, free, message, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     monkeypatch.setattr("sys.argv", ["build"])
 

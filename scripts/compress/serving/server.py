@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
+from compress.cli import base_url
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
 from compress.serving.limits import DRAIN_SECONDS, IDLE_SECONDS, MAX_CONNECTIONS, Options
@@ -74,7 +75,7 @@ def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> in
         proxy_headers=False,
         backlog=MAX_CONNECTIONS,
     )
-    ready = f"ready: http://{host}:{port}/ serves"
+    ready = f"ready: {base_url(host, port)} serves"
     DrainingServer(config, service, partial(_load, service, folders, options, ready)).run()
     if service.scheduler:
         service.scheduler.stop()
