@@ -9,6 +9,7 @@ MAX_HEAD = 16 * 1024  # bytes
 MAX_CONNECTIONS = 1024
 HEAD_SECONDS = 10  # to send a request's head, the rest of a refused request, or anything on a new connection
 STALL_SECONDS = 10  # that a client may leave its responses unread
+PROBE_SECONDS = 0.05  # between interim responses to a client that has ended its half of the connection
 IDLE_SECONDS = 30  # between two requests of a connection
 DRAIN_SECONDS = 20  # from SIGTERM to the end of the last admitted request
 
