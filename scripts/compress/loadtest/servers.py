@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,34 +74,29 @@ class Server:
         return numbers
 
 
-def server_names(profile: Profile, scope: str) -> list[str]:
-    """The servers of the benchmark in a scope, without the peers."""
+def own_layout(profile: Profile, scope: str) -> dict[str, tuple[list[str], tuple[str, ...]]]:
+    """Our servers in a scope by name: the models that each serves, and its options on top of the usual ones."""
     serving = profile.serving
-    ablated = serving.ablated_for(scope)
-    ablations = [f"{ablated}-{change}" for change in ABLATIONS] if ablated else []
-    return [*serving.variants_for(scope), *ablations, *([FIVE] if profile.services else [])]
+    layout = {name: ([name], ()) for name in serving.variants_for(scope)}
+    if ablated := serving.ablated_for(scope):
+        layout |= {f"{ablated}-{change}": ([ablated], options) for change, options in ABLATIONS.items()}
+    if services := [service.name for service in profile.services]:
+        layout[FIVE] = (services, ())
+    return layout
 
 
 def own_servers(profile: Profile, scope: str, threads: int, folder_of: Callable[[str], Path]) -> list[Server]:
-    """Our server for every name of server_names(); folder_of gives the folder of a variant or champion."""
-    serving = profile.serving
-    deadline = serving.load_for(scope).deadline_ms
-
-    def server(name: str, models: Sequence[str], *options: str, **about) -> Server:
-        return own_server(name, [folder_of(model) for model in models], deadline, threads, *options, **about)
-
-    servers = [server(name, [name]) for name in serving.variants_for(scope)]
-    if ablated := serving.ablated_for(scope):
-        for change, options in ABLATIONS.items():
-            changed = [option.format(threads=threads) for option in options]
-            servers.append(server(f"{ablated}-{change}", [ablated], *changed))
-    if services := [service.name for service in profile.services]:
-        servers.append(server(FIVE, services, with_clients=True))
-    return servers
+    """The servers of own_layout(); folder_of gives the folder of a variant or champion."""
+    deadline = profile.serving.load_for(scope).deadline_ms
+    return [
+        own_server(name, map(folder_of, models), deadline, threads, *options, with_clients=name == FIVE)
+        for name, (models, options) in own_layout(profile, scope).items()
+    ]
 
 
-def own_server(name: str, models: Sequence[Path], deadline_ms: int, threads: int, *options: str, **about) -> Server:
+def own_server(name: str, models: Iterable[Path], deadline_ms: int, threads: int, *options: str, **about) -> Server:
     limits = [f"--deadline-ms={deadline_ms}", f"--max-wait-ms={deadline_ms // 2}", f"--workers={threads}"]
+    options = [option.format(threads=threads) for option in options]
     return Server(name, "serve.py", list(models), [*limits, *options], **about)
 
 
