@@ -15,7 +15,6 @@ from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.errors import UserError
 from compress.loadtest.generator import Outcome, closed_loop, open_loop, payloads, poisson
-from compress.loadtest.peers import PEERS
 from compress.loadtest.processes import HOST, PATH
 from compress.loadtest.runs import (
     Run,
@@ -28,7 +27,7 @@ from compress.loadtest.runs import (
     settings_of,
     write_run,
 )
-from compress.loadtest.servers import FIVE, WITH_PEERS, Fleet, Server, own_server, own_servers, peer_server
+from compress.loadtest.servers import FIVE, PEERS, WITH_PEERS, Fleet, Server, own_server, own_servers, peer_server
 from compress.provenance import provenance
 from tqdm import tqdm
 

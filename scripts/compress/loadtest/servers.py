@@ -1,4 +1,8 @@
-"""The servers of the benchmark: our own for each served variant, its ablations, the five classifiers, and the peers."""
+"""The servers of the benchmark: our own for each served variant, its ablations, the five classifiers, and the peers.
+
+The peers are other projects' servers for the same artifacts: scripts/peers/<name>_server.py runs in an environment of
+its own, build/peers/<name>/ (make peers-env).
+"""
 
 import re
 import signal
@@ -13,7 +17,6 @@ from pathlib import Path
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.loadtest import processes
-from compress.loadtest.peers import PEERS
 from compress.paths import ROOT, SCRIPTS
 
 START_SECONDS = 120  # until a server must be ready
@@ -30,6 +33,31 @@ ABLATIONS = {
 FIVE = "five-services"
 WITH_PEERS = "-beside-peers"  # suffix of our own server when it takes turns with the peers
 COUNTERS = ("batches", "items", "tokens", "padded_tokens")
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    sweep: tuple[tuple[int, int, int], ...]  # settings: (workers, threads, batch); batch 0 means no limit
+
+    @property
+    def environment(self) -> Path:
+        return ROOT / "build" / "peers" / self.name
+
+    @property
+    def installed(self) -> Path:
+        """The file that exists once the environment is complete."""
+        return self.environment / ".installed"
+
+
+# First the default of most frameworks (one worker with all threads, batches of 32), then settings for two cores.
+SWEEP = ((1, 2, 32), (2, 1, 4), (2, 1, 8), (2, 1, 16))
+PEERS = {
+    "peer-mosec": Peer("mosec", SWEEP),
+    "peer-litserve": Peer("litserve", SWEEP),
+    "peer-infinity": Peer("infinity", ((1, 2, 32), (1, 1, 8), (2, 1, 8))),
+    "peer-course": Peer("course", ((1, 2, 0),)),  # the only one that serves several models
+}
 
 
 @dataclass
@@ -106,8 +134,8 @@ def peer_server(name: str, peer: str, models: Sequence[Path], setting: Sequence[
     if not its.installed.exists():
         raise UserError(f"{peer} is not installed (no {its.installed}); run: make peers-env")
     options = [f"--{key}={value}" for key, value in zip(("workers", "threads", "batch"), setting, strict=True)]
-    script = f"peers/{its.name}_server.py"
-    return Server(name, script, list(models), options, its.python, its.installed, ours=False, **about)
+    about |= {"python": its.environment / "bin" / "python", "installed": its.installed, "ours": False}
+    return Server(name, f"peers/{its.name}_server.py", list(models), options, **about)
 
 
 class Fleet:
