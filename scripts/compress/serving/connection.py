@@ -22,6 +22,9 @@ from compress.serving.state import ON_DISCONNECT, Service
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+LATE = (408, "slow_request", "the request's head did not arrive in time")
+TOO_LARGE = (431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
+
 
 class Refused:
     """Replaces uvicorn's cycle of a request that was refused without the application."""
@@ -136,7 +139,7 @@ class Connection(HttpToolsProtocol):
         if self.in_head and not self.new_message:
             self.unfinished += len(data)  # the parser reports only complete headers
             if self.unfinished > MAX_HEAD:
-                self._too_large()
+                self._end(*TOO_LARGE)
         self._watch()
 
     def _watch(self) -> None:
@@ -144,7 +147,7 @@ class Connection(HttpToolsProtocol):
         if self._is_busy() or self.timeout_keep_alive_task or self.head_timer or self.transport.is_closing():
             return
         if self.in_message:
-            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end, *LATE)
         else:
             self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
 
@@ -214,10 +217,7 @@ class Connection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self.head_bytes += size
         if self.head_bytes > MAX_HEAD:
-            self._too_large()
-
-    def _too_large(self) -> None:
-        self._end(431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
+            self._end(*TOO_LARGE)
 
     def _write(self, response, last: bool) -> None:
         headers = self.server_state.default_headers + response.raw_headers
@@ -230,10 +230,7 @@ class Connection(HttpToolsProtocol):
     def _start_head(self) -> None:
         self.in_head, self.head_bytes, self.unfinished = True, 0, 0
         if self.head_timer is None:
-            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
-
-    def _late(self) -> None:
-        self._end(408, "slow_request", "the request's head did not arrive in time")
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end, *LATE)
 
     def _end_stall(self) -> None:
         if self.stall_timer is not None:
