@@ -1,7 +1,7 @@
 """Classifies texts with any model, whatever its backend: from the command line, or one per line from standard input.
 
 Writes CSV (text, label, score) or JSON lines with the score of every class; scores are the softmax of the logits. Input
-is UTF-8, and invalid bytes become U+FFFD.
+must be UTF-8: the command ends at the first line that is not, and names it.
 Example: python scripts/predict.py --model champion-balanced "A film that grows on you."
 """
 
@@ -12,8 +12,10 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 from compress.cli import cores, main_guard, positive, run_parser
+from compress.errors import UserError
 
 CHUNK = 512  # texts classified before the next are read
 
@@ -25,13 +27,13 @@ def main(args: argparse.Namespace) -> None:
     from compress.results.models import model_folder
     from compress.storage.artifact import read_artifact
 
+    texts = decoded_texts(args.text)
     # torch deprecates its own int8 modules, which some variants consist of.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     folder = model_folder(load_profile(args.profile), args.model, args.seed)
     model = load(folder, args.device, args.threads)  # verifies the files, the tokenizer's included
     artifact = read_artifact(folder, verify=False)
     tokenizer = load_tokenizer(folder, artifact.max_length)
-    texts = given_texts(args.text)
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.format == "csv":
         table.writerow(["text", "label", "score"])
@@ -47,12 +49,21 @@ def main(args: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
-def given_texts(arguments: list[str]):
+def decoded_texts(arguments: list[str]) -> Iterator[str]:
     """The texts of the command line, or the lines of standard input."""
     if arguments:
-        return (os.fsencode(text).decode("utf-8", "replace") for text in arguments)
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    return (line.rstrip("\r\n") for line in sys.stdin)
+        return (decode(os.fsencode(text), f"text {number}") for number, text in enumerate(arguments, 1))
+    if sys.stdin is None:
+        raise UserError("no texts: standard input is closed; give texts as arguments, or a file with < FILE")
+    return (decode(line.rstrip(b"\r\n"), f"line {number}") for number, line in enumerate(sys.stdin.buffer, 1))
+
+
+def decode(text: bytes, place: str) -> str:
+    try:
+        return text.decode("utf-8-sig")  # without the mark that some editors write at the start of a file
+    except UnicodeDecodeError as error:
+        about = f"byte 0x{error.object[error.start]:02x} after {error.start} others"
+        raise UserError(f"{place} is not UTF-8 ({about}); convert the input: iconv -f ENCODING -t UTF-8") from None
 
 
 if __name__ == "__main__":

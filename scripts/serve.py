@@ -10,24 +10,11 @@ import argparse
 import ctypes
 from dataclasses import fields
 
-from compress.cli import cores, main_guard, natural, port, positive, profile_parser
+from compress.cli import main_guard, natural, port, positive, profile_parser
 from compress.serving.limits import Options
 
 M_TRIM_THRESHOLD = -1  # of malloc.h
 TRIM_BYTES = 1 << 20
-OPTIONS = {  # default and help
-    "workers": (cores(), "threads that run models (default: one per core, %(default)s)"),
-    "threads": (Options.threads, "of one model in each worker (default: %(default)s)"),
-    "max-batch": (Options.max_batch, "texts in a batch; 1: no batching (default: %(default)s)"),
-    "max-tokens": (Options.max_tokens, "word pieces in a batch, padding included (default: %(default)s)"),
-    "window": (
-        Options.window,
-        "waiting texts from which a batch of similar lengths is chosen; up to --max-batch: first come, first served "
-        "(default: %(default)s)",
-    ),
-    "deadline-ms": (Options.deadline_ms, "of every request (default: %(default)s)"),
-    "max-wait-ms": (Options.max_wait_ms, "expected wait beyond which requests get 429 (default: %(default)s)"),
-}
 
 
 def return_freed_memory() -> None:
@@ -58,6 +45,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=natural, default=0, help="of the models (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, local only)")
     parser.add_argument("--port", type=port, default=8000, help="default: %(default)s")
-    for name, (default, text) in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=positive, default=default, help=text)
+    for option in fields(Options):
+        name, about = f"--{option.name.replace('_', '-')}", option.metadata["help"]
+        parser.add_argument(name, type=positive, default=option.default, help=about)
     main_guard(main, parser)

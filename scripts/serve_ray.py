@@ -11,7 +11,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from compress.cli import cores, main_guard, natural, port, positive, profile_parser
+from compress.cli import base_url, cores, main_guard, natural, port, positive, profile_parser
 
 
 def application(folder: Path, replicas: int):
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(SCRIPTS)}})
     serve.start(http_options={"host": args.host, "port": args.port})
     serve.run(application(folder, args.replicas), route_prefix="/process")
-    print(f"ready: http://{args.host}:{args.port}/process", flush=True)
+    print(f"ready: {base_url(args.host, args.port)}process", flush=True)
     try:
         while True:
             time.sleep(3600)

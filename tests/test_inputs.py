@@ -27,6 +27,7 @@ from compress.files import atomic_path, digest, write_json
 from compress.methods.training import last_checkpoint
 from compress.paths import PROFILES, ROOT, SCRIPTS
 from compress.storage.artifact import TOKENIZER_FILES, read_artifact, save_artifact
+from compress.storage.packed import save_tensors
 
 
 @pytest.fixture
@@ -244,6 +245,28 @@ def test_atomic_path_leaves_the_old_file_when_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_all_files_of_an_artifact_have_the_permissions_of_new_files(tmp_path, umask, mode):
+    for name in TOKENIZER_FILES:
+        (tmp_path / name).write_text("{}")
+
+    def write(folder):
+        save_tensors(folder, {"a": np.zeros(3, np.float32)})  # safetensors gives its file 0600
+        (folder / "deeper").mkdir(mode=0o700)
+        (folder / "deeper" / "a.bin").touch(0o777)
+
+    about = {"variant": "x", "method": "untrained", "parent": None, "backend": "torch", "parameters": 1}
+    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 8, "options": {}, "details": {}}
+    previous = os.umask(umask)
+    try:
+        save_artifact(tmp_path / "model", write, tmp_path, **about, train_seconds=None, runtime={})
+    finally:
+        assert os.umask(previous) == umask
+    paths = [tmp_path / "model", *(tmp_path / "model").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {mode}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o777 & ~umask}
+
+
 def test_a_half_written_checkpoint_is_removed_and_the_one_before_it_used(tmp_path):
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -314,9 +337,10 @@ def test_batches_cover_every_sentence_once_and_pad_to_their_own_longest():
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.npz"), 2**40, "disk is full; free some space"),
         (RuntimeError("unexpected pos 3916608 vs 3916496"), 0, "disk is full; free some space"),
         (RuntimeError("unexpected pos 3916608 vs 3916496"), 2**40, None),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x.npz"), 2**40, "x.npz: this user may not"),
     ],
 )
-def test_a_full_disk_ends_a_command_with_a_clear_message(error, free, message, monkeypatch):
+def test_an_error_of_the_machine_ends_a_command_with_a_clear_message(error, free, message, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     monkeypatch.setattr("sys.argv", ["build"])
 

@@ -14,9 +14,8 @@ import pytest
 from compress.engines import ort
 from compress.engines.predictor import load, load_tokenizer, predict
 from compress.errors import UserError
-from compress.loadtest.peers import PEERS
 from compress.loadtest.processes import post_text
-from compress.loadtest.servers import Fleet, peer_server
+from compress.loadtest.servers import PEERS, Fleet, peer_server
 from compress.methods.onnx_files import export_onnx
 from compress.metrics import softmax
 from compress.storage.artifact import read_artifact, save_artifact
@@ -111,7 +110,7 @@ def test_a_peer_that_does_not_start_says_why(tmp_path):
 
 
 def test_a_peer_without_an_environment_names_the_command_that_makes_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("compress.loadtest.peers.ROOT", tmp_path)
+    monkeypatch.setattr("compress.loadtest.servers.ROOT", tmp_path)
     with pytest.raises(UserError, match="make peers-env"):
         peer_server("peer-mosec", "peer-mosec", [tmp_path], (2, 1, 8))
 

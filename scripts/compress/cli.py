@@ -42,6 +42,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def base_url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
 def port(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 65535:
@@ -76,6 +80,7 @@ def seed_list(text: str) -> list[int]:
 
 def main_guard(main, parser: argparse.ArgumentParser) -> None:
     """Runs main(args); a UserError ends the command with its text and status 1, without a traceback."""
+    replace_closed_streams()
     args = parser.parse_args()
     ignore_known_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -92,9 +97,22 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: finished variants are kept; run the same command again to resume")
     except Exception as error:
+        if isinstance(error, PermissionError) and error.filename:
+            sys.exit(f"error: {error.filename}: this user may not read or write it; change its owner or permissions")
         if not disk_is_full(error):
             raise
         sys.exit(f"error: {ROOT}: the disk is full; free some space and run the same command again ({error})")
+
+
+def replace_closed_streams() -> None:
+    """Opens the null device for closed standard streams, whose numbers other files would get.
+
+    sys.stdin stays None: a script that reads it can say so.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
 
 
 def ignore_known_warnings() -> None:

@@ -28,12 +28,19 @@ def digest(value) -> str:
 
 @contextmanager
 def atomic_path(path: Path):
-    """A temporary neighbour of `path` (file or folder) that replaces it when the block succeeds."""
+    """A temporary neighbour of `path` (file or folder) that replaces it when the block succeeds.
+
+    Its permissions are those of any new file: safetensors keeps its files from other users.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     remove(temporary)
     try:
         yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        for written in (temporary, *temporary.rglob("*")):
+            written.chmod((0o777 if written.is_dir() else 0o666) & ~umask)
         if temporary.is_dir():
             remove(path)  # a folder cannot be renamed onto a filled one
         elif temporary.is_file():

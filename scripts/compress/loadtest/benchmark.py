@@ -7,6 +7,7 @@ machine averages out. Existing runs are kept; see compress.loadtest.runs.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from compress.config.budgets import Load
 from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.errors import UserError
-from compress.loadtest.generator import Outcome, closed_loop, open_loop, payloads, poisson
-from compress.loadtest.peers import PEERS
+from compress.loadtest.generator import closed_loop, open_loop, payloads, poisson
 from compress.loadtest.processes import HOST, PATH
 from compress.loadtest.runs import (
     Run,
@@ -28,7 +28,7 @@ from compress.loadtest.runs import (
     settings_of,
     write_run,
 )
-from compress.loadtest.servers import FIVE, WITH_PEERS, Fleet, Server, own_server, own_servers, peer_server
+from compress.loadtest.servers import FIVE, PEERS, WITH_PEERS, Fleet, Server, own_server, own_servers, peer_server
 from compress.provenance import provenance
 from tqdm import tqdm
 
@@ -57,10 +57,10 @@ class Benchmark:
             self.measure_open(fleet, self.measure_closed(fleet))
 
     def fleet(self, servers: Sequence[Server]) -> Fleet:
-        def warm_up(server: Server) -> None:
-            closed_loop(HOST, server.port, self.requests, self.load.connections, WARMUP_SECONDS)
+        return Fleet(servers, self.folder, self.warm_up)
 
-        return Fleet(servers, self.folder, warm_up)
+    def warm_up(self, server: Server) -> None:
+        closed_loop(HOST, server.port, self.requests, self.load.connections, WARMUP_SECONDS)
 
     def measure_closed(self, fleet: Fleet) -> dict[str, float]:
         """The saturation rate of every server, the median of its repeats; and the runs with the course's clients."""
@@ -90,9 +90,7 @@ class Benchmark:
             self.open(fleet, server, share, share * saturated[server.name], repeat)
 
     def closed(self, fleet: Fleet, server: Server, layout: str, clients: int, repeat: int) -> Run:
-        def send() -> Outcome:
-            return closed_loop(HOST, server.port, self.requests, clients, self.load.saturation_seconds)
-
+        send = partial(closed_loop, HOST, server.port, self.requests, clients, self.load.saturation_seconds)
         return self.run(fleet, server, layout, 0, 0.0, repeat, send)
 
     def open(self, fleet: Fleet, server: Server, share: float, rate: float, repeat: int) -> Run:
@@ -100,10 +98,8 @@ class Benchmark:
         count = max(load.responses * max(share, 1.0) / load.repeats, rate * load.least_seconds)
         moments = poisson(rate, int(np.ceil(count)), repeat)
         start = repeat * len(self.requests) // load.repeats  # another part of the texts in every repeat
-
-        def send() -> Outcome:
-            return open_loop(HOST, server.port, [*self.requests[start:], *self.requests[:start]], moments)
-
+        requests = [*self.requests[start:], *self.requests[:start]]
+        send = partial(open_loop, HOST, server.port, requests, moments)
         return self.run(fleet, server, "open-loop", share, rate, repeat, send)
 
     def run(self, fleet, server: Server, layout: str, share: float, rate: float, repeat: int, send: Callable) -> Run:

@@ -1,11 +1,15 @@
-"""The servers of the benchmark: our own for each served variant, its ablations, the five classifiers, and the peers."""
+"""The servers of the benchmark: our own for each served variant, its ablations, the five classifiers, and the peers.
+
+The peers are other projects' servers for the same artifacts: scripts/peers/<name>_server.py runs in an environment of
+its own, build/peers/<name>/ (make peers-env).
+"""
 
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +17,6 @@ from pathlib import Path
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.loadtest import processes
-from compress.loadtest.peers import PEERS
 from compress.paths import ROOT, SCRIPTS
 
 START_SECONDS = 120  # until a server must be ready
@@ -30,6 +33,31 @@ ABLATIONS = {
 FIVE = "five-services"
 WITH_PEERS = "-beside-peers"  # suffix of our own server when it takes turns with the peers
 COUNTERS = ("batches", "items", "tokens", "padded_tokens")
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    sweep: tuple[tuple[int, int, int], ...]  # settings: (workers, threads, batch); batch 0 means no limit
+
+    @property
+    def environment(self) -> Path:
+        return ROOT / "build" / "peers" / self.name
+
+    @property
+    def installed(self) -> Path:
+        """The file that exists once the environment is complete."""
+        return self.environment / ".installed"
+
+
+# First the default of most frameworks (one worker with all threads, batches of 32), then settings for two cores.
+SWEEP = ((1, 2, 32), (2, 1, 4), (2, 1, 8), (2, 1, 16))
+PEERS = {
+    "peer-mosec": Peer("mosec", SWEEP),
+    "peer-litserve": Peer("litserve", SWEEP),
+    "peer-infinity": Peer("infinity", ((1, 2, 32), (1, 1, 8), (2, 1, 8))),
+    "peer-course": Peer("course", ((1, 2, 0),)),  # the only one that serves several models
+}
 
 
 @dataclass
@@ -74,34 +102,29 @@ class Server:
         return numbers
 
 
-def server_names(profile: Profile, scope: str) -> list[str]:
-    """The servers of the benchmark in a scope, without the peers."""
+def own_layout(profile: Profile, scope: str) -> dict[str, tuple[list[str], tuple[str, ...]]]:
+    """Our servers in a scope by name: the models that each serves, and its options on top of the usual ones."""
     serving = profile.serving
-    ablated = serving.ablated_for(scope)
-    ablations = [f"{ablated}-{change}" for change in ABLATIONS] if ablated else []
-    return [*serving.variants_for(scope), *ablations, *([FIVE] if profile.services else [])]
+    layout = {name: ([name], ()) for name in serving.variants_for(scope)}
+    if ablated := serving.ablated_for(scope):
+        layout |= {f"{ablated}-{change}": ([ablated], options) for change, options in ABLATIONS.items()}
+    if services := [service.name for service in profile.services]:
+        layout[FIVE] = (services, ())
+    return layout
 
 
 def own_servers(profile: Profile, scope: str, threads: int, folder_of: Callable[[str], Path]) -> list[Server]:
-    """Our server for every name of server_names(); folder_of gives the folder of a variant or champion."""
-    serving = profile.serving
-    deadline = serving.load_for(scope).deadline_ms
-
-    def server(name: str, models: Sequence[str], *options: str, **about) -> Server:
-        return own_server(name, [folder_of(model) for model in models], deadline, threads, *options, **about)
-
-    servers = [server(name, [name]) for name in serving.variants_for(scope)]
-    if ablated := serving.ablated_for(scope):
-        for change, options in ABLATIONS.items():
-            changed = [option.format(threads=threads) for option in options]
-            servers.append(server(f"{ablated}-{change}", [ablated], *changed))
-    if services := [service.name for service in profile.services]:
-        servers.append(server(FIVE, services, with_clients=True))
-    return servers
+    """The servers of own_layout(); folder_of gives the folder of a variant or champion."""
+    deadline = profile.serving.load_for(scope).deadline_ms
+    return [
+        own_server(name, map(folder_of, models), deadline, threads, *options, with_clients=name == FIVE)
+        for name, (models, options) in own_layout(profile, scope).items()
+    ]
 
 
-def own_server(name: str, models: Sequence[Path], deadline_ms: int, threads: int, *options: str, **about) -> Server:
+def own_server(name: str, models: Iterable[Path], deadline_ms: int, threads: int, *options: str, **about) -> Server:
     limits = [f"--deadline-ms={deadline_ms}", f"--max-wait-ms={deadline_ms // 2}", f"--workers={threads}"]
+    options = [option.format(threads=threads) for option in options]
     return Server(name, "serve.py", list(models), [*limits, *options], **about)
 
 
@@ -111,8 +134,8 @@ def peer_server(name: str, peer: str, models: Sequence[Path], setting: Sequence[
     if not its.installed.exists():
         raise UserError(f"{peer} is not installed (no {its.installed}); run: make peers-env")
     options = [f"--{key}={value}" for key, value in zip(("workers", "threads", "batch"), setting, strict=True)]
-    script = f"peers/{its.name}_server.py"
-    return Server(name, script, list(models), options, its.python, its.installed, ours=False, **about)
+    about |= {"python": its.environment / "bin" / "python", "installed": its.installed, "ours": False}
+    return Server(name, f"peers/{its.name}_server.py", list(models), options, **about)
 
 
 class Fleet:

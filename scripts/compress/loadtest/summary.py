@@ -7,14 +7,14 @@ import numpy as np
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.loadtest.runs import LATE, Run, is_void, read_run, serving_folder
-from compress.loadtest.servers import COUNTERS, server_names
+from compress.loadtest.servers import COUNTERS, own_layout
 
 
 def finished_runs(profile: Profile) -> list[Run]:
     """All runs; empty if the benchmark has not run here. Raises UserError if a server of the core has no runs."""
     folder = serving_folder(profile)
     runs = [read_run(path) for path in sorted(folder.glob("*/*.npz"))]
-    missing = [name for name in server_names(profile, "core") if name not in {run.server for run in runs}]
+    missing = [name for name in own_layout(profile, "core") if name not in {run.server for run in runs}]
     if runs and missing:
         raise UserError(f"{folder}: no runs of {missing[0]}; run: make serve-bench PROFILE={profile.name}")
     return runs
@@ -25,7 +25,7 @@ def serving_rows(profile: Profile, runs: Sequence[Run]) -> list[dict]:
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.server, run.layout, run.share), []).append(run)
-    names = server_names(profile, "full")
+    names = list(own_layout(profile, "full"))
 
     def place(key: tuple) -> tuple:
         return (names.index(key[0]) if key[0] in names else len(names), *key)

@@ -1,20 +1,29 @@
 """One HTTP connection: uvicorn's protocol with the limits that it lacks.
 
 Added are the size and time of a request's head, the number of connections, and the time of unread responses. A request
-that the scheduler would refuse is refused here, without a task; and the application learns of a disconnect without
-waiting for it.
+that the scheduler would refuse is refused here, without a task; the application learns of a disconnect without waiting
+for it; and a client that has ended only its own half of the connection still gets its responses.
 """
 
 import asyncio
 import socket
 import struct
 
-from compress.serving.limits import HEAD_SECONDS, IDLE_SECONDS, MAX_CONNECTIONS, MAX_HEAD, STALL_SECONDS
+from compress.serving.limits import (
+    HEAD_SECONDS,
+    IDLE_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_HEAD,
+    PROBE_SECONDS,
+    STALL_SECONDS,
+)
 from compress.serving.responses import JSON
 from compress.serving.state import ON_DISCONNECT, Service
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-BODIES = (b"content-length", b"transfer-encoding")
+LATE = (408, "slow_request", "the request's head did not arrive in time")
+TOO_LARGE = (431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
 
 
 class Refused:
@@ -90,15 +99,14 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.ended:  # the head was too large
             return
-        if self.parser.should_upgrade() and any(name in BODIES for name, _ in self.headers):
-            # The parser stops at the head of an upgrade request and never shows its body.
-            self._end(501, "upgrade", "no upgrade from HTTP/1.1 is supported: leave the Upgrade header out")
+        if self.parser.get_method() == b"CONNECT":
+            self._end(405, "method_not_allowed", "this is no proxy")
+        if self.parser.should_upgrade():
             return
         is_queued = self._is_busy()  # behind another request of this connection
         if is_queued or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
             self._end_head()
             super().on_headers_complete()
-            self.cycle.keep_alive &= not self.parser.should_upgrade()
             return
         if self.flow.write_paused:  # the client sends requests and reads no response
             self._cut()
@@ -113,7 +121,7 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.ended:
+        if self.ended or self.parser.should_upgrade():
             return
         self._end_head()  # the body of a refused request counts as head, in bytes and in time
         self.in_message = self.is_refused = False
@@ -123,11 +131,15 @@ class Connection(HttpToolsProtocol):
         if self.ended:
             return
         self.new_message = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(memoryview(data))
+        except HttpParserError:
+            self._end(400, "bad_request", "the request is not valid HTTP")
         if self.in_head and not self.new_message:
             self.unfinished += len(data)  # the parser reports only complete headers
             if self.unfinished > MAX_HEAD:
-                self._too_large()
+                self._end(*TOO_LARGE)
         self._watch()
 
     def _watch(self) -> None:
@@ -135,12 +147,48 @@ class Connection(HttpToolsProtocol):
         if self._is_busy() or self.timeout_keep_alive_task or self.head_timer or self.transport.is_closing():
             return
         if self.in_message:
-            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end, *LATE)
         else:
             self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
 
-    def send_400_response(self, msg: str) -> None:
-        self._end(400, "bad_request", "the request is not valid HTTP")
+    def _parse(self, data: memoryview) -> None:
+        """Feeds the parser. An offer of another protocol (Upgrade) is ignored, as RFC 9110 allows.
+
+        The parser stops behind the head of such a request; a new one reads the head without the offer, and goes on.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+            if self.ended:
+                return
+            version = self.parser.get_http_version().encode()
+            head = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)]
+            head += [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.parser.feed_data(b"".join([*head, b"\r\n"]))
+
+    def eof_received(self) -> bool:
+        """True keeps the connection until all complete requests have their responses: the client may wait for them."""
+        if not self._is_busy() or (self.in_message and not self.in_head):
+            return False
+        self.cycle.keep_alive = False
+        self.loop.call_later(PROBE_SECONDS, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Sends interim responses to a client that has ended its half; one that has ended both resets the connection.
+
+        Until a byte is sent, the two look the same.
+        """
+        if not self._is_busy() or self.transport.is_closing():
+            return
+        if self.running.scope["http_version"] == "1.1" and not self.running.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.loop.call_later(PROBE_SECONDS, self._probe)
 
     def _end(self, status: int, error_type: str, error: str) -> None:
         """Sends a connection's last response and closes it.
@@ -169,10 +217,7 @@ class Connection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self.head_bytes += size
         if self.head_bytes > MAX_HEAD:
-            self._too_large()
-
-    def _too_large(self) -> None:
-        self._end(431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
+            self._end(*TOO_LARGE)
 
     def _write(self, response, last: bool) -> None:
         headers = self.server_state.default_headers + response.raw_headers
@@ -185,10 +230,7 @@ class Connection(HttpToolsProtocol):
     def _start_head(self) -> None:
         self.in_head, self.head_bytes, self.unfinished = True, 0, 0
         if self.head_timer is None:
-            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
-
-    def _late(self) -> None:
-        self._end(408, "slow_request", "the request's head did not arrive in time")
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end, *LATE)
 
     def _end_stall(self) -> None:
         if self.stall_timer is not None:

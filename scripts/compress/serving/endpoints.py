@@ -16,6 +16,7 @@ from compress.serving.responses import JSON, ServiceError, overloaded
 from compress.serving.scheduler import Overloaded, Prediction
 from compress.serving.state import Disconnected, Service
 
+PLAIN = (b"", b"identity", b"chunked")  # encodings of a body that is not compressed
 logger = logging.getLogger("compress.serving")
 
 
@@ -84,15 +85,10 @@ class Predict(Process):
             raise ServiceError(400, "not_an_object", 'send {"text": "..."} or {"text": ["...", "..."]}')
         if unknown := set(value) - {"text", "scores"}:
             raise ServiceError(400, "unknown_key", f"{len(unknown)} unknown keys; known are text and scores")
-        text, scores = value.get("text"), value.get("scores", False)
+        scores = value.get("scores", False)
         if not isinstance(scores, bool):
             raise ServiceError(400, "not_a_boolean", "scores must be true or false")
-        texts = text if isinstance(text, list) else [text]
-        if not texts:
-            raise ServiceError(400, "empty_text", "the list of texts is empty")
-        if len(texts) > MAX_TEXTS:
-            raise ServiceError(413, "too_many_texts", f"at most {MAX_TEXTS} texts in one request")
-        return [check_text(item) for item in texts], lambda predictions: self.rows(predictions, scores)
+        return check_texts(value.get("text")), lambda predictions: self.rows(predictions, scores)
 
     def rows(self, predictions, scores: bool):
         return {"predictions": [{name: self.full(name, p, scores) for name, p in row.items()} for row in predictions]}
@@ -106,7 +102,7 @@ class Predict(Process):
 
 
 def check_head(scope) -> None:
-    """Checks method, media type and announced length; raises ServiceError."""
+    """Checks method, media type, encoding and announced length; raises ServiceError."""
     if scope["method"] != "POST":
         raise ServiceError(405, "method_not_allowed", "use POST", {"Allow": "POST"})
     media, length = b"", None
@@ -115,6 +111,8 @@ def check_head(scope) -> None:
             media = value
         elif name == b"content-length":
             length = int(value)
+        elif name in (b"content-encoding", b"transfer-encoding") and value.lower() not in PLAIN:
+            raise ServiceError(415, "encoding", "send the body uncompressed", {"Accept-Encoding": "identity"})
     kind, _, options = media.decode("latin-1").lower().partition(";")
     if kind.strip() != "application/json" or options.replace(" ", "").replace('"', "") not in ("", "charset=utf-8"):
         raise ServiceError(415, "media_type", "send Content-Type: application/json")
@@ -142,11 +140,21 @@ def parse_json(body: bytes):
         raise ServiceError(400, "bad_json", "the body is not valid JSON") from None
 
 
-def check_text(value) -> str:
+def check_texts(value) -> list[str]:
+    if not isinstance(value, list):
+        return [check_text(value)]
+    if not value:
+        raise ServiceError(400, "empty_text", "the list of texts is empty")
+    if len(value) > MAX_TEXTS:
+        raise ServiceError(413, "too_many_texts", f"at most {MAX_TEXTS} texts in one request")
+    return [check_text(text, f"text {number}") for number, text in enumerate(value, 1)]
+
+
+def check_text(value, name: str = "the text") -> str:
     if not isinstance(value, str):
-        raise ServiceError(400, "not_a_string", "a text must be a JSON string")
+        raise ServiceError(400, "not_a_string", f"{name} must be a JSON string")
     if len(value) > MAX_TEXT:
-        raise ServiceError(413, "text_too_long", f"a text has at most {MAX_TEXT} characters")
+        raise ServiceError(413, "text_too_long", f"{name} has more than {MAX_TEXT} characters")
     if not value.strip():
-        raise ServiceError(400, "empty_text", "the text is empty or blank")
+        raise ServiceError(400, "empty_text", f"{name} is empty or blank")
     return value

@@ -1,6 +1,8 @@
 """Every limit and default of the service. /info, the API document and --help show them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from compress.cli import cores
 
 MAX_BODY = 64 * 1024  # bytes
 MAX_TEXT = 8192  # characters
@@ -9,18 +11,23 @@ MAX_HEAD = 16 * 1024  # bytes
 MAX_CONNECTIONS = 1024
 HEAD_SECONDS = 10  # to send a request's head, the rest of a refused request, or anything on a new connection
 STALL_SECONDS = 10  # that a client may leave its responses unread
+PROBE_SECONDS = 0.05  # between interim responses to a client that has ended its half of the connection
 IDLE_SECONDS = 30  # between two requests of a connection
 DRAIN_SECONDS = 20  # from SIGTERM to the end of the last admitted request
+
+
+def option(default: int, about: str):
+    return field(default=default, metadata={"help": f"{about} (default: %(default)s)"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How the models run: the options of serve.py, and the limits in /info."""
 
-    workers: int  # threads that run models
-    threads: int = 1  # of one model in each worker
-    max_batch: int = 4  # texts
-    max_tokens: int = 1024  # word pieces in a batch, padding included
-    window: int = 64  # waiting texts from which a batch is chosen
-    deadline_ms: int = 1000  # of every request
-    max_wait_ms: int = 250  # expected wait beyond which requests get 429
+    workers: int = option(cores(), "threads that run models; by default one per core")
+    threads: int = option(1, "of one model in each worker")
+    max_batch: int = option(4, "texts in a batch; 1: no batching")
+    max_tokens: int = option(1024, "word pieces in a batch, padding included")
+    window: int = option(64, "waiting texts of which a batch takes similar lengths; up to --max-batch: the oldest")
+    deadline_ms: int = option(1000, "of every request")
+    max_wait_ms: int = option(250, "expected wait beyond which requests get 429")

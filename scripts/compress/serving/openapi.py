@@ -24,11 +24,10 @@ STATUSES = {
     405: "not a POST",
     408: "the body did not arrive in time",
     413: f"a body over {MAX_BODY} bytes, a text over {MAX_TEXT} characters, or more than {MAX_TEXTS} texts",
-    415: "not application/json",
+    415: "not application/json, or compressed",
     429: "overloaded: try again after Retry-After seconds",
     431: "the head is too large",
     500: "a model failed on this text",
-    501: "the request asks for another protocol",
     503: "starting or draining",
     504: "no response within the deadline",
 }

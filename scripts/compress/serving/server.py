@@ -8,12 +8,13 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import uvicorn
+from compress.cli import base_url
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
 from compress.serving.limits import DRAIN_SECONDS, IDLE_SECONDS, MAX_CONNECTIONS, Options
@@ -27,14 +28,34 @@ SWITCH_SECONDS = 0.0005  # workers that return from a model get the interpreter 
 class DrainingServer(uvicorn.Server):
     """uvicorn's server with a thread that loads the models, and a drain before the shutdown."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, load: Callable[[asyncio.AbstractEventLoop], None]):
+    def __init__(self, config: uvicorn.Config, service: Service, folders: Sequence[Path], options: Options):
         super().__init__(config)
-        self.service, self.load = service, load
+        self.service, self.folders, self.options = service, folders, options
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self.load, args=(loop,), daemon=True).start()
+        threading.Thread(target=self.load, args=(asyncio.get_running_loop(),), daemon=True).start()
+
+    def load(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Loads the models and makes the service ready, or stores why it will never be."""
+        service, options = self.service, self.options
+        try:
+            models, tokenizers, service.infos = load_models(self.folders, options)
+            service.scheduler = Scheduler(
+                models,
+                tokenizers,
+                options.workers,
+                loop,
+                max_tokens=options.max_tokens,
+                window=options.window,
+                max_wait=options.max_wait_ms / 1000,
+                observe=service.metrics.observe,
+            )
+        except Exception as error:
+            service.failure = str(error)
+            return
+        url, names = base_url(self.config.host, self.config.port), ", ".join(model.name for model in models)
+        print(f"ready: {url} serves {names}", flush=True)
 
     def handle_exit(self, sig, frame) -> None:
         if self.service.draining:
@@ -74,28 +95,7 @@ def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> in
         proxy_headers=False,
         backlog=MAX_CONNECTIONS,
     )
-    ready = f"ready: http://{host}:{port}/ serves"
-    DrainingServer(config, service, partial(_load, service, folders, options, ready)).run()
+    DrainingServer(config, service, folders, options).run()
     if service.scheduler:
         service.scheduler.stop()
     return 1 if service.failure else 0
-
-
-def _load(service: Service, folders: Sequence[Path], options: Options, ready: str, loop) -> None:
-    """Loads the models and makes the service ready, or stores why it will never be."""
-    try:
-        models, tokenizers, service.infos = load_models(folders, options)
-        service.scheduler = Scheduler(
-            models,
-            tokenizers,
-            options.workers,
-            loop,
-            max_tokens=options.max_tokens,
-            window=options.window,
-            max_wait=options.max_wait_ms / 1000,
-            observe=service.metrics.observe,
-        )
-    except Exception as error:
-        service.failure = str(error)
-        return
-    print(f"{ready} {', '.join(model.name for model in models)}", flush=True)

@@ -1,0 +1,145 @@
+"""The service's HTTP on real sockets, with a tiny model: Upgrade, encodings, half-closed connections, its URL."""
+
+import gzip
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from compress.loadtest.processes import HOST, free_port
+from conftest import ROOT
+from test_peers import artifact  # noqa: F401  (a fixture)
+from test_service import HEAD, exchange, get, post, send, service
+
+BODY = b'"good"'
+GOOD = HEAD % (len(BODY), b"") + BODY
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+SLOW_SECONDS = 0.1
+# Runs a script with ONNX models whose calls take SLOW_SECONDS.
+SLOW = f"""
+import runpy, sys, time
+sys.path.insert(0, "scripts")
+from compress.engines.ort import OrtPredictor
+fast = OrtPredictor.__call__
+OrtPredictor.__call__ = lambda *arguments: (time.sleep({SLOW_SECONDS}), fast(*arguments))[1]
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def served(artifact):  # noqa: F811
+    with service(ROOT, artifact) as (port, _):
+        yield port
+
+
+@pytest.fixture(scope="module")
+def slow(artifact):  # noqa: F811
+    """The port of a service with one worker, which takes SLOW_SECONDS for every text."""
+    options = {"workers": 1, "max_batch": 1, "deadline_ms": 10_000, "max_wait_ms": 10_000}
+    with service(ROOT, artifact, python=(sys.executable, "-c", SLOW), **options) as (port, _):
+        yield port
+
+
+def test_an_offer_of_another_protocol_is_ignored(served):
+    chunked = b"6\r\n" + BODY + b"\r\n0\r\n\r\n"
+    offers = [
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n",
+        HEAD % (len(BODY), OFFER) + BODY,
+        HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") % OFFER + chunked,
+        GOOD,
+    ]
+    # The connection stays open, and the body of each request is read.
+    assert exchange(served, b"".join(offers), 1).count(b"HTTP/1.1 200") == 4
+    assert exchange(served, offers[0] * 2000, 1).count(b"HTTP/1.1 200") == 2000
+    with socket.create_connection((HOST, served), timeout=20) as client:
+        for byte in offers[1]:
+            client.sendall(bytes([byte]))
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    closing = offers[1].replace(b"Upgrade, HTTP2-Settings", b"Upgrade, close")
+    assert exchange(served, closing * 2).count(b"HTTP/1.1 200") == 1
+    assert exchange(served, offers[1][:-6].replace(b"Host: x", b"X: " + b"a" * 20_000)).startswith(b"HTTP/1.1 431")
+    received = exchange(served, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n" * 2)
+    assert received.startswith(b"HTTP/1.1 405")
+    assert received.count(b"HTTP/1.1") == 1
+
+
+def test_a_compressed_body_is_415(served):
+    body = gzip.compress(BODY)
+    status, content, headers = send(served, body=body, **{"Content-Encoding": "gzip"})
+    assert (status, content["error_type"]) == (415, "encoding")
+    assert headers["Accept-Encoding"] == "identity"
+    chunked = HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: gzip, chunked") % b""
+    received = exchange(served, chunked + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n", 1)
+    assert received.startswith(b"HTTP/1.1 415")
+    assert send(served, body=BODY, **{"Content-Encoding": "identity"})[0] == 200
+
+
+def test_a_list_names_the_text_that_is_wrong(served):
+    assert post(served, {"text": ["a", 1]}, "/predict")[1]["error"] == "text 2 must be a JSON string"
+    assert post(served, {"text": ["a", "b", " "]}, "/predict")[1]["error"] == "text 3 is empty or blank"
+    assert post(served, {"text": 1}, "/predict")[1]["error"] == "the text must be a JSON string"
+
+
+def half_closed(port, sent):
+    """What a client receives that ends its half of the connection after it has sent everything."""
+    received = b""
+    with socket.create_connection((HOST, port), timeout=20) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        while part := client.recv(65536):
+            received += part
+    return received
+
+
+def test_a_client_that_ends_its_half_of_the_connection_gets_its_responses(served, slow):
+    assert half_closed(served, GOOD).startswith(b"HTTP/1.1 200")
+    assert half_closed(served, GOOD.replace(b"HTTP/1.1", b"HTTP/1.0")).startswith(b"HTTP/1.1 200")
+    assert half_closed(served, GOOD * 3 + b"GET /li").count(b"HTTP/1.1 200") == 3
+    assert half_closed(served, GOOD[:-1]) == b""
+    responses = re.findall(rb"HTTP/1.1 (\d+)", half_closed(slow, GOOD * 3))
+    assert responses.count(b"200") == 3
+    assert set(responses) == {b"100", b"200"}
+
+
+def test_the_requests_of_a_client_that_is_gone_are_dropped(slow):
+    def counted(pattern):
+        return sum(map(float, re.findall(pattern, get(slow, "/metrics")[1], re.M)))
+
+    before = counted(r"^items_total{.*} (\S+)")
+    for _ in range(30):
+        with socket.create_connection((HOST, slow), timeout=20) as client:
+            client.sendall(GOOD)
+    last = time.monotonic() + 10
+    while counted(r"^waiting_requests (\S+)"):
+        assert time.monotonic() < last
+    assert counted(r'^requests_total{path="/process",status="disconnected"} (\S+)') >= 20
+    assert counted(r"^items_total{.*} (\S+)") - before <= 10
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_service_prints_a_url_that_works_whatever_streams_are_closed(artifact, tmp_path, host):  # noqa: F811
+    if host == "::1":
+        with socket.socket(socket.AF_INET6) as probe:
+            try:
+                probe.bind((host, 0))
+            except OSError:
+                pytest.skip("this machine has no IPv6")
+    command = f"exec {sys.executable} scripts/serve.py --model {artifact} --host {host} --port {free_port()} <&- 2>&-"
+    process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        url = re.match(r"ready: (http:\S+) serves tiny\n", process.stdout.readline()).group(1)
+        request = urllib.request.Request(f"{url}process", BODY, {"Content-Type": "application/json"})
+        for _ in range(3):  # every connection that is closed
+            with urllib.request.urlopen(request, timeout=20) as response:
+                assert json.load(response)["tiny"]["label"] in ("no", "yes")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
