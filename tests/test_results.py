@@ -340,7 +340,9 @@ def test_a_variant_without_results_has_a_row_with_the_reason_and_failures_set_th
     assert report_rows(rows) == 1
     printed = capsys.readouterr().out
     assert "broken (seed 0): failed: it is failed" in printed
-    assert report_rows([row for row in rows if row.status != "failed"]) == 0
+    assert "not-built (seed 0): missing: not built" in printed
+    assert report_rows([row for row in rows if row.status == "missing"]) == 1
+    assert report_rows([row for row in rows if row.status in ("ok", "skipped")]) == 0
 
 
 def test_collate_works_from_seed_files_alone_and_adds_a_seed_without_touching_others(profile, built):

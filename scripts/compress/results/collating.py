@@ -94,11 +94,14 @@ def variant_rows(
 
 
 def report_rows(rows: list[VariantRow]) -> int:
-    """Prints how many variants each seed has, and why others have no results; the exit status is 1 if one failed."""
+    """Prints how many variants each seed has, and why others have no results.
+
+    The exit status is 1 if one failed, or is missing on the CPU; a GPU may have measured a part of them.
+    """
     for seed in dict.fromkeys(row.seed for row in rows):
         states = Counter(row.status for row in rows if row.seed == seed)
         print(f"seed {seed}: " + ", ".join(f"{count} {status}" for status, count in sorted(states.items())))
     for row in rows:
-        if row.status in ("failed", "skipped"):
+        if row.status != "ok":
             print(f"{row.variant} (seed {row.seed}): {row.status}: {row.reason}")
-    return int(any(row.status == "failed" for row in rows))
+    return int(any(row.status == "failed" or (row.status, row.device) == ("missing", "cpu") for row in rows))
