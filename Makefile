@@ -38,6 +38,7 @@ MAX_MB ?=
 MAX_MS ?=
 MIN_F1 ?=
 MODEL ?=
+NAME ?=
 # The folder that `make check` compares with; empty: results/ at git's HEAD.
 AGAINST ?= $(wildcard tests/expected/$(PROFILE))
 ONLY ?=# variants that `make check` builds first, and compares alone
@@ -112,6 +113,10 @@ optimum: ## HW6: Optimum, and PyTorch's own fast paths
 finetune quantize-prune cluster distill export optimum: $(ENV)
 	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=stage-$@
 
+model: $(ENV) ## one variant with its parents, evaluated: make model NAME=cluster-16
+	@test -n "$(NAME)" || { echo "which model? make model NAME=cluster-16 (names: scripts/profiles/$(PROFILE).toml)" >&2; exit 1; }
+	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=evaluated ONLY="$(NAME)"
+
 serve-bench: $(ENV) ## HW7: the classifiers of the service, and load on the served models
 	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=stage-$@
 	@$(LOCK) $(SERVE_BENCH)
@@ -173,7 +178,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all smoke test soak test-replicas test-slow test-peers test-ray env data $(STAGES) serve-peers peers-env results serve serve-ray figures report notebooks check recommend pdf lint lock settings clean distclean sequence planned rebuilt
+.PHONY: help all model smoke test soak test-replicas test-slow test-peers test-ray env data $(STAGES) serve-peers peers-env results serve serve-ray figures report notebooks check recommend pdf lint lock settings clean distclean sequence planned rebuilt
 
 # The files and steps behind these targets.
 .venv/.installed: requirements.txt
@@ -226,7 +231,7 @@ sequence:
 
 # One goal that needs the plan: the data, or the models of a script with their parents.
 planned:
-	@+$(NEEDS_ENV); $(PLAN)
+	@+$(NEEDS_ENV); $(PLAN) $(if $(ONLY),--only "$(ONLY)")
 	@+$(PLANNED_MAKE) $(PARALLEL) $(GOAL)
 
 # For make check: some variants with their parents, collated into a separate folder.

@@ -30,15 +30,17 @@ def parents_of(profile: Profile, variant) -> list[str]:
 
 
 def sources_of(variant) -> list[Path]:
-    """The Python files that decide what the variant becomes: its script and its method's modules."""
-    script = SCRIPTS / variant.script
+    """The Python files that decide what the variant becomes: its method's module and all that this imports.
+
+    Not its numbered script, which only passes arguments on: a new method would make all others of its script stale.
+    """
     todo, seen = [f"compress.methods.{variant.module}"], set()
     while todo:
         name = todo.pop()
         if name not in seen and module_path(name).is_file():
             seen.add(name)
             todo += [other for other in imported(name) if other.startswith(DECIDING)]
-    return [script, *sorted(map(module_path, seen))]
+    return sorted(map(module_path, seen))
 
 
 def module_path(name: str) -> Path:
