@@ -15,7 +15,10 @@ def main(args: argparse.Namespace) -> None:
 
     card = prepare(load_profile(args.profile))
     for name, split in card["splits"].items():
-        print(f"{name:>12}: {split['sentences']:6} sentences, {split['length_mean']:5.1f} word pieces on average")
+        pieces = f"{split['length_mean']:5.1f} word pieces on average, {split['unknown_share']:.2%} unknown"
+        print(f"{name:>12}: {split['sentences']:6} sentences, {pieces}")
+    lowercases = "lowercases texts" if card["tokenizer"]["lowercases"] else "keeps capital letters"
+    print(f"   tokenizer: {card['tokenizer']['pieces']:6} pieces, {lowercases}")
     print(f" fingerprint: {card['fingerprint']}")
 
 
