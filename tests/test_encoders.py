@@ -196,12 +196,12 @@ def test_a_vocabulary_alone_with_capitals_needs_a_word_on_lowercasing(tmp_path):
     assert tokenizer.tokenize("Berlin") == ["Berlin"]
 
 
-def profile(folder, **backbone):
-    """A profile with 40 sentences, every fifth word of which the encoder's tokenizer doesn't know."""
+def own_profile(folder, *variants, **backbone):
+    """A profile with 40 sentences, in each of which the encoder's tokenizer doesn't know one word of four."""
     (folder / "a.csv").write_text("text,label\n" + "".join(f"the film was good{i},{'ab'[i % 2]}\n" for i in range(40)))
     data = {"path": str(folder / "a.csv"), "validation": 10, "test": 10, "max_length": 16}
     about = {"name": "own", "description": "-", "baseline": "bert-orig", "data": data, "backbone": backbone}
-    return Profile.model_validate(about | {"variants": [{"name": "bert-orig", "method": "untrained"}]})
+    return Profile.model_validate(about | {"variants": [{"name": "bert-orig", "method": "untrained"}, *variants]})
 
 
 @pytest.mark.parametrize("lowercases", [True, False])
@@ -210,7 +210,7 @@ def test_the_data_card_shows_lowercasing_and_unknown_pieces(tmp_path, monkeypatc
     folder = encoder(tmp_path / "encoder")
     without("tokenizer.json")(folder)
     replace("tokenizer_config.json", json.dumps({"do_lower_case": lowercases}))(folder)
-    card = prepare(profile(tmp_path, path=str(folder)))
+    card = prepare(own_profile(tmp_path, path=str(folder)))
     assert card["tokenizer"] == {"pieces": 11, "lowercases": lowercases, "unknown": "[UNK]"}
     assert card["splits"]["train"]["unknown_share"] == round(1 / 6, 4)  # [CLS] the film was [UNK] [SEP]
 
@@ -219,7 +219,7 @@ def test_preparing_data_twice_leaves_the_files_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
     folder = encoder(tmp_path / "encoder")
     rename(lambda t: {key: value for key, value in t.items() if "pooler" not in key})(folder)
-    own = profile(tmp_path, path=str(folder))
+    own = own_profile(tmp_path, path=str(folder))
     prepare(own)
     before = (own.data_folder / "data.json").stat().st_ino
     prepare(own)
