@@ -15,11 +15,11 @@ def main(args: argparse.Namespace) -> None:
 
     card = prepare(load_profile(args.profile))
     for name, split in card["splits"].items():
-        pieces = f"{split['length_mean']:5.1f} word pieces on average, {split['unknown_share']:.2%} unknown"
-        print(f"{name:>12}: {split['sentences']:6} sentences, {pieces}")
-    lowercases = "lowercases texts" if card["tokenizer"]["lowercases"] else "keeps capital letters"
-    print(f"   tokenizer: {card['tokenizer']['pieces']:6} pieces, {lowercases}")
+        print(f"{name:>12}: {split['sentences']:6} sentences, {split['length_mean']:5.1f} word pieces on average")
     print(f" fingerprint: {card['fingerprint']}")
+    about, unknown = card["tokenizer"], card["splits"]["train"]["unknown_share"]
+    case = "lowercases texts" if about["lowercases"] else "keeps capitals"
+    print(f"   tokenizer: {about['pieces']} pieces, {case}, {unknown:.2%} of the pieces in train are unknown")
 
 
 if __name__ == "__main__":

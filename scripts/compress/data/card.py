@@ -14,7 +14,7 @@ OUT_OF_DOMAIN = ("amazon", "tweets", "nyt")  # test sets that the rated snippets
 
 
 def load_card(profile: Profile) -> dict:
-    """fingerprint, labels, source, backbone, tokenizer, and for each split its sentences, class shares and lengths."""
+    """fingerprint, labels, source, backbone, and for each split its sentences, class shares and lengths."""
     path = profile.data_folder / FILE
     try:
         return json.loads(path.read_text("utf-8"))
