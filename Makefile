@@ -6,6 +6,12 @@ MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
+# The environment alone decides what Python finds, and where pip installs; texts are UTF-8 in every locale.
+unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PIP_TARGET PIP_PREFIX
+export PIP_USER := 0
+export PYTHONNOUSERSITE := 1
+export PYTHONUTF8 := 1
+
 PROFILE ?= minilm# which profile in scripts/profiles/
 SCOPE ?= core# core (the main text) or full (the appendix, too)
 SEEDS ?= 0# training seeds, separated by spaces
@@ -157,7 +163,7 @@ recommend: $(ENV) ## which variant to use: make recommend MAX_MB=25 MAX_MS=2 MIN
 
 pdf: $(BUILD)/.report ## report.pdf (Debian: texlive-xetex texlive-fonts-recommended texlive-plain-generic lmodern)
 	@command -v xelatex >/dev/null || { echo "no xelatex: apt-get install --no-install-recommends texlive-xetex texlive-fonts-recommended texlive-plain-generic lmodern" >&2; exit 1; }
-	cd $(REPORT) && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex && xelatex -interaction=batchmode -halt-on-error -output-directory=$(CURDIR)/$(BUILD) report.tex
+	cd $(REPORT) && xelatex -interaction=batchmode -halt-on-error -output-directory="$(CURDIR)/$(BUILD)" report.tex && xelatex -interaction=batchmode -halt-on-error -output-directory="$(CURDIR)/$(BUILD)" report.tex
 	mv $(BUILD)/report.pdf $(REPORT)/report.pdf
 
 ##@ Housekeeping

@@ -17,6 +17,9 @@ def main(args: argparse.Namespace) -> None:
     for name, split in card["splits"].items():
         print(f"{name:>12}: {split['sentences']:6} sentences, {split['length_mean']:5.1f} word pieces on average")
     print(f" fingerprint: {card['fingerprint']}")
+    about, unknown = card["tokenizer"], card["splits"]["train"]["unknown_share"]
+    case = "lowercases texts" if about["lowercases"] else "keeps capitals"
+    print(f"   tokenizer: {about['pieces']} pieces, {case}, {unknown:.2%} of the pieces in train are unknown")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
     ignore_known_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ["LC_ALL"] = "C.UTF-8"  # of programs that are started: pandoc reads paths, g++ writes messages
     # Threads that spin while they wait lose most of their speed as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

@@ -5,5 +5,5 @@ class UserError(Exception):
     """A problem the user can repair. Its text says what is wrong, where, and what to do."""
 
 
-class Skip(Exception):
+class Skip(UserError):
     """This machine, these library versions or this network can't build a variant. Its text is the reason."""

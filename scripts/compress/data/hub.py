@@ -52,3 +52,8 @@ def explained(name: str, commit: str, kind: str):
             f"and copy its cache to {constants.HF_HUB_CACHE}, or copy the downloaded folder and name it in the profile "
             f"by the key path instead of hub."
         ) from None
+    except OSError as error:  # the errors above are OSErrors, too
+        raise UserError(
+            f"{kind} {name}: can't be stored in {constants.HF_HUB_CACHE}: {error}\n"
+            f"Set HF_HOME to a folder that you may write to and that has free space."
+        ) from None

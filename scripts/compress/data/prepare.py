@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from compress.config.profile import Profile
-from compress.data.backbone import save_backbone
+from compress.data.backbone import save_backbone, tokenizer_facts
 from compress.data.card import FILE, load_card, load_splits
 from compress.data.identity import identity
 from compress.data.partition import dataset_dict, split_snippets, split_tables
@@ -33,12 +33,14 @@ def prepare(profile: Profile) -> dict:
     try:
         save_backbone(profile.backbone, folder / "backbone", len(labels), data.max_length)
         dataset_dict(splits).save_to_disk(str(folder / "splits"))
+        tokenizer = tokenizer_facts(folder / "backbone")
         card = {
             "fingerprint": fingerprint(splits),
             "labels": labels,
             "source": identity(data),
             "backbone": identity(profile.backbone),
-            "splits": split_statistics(splits, folder / "backbone" / "tokenizer.json"),
+            "tokenizer": tokenizer,
+            "splits": split_statistics(splits, folder / "backbone" / "tokenizer.json", tokenizer["unknown"]),
         }
         write_json(folder / FILE, card)
         if not is_there(profile, card, folder / "backbone"):
@@ -61,14 +63,16 @@ def is_there(profile: Profile, card: dict, backbone: Path) -> bool:
     return filecmp.cmpfiles(backbone, profile.backbone_folder, names, shallow=False)[1:] == ([], [])
 
 
-def split_statistics(splits: dict[str, Rows], tokenizer_file: Path) -> dict[str, dict]:
-    """Sentences, share of each class and length in word pieces per split (special pieces counted)."""
+def split_statistics(splits: dict[str, Rows], tokenizer_file: Path, unknown: str | None) -> dict[str, dict]:
+    """Per split: sentences, share of each class, length in word pieces (special ones counted), share of unknown."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    unknown_id = tokenizer.token_to_id(unknown or "")
     card = {}
     for name, rows in splits.items():
-        lengths = sorted(len(encoding) for encoding in tokenizer.encode_batch([text for text, _ in rows]))
+        encodings = tokenizer.encode_batch([text for text, _ in rows])
+        lengths = sorted(map(len, encodings))
         classes = [label for _, label in rows]
         card[name] = {
             "sentences": len(rows),
@@ -76,5 +80,6 @@ def split_statistics(splits: dict[str, Rows], tokenizer_file: Path) -> dict[str,
             "length_mean": round(sum(lengths) / len(lengths), 2),
             "length_median": lengths[len(lengths) // 2],
             "length_max": lengths[-1],
+            "unknown_share": round(sum(encoding.ids.count(unknown_id) for encoding in encodings) / sum(lengths), 4),
         }
     return card

@@ -4,9 +4,10 @@ torchao is imported only for the variants that need it (see compress/__init__.py
 """
 
 import logging
+import os
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from compress.engines.int8 import Int8Embedding, computes_in_int8, dynamic_int8, int8_linear
 from compress.engines.predictor import Predictor, require_cpu
-from compress.errors import UserError
+from compress.errors import Skip, UserError
 from compress.storage import packed
 from compress.storage.artifact import Artifact
 from torch import nn
@@ -23,11 +24,12 @@ from transformers.modeling_utils import no_init_weights
 
 SAVED = "pytorch_model.bin"
 TORCHAO_FILE = "torchao.pt"
+CAUSES = ("No space left", "failed to map", "Permission denied", "rror: ")  # in the lines of a compiler's error
 
 
 @dataclass(frozen=True)
 class TorchPredictor(Predictor):
-    model: nn.Module
+    model: Callable
     device: str
     precision: str
     threads: int
@@ -56,8 +58,27 @@ def load_torch(folder: Path, artifact: Artifact, device: str, threads: int) -> T
     model = load_model(folder).to(device)
     precision = torch_precision(model)
     if artifact.runtime.get("compile"):
-        model = torch.compile(model, dynamic=True)
+        model = compiled(model)
     return TorchPredictor(model, device, precision, torch.get_num_threads())
+
+
+def compiled(model: nn.Module) -> Callable:
+    """torch.compile of a model. A call raises Skip if the compiler fails: each new kind of batch may need it."""
+    fast = torch.compile(model, dynamic=True)
+
+    def call(**inputs):
+        try:
+            return fast(**inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            line = next((line for cause in CAUSES for line in lines if cause in line), lines[0])
+            reason = line.split("fatal error: ")[-1].split(".  ")[0].strip()[:200]
+            raise Skip(
+                f"torch.compile failed: {reason}; it needs a C++ compiler, and a temporary folder with free space "
+                f"where files may be executed (TMPDIR={os.environ.get('TMPDIR', '/tmp')})"
+            ) from error
+
+    return call
 
 
 def load_int8_saved(folder: Path, artifact: Artifact, device: str, threads: int) -> TorchPredictor:

@@ -28,7 +28,7 @@ def measure_cold(folder: Path, texts: list[str], device: str, threads: int, outp
     count = str(threads)
     environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_WAIT_POLICY", None)  # set for training; a measured model may spin
-    with tempfile.TemporaryDirectory(prefix="cold-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="cold-", dir=output.parent) as temporary:  # not every TMPDIR has room
         # An empty cache, for torch.compile: kernels of earlier runs would hide what a first call costs.
         environment["TORCHINDUCTOR_CACHE_DIR"] = temporary
         sentences = Path(temporary) / "texts.json"

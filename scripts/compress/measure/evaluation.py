@@ -18,7 +18,7 @@ from compress.cli import cores, ignore_known_warnings
 from compress.config.profile import Profile, load_profile
 from compress.data.tasks import splits_for
 from compress.engines.predictor import Predictor, load, load_tokenizer, predict, token_ids
-from compress.errors import UserError
+from compress.errors import Skip, UserError
 from compress.files import read_arrays, remove, sha256_file, write_arrays
 from compress.metrics import quality
 from compress.storage.artifact import read_artifact
@@ -67,8 +67,8 @@ def prepare_worker() -> None:
 def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> str:
     """Evaluates one variant and writes its predictions; returns the message for the console.
 
-    Raises UserError for a model that can't be loaded, whose record is then removed, or whose logits are not finite,
-    whose record then has the status failed.
+    A model that this machine can't run is replaced by a record with the status skipped. Raises UserError for one that
+    can't be loaded, whose record is then removed, or whose logits are not finite, whose record is then failed.
     """
     profile = load_profile(profile_name)
     variant = next(v for v in (*profile.variants, *profile.services) if v.name == name)
@@ -79,6 +79,12 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
     texts = {key: split["text"][:] for key, split in splits.items() if key not in ("train", "unlabelled")}
     try:
         arrays = evaluate_folder(folder, texts, device)
+    except Skip as skip:
+        without_model = {"status": "skipped", "reason": str(skip), "sizes": None, "artifact_sha256": None}
+        record = read_record(folder).model_copy(update=without_model)
+        remove(folder)
+        write_record(folder, record)
+        return f"skipped: {skip}"
     except UserError:
         remove(folder / FILE)  # so that the next run builds it again
         raise

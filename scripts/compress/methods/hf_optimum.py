@@ -5,6 +5,7 @@ optimum.onnxruntime and optimum.intel are imported inside their methods: each ta
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from compress.methods.engine_files import (
 from compress.methods.integers import int8_weights
 from compress.methods.made import Context, Made, made
 from compress.methods.quantize import packed_int8
+from compress.paths import ROOT
 from compress.storage.artifact import read_artifact
 from datasets import Dataset
 
@@ -124,6 +126,8 @@ def torch_runtime(variant, context: Context) -> Made:
     """The parent for PyTorch itself: 16-bit or int8 arithmetic, or compiled."""
     if variant.compile and not any(map(shutil.which, ("g++", "clang++"))):
         raise Skip("torch.compile needs a C++ compiler (g++ or clang++), and there is none")
+    if variant.compile and " " in f"{ROOT}{sys.prefix}":
+        raise Skip("torch.compile needs paths without spaces, and that of this clone or its environment has one")
     model = load_model(context.parent)
     runtime = {"compile": True} if variant.compile else {}
     if variant.precision == "int8":
