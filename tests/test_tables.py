@@ -246,3 +246,41 @@ def test_the_documented_example_prints_and_keeps_what_the_documentation_says(clo
     }
     assert card["rows"]["read"] == {"train": 1500}
     assert card["rows"]["dropped"] == {"duplicates": 1, "with contradicting labels in one split": 2}
+
+
+@pytest.mark.parametrize("quotes", ["'", '"""'])
+def test_make_notices_every_change_of_a_local_file(clone, quotes):
+    data = clone / ("my data; all/of it/two: #x" if quotes == "'" else "my data; all/of it's $1")
+    encoder = clone / "my-encoder/1_Pooling"
+    for folder in (data / "sub", encoder):
+        folder.mkdir(parents=True, exist_ok=True)
+    (data / "train set*.csv").write_text(PLAIN)
+    (data / "sub/more.csv").write_text(PLAIN)
+    (encoder / "pooling config [1].json").write_text("{}")
+    text = documented_profile().replace('"mine"', '"quoted"')
+    assert '"reviews.csv"' in text
+    path = f"{quotes}{data.relative_to(clone)}{quotes}"
+    (clone / "scripts/profiles/quoted.toml").write_text(text.replace('"reviews.csv"', path), "utf-8")
+
+    def is_stale() -> bool:
+        done = run(clone, "make", "-n", "data", "PROFILE=quoted")
+        assert done.returncode == 0, done.stderr
+        return "scripts/prepare_data.py" in done.stdout
+
+    def pretend_prepared() -> None:
+        for file in (clone / "build/quoted/.data", clone / "build/quoted/data/data.json"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+
+    assert is_stale()
+    pretend_prepared()
+    assert not is_stale()
+    changes = [
+        lambda: (data / "train set*.csv").write_text(PLAIN + "more,a\n"),
+        lambda: (data / "sub/more.csv").unlink(),
+        lambda: (encoder / "pooling config [1].json").write_text("{ }"),
+    ]
+    for change in changes if quotes == "'" else changes[:1]:
+        change()
+        assert is_stale()
+        pretend_prepared()
