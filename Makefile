@@ -252,7 +252,7 @@ ifeq ($(PLANNED),1)
 include $(BUILD)/plan.mk
 .PHONY: models evaluated timed collated benchmarked $(STAGES:%=stage-%)
 
-$(BUILD)/.data: $(BUILD)/plan/data.json $(DATA_FILES) $(DATA_SOURCES) $(call unless,$(BUILD)/data/data.json)
+$(BUILD)/.data: $(BUILD)/plan/data.json $(DATA_SOURCES) $(call unless,$(BUILD)/data/data.json)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE)
 	@touch $@
 

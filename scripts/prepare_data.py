@@ -14,6 +14,11 @@ def main(args: argparse.Namespace) -> None:
     from compress.data.prepare import prepare
 
     card = prepare(load_profile(args.profile))
+    if rows := card.get("rows"):
+        print(f"        rows: {sum(rows['read'].values())} read, {rows['used']} used")
+        for title in ("dropped", "texts", "classes"):
+            counts = [f"{name} ({count})" for name, count in rows[title].items() if count]
+            print(f"{title:>12}: {', '.join(counts) or 'none'}")
     for name, split in card["splits"].items():
         print(f"{name:>12}: {split['sentences']:6} sentences, {split['length_mean']:5.1f} word pieces on average")
     print(f" fingerprint: {card['fingerprint']}")

@@ -148,7 +148,7 @@ def test_without_results_to_compare_with_it_names_the_options(tmp_path):
     for option in ("--against", "--fresh"):
         done = run(ROOT, PYTHON, "scripts/check.py", option, str(tmp_path))
         assert done.returncode == 1
-        assert f"{tmp_path}: no variants.csv; name a folder that has one with --against or --fresh" in done.stderr
+        assert f"{tmp_path}: no variants.csv; run: make all, or name a folder with --against or --fresh" in done.stderr
 
 
 def test_portable_rows_make_the_same_claims_as_the_rows_they_come_from(tmp_path):

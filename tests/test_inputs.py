@@ -178,6 +178,8 @@ def test_local_files_of_a_profile_are_listed_and_packages_have_none(tmp_path):
     (tmp_path / "a.csv").touch()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "config.json").touch()
+    (tmp_path / "b" / ".git").mkdir()
+    (tmp_path / "b" / ".git" / "index").touch()
     local = {"data": Data(path=str(tmp_path / "a.csv")), "backbone": Backbone(path=str(tmp_path / "b"))}
     files = profile_files(profile.model_copy(update=local))
     assert files == [tmp_path / "a.csv", tmp_path / "b" / "config.json"]

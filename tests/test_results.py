@@ -326,6 +326,13 @@ def test_speedups_are_medians_over_all_passes_with_the_range_of_the_passes(profi
     assert measured["measured"]["new_length_ms"] == pytest.approx(250, rel=1e-5)
 
 
+def test_a_statistic_of_no_values_is_empty_where_all_texts_have_one_length(profile, built):
+    changed(profile.variant_folder("ort-int8") / "cold.npz", cold_seconds=np.array([[0.5, 0.1]]))
+    tables(profile, [0])
+    measured = json.loads((profile.results / "methods.json").read_text("utf-8"))["ort-int8"]["measured"]
+    assert (measured["first_ms"], measured["new_length_ms"], measured["same_length_ms"]) == (500, None, None)
+
+
 def test_a_variant_without_results_has_a_row_with_the_reason_and_failures_set_the_exit_status(profile, built, capsys):
     (profile.variant_folder("pruned") / "predictions.npz").unlink()
     rows = tables(profile, [0])

@@ -10,9 +10,7 @@ import time
 import pytest
 from compress.config.profile import Profile, load_profile
 from compress.config.sources import Data
-from compress.data.prepare import prepare
 from compress.data.tabular import read_tables
-from compress.errors import UserError
 from conftest import ROOT, copy_repository, run
 
 GOOD, BAD = ["good", "great", "fine", "lovely", "superb"], ["bad", "awful", "poor", "dull", "dreadful"]
@@ -227,50 +225,6 @@ def own_data(folder, **about):
     variants = [{"name": "bert-orig", "method": "untrained"}]
     profile = {"name": "own", "description": "-", "baseline": "bert-orig", "data": about}
     return Profile.model_validate(profile | {"backbone": backbone, "variants": variants})
-
-
-HEAD = "text,label\n"
-FEW = HEAD + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
-
-
-@pytest.mark.parametrize(
-    ("content", "about", "message"),
-    [
-        (b"text,sentiment\nx,a\n", {}, "no column 'label'; it has text, sentiment"),
-        (b"review,label\nx,a\n", {}, "no column 'text'"),
-        (b"", {}, "not a csv file with a row"),
-        (HEAD.encode(), {}, "no rows"),
-        (b"text,label\nx,a\n\xff\xfe,b\n", {}, "not UTF-8"),
-        (b"text,label\nx,a\n ,b\n", {}, "row 2 has an empty text"),
-        (b"text,label\nx,a\ny,\n", {}, "row 2 has an empty label"),
-        (b"id,text,label\n1,x,a\n2,y,b\n1,z,a\n", {}, "row 3 repeats the id '1'"),
-        ((HEAD + "".join(f"text {i},a\n" for i in range(40))).encode(), {}, "two classes; it has a"),
-        ((FEW + "one more,c\n").encode(), {}, "all classes in both"),
-        (FEW.encode(), {"test": 100}, "holds out 100 sentences, but there are only 40"),
-        (FEW.encode(), {"path": "nowhere.csv"}, "nowhere.csv: no such file"),
-        (FEW.encode(), {"max_length": 513}, None),  # an error of the profile itself
-    ],
-)
-def test_a_bad_file_is_an_error_that_names_the_place(tmp_path, monkeypatch, content, about, message):
-    monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
-    (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(UserError if message else ValueError, match=message or "max_length"):
-        prepare(own_data(tmp_path, **about))
-    assert not (tmp_path / "build/own/data").exists()
-
-
-def test_a_split_without_a_class_is_an_error_that_names_both(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/train.tsv").write_text(FEW.replace(",", "\t"), "utf-8")
-    (tmp_path / "data/test.jsonl").write_text(json.dumps({"text": "only one", "label": "a"}) + "\n", "utf-8")
-    with pytest.raises(UserError, match="no sentence of class 'b' in the split 'test'"):
-        prepare(own_data(tmp_path, path=str(tmp_path / "data")))
-
-
-def test_classes_that_are_numbers_are_sorted_by_value(tmp_path):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"t{i}", "label": i}) + "\n" for i in (10, 9, 1)))
-    assert read_tables(Data(path=str(tmp_path / "a.jsonl")))[1] == ["1", "9", "10"]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -37,9 +37,9 @@ class Backbone(Source):
 class Data(Source):
     """Sentences with two or more classes.
 
-    The source is a package with rated snippets, a data set of the hub, or a path. A path is one CSV, TSV or JSON-lines
-    file; a folder with train, validation and test files of that kind (only train is required); or a folder in the hub's
-    format.
+    The source is a package with rated snippets, a data set of the hub, or a path. A path is a CSV, TSV or JSON-lines
+    file; a folder with one such file, or with train, validation and test files (only train is required); or a folder in
+    the hub's format.
     """
 
     member: str = ""  # the archive inside the package that holds the snippets

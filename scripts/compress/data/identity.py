@@ -17,10 +17,16 @@ def profile_files(profile: Profile) -> list[Path]:
 def local_files(source: Source) -> list[Path]:
     """The file, or all files in the folder, that source.path names; raises UserError if there is none."""
     path = ROOT / source.path
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else visible_files(path)
     if not files:
         raise UserError(f"{path}: no such file, and no folder with files")
     return files
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files in a folder but hidden ones and those in hidden folders, such as .git."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
 
 
 def identity(source: Source) -> str:

@@ -4,13 +4,13 @@ Every build imports this module, and few hold sentences out, so hold_out imports
 """
 
 import random
+from collections import Counter, defaultdict
 
 from compress.config.sources import Data
 from compress.data.card import OUT_OF_DOMAIN
-from compress.data.identity import identity
 from compress.data.sentences import Rows, normalized
 from compress.data.snippets import rated_snippets
-from compress.data.tabular import SPLITS, read_tables
+from compress.data.tabular import SPLITS, Table, read_tables
 from compress.errors import UserError
 from datasets import Dataset, DatasetDict
 
@@ -50,36 +50,72 @@ def split_snippets(data: Data) -> tuple[dict[str, Rows], list[str]]:
     return splits, ["negative", "positive"]
 
 
-def split_tables(data: Data) -> tuple[dict[str, Rows], list[str]]:
-    """(the splits of a data set or of local files, the names of the classes).
+def split_tables(data: Data) -> tuple[dict[str, Rows], list[str], dict]:
+    """(the splits of a data set or of local files, the names of the classes, what became of the rows).
 
     Without a labelled test split, as in SST-2, the validation split becomes the test split. Missing splits are held out
     of train. Texts without a label become unlabelled text, whatever their split.
     """
     tables, labels = read_tables(data)
+    source = data.hub or data.path
     if len(labels) < 2:
-        raise UserError(f"{identity(data)}: a classifier needs two classes; it has {', '.join(labels) or 'none'}")
+        raise UserError(f"{source}: a classifier needs two classes; it has {', '.join(labels) or 'none'}")
+    read = {name: len(table) for name, table in tables.items()}
     if not any(label is not None for _, label in tables.get("test", ())) and "validation" in tables:
         tables["test"] = tables.pop("validation") + tables.get("test", [])
-    number = {label: i for i, label in enumerate(labels)} | {None: -1}
-    order = SPLITS[::-1]  # a sentence in two splits stays in the one that is never trained on
-    seen: set[str] = set()
-    splits: dict[str, Rows] = {name: [] for name in (*SPLITS, "unlabelled")}
-    for name in sorted(tables, key=lambda name: (*order, name).index(name)):
-        for text, label in tables[name]:
-            part = splits.get("unlabelled" if label is None else name)  # None for a labelled split of another name
-            if part is not None and normalized(text) not in seen:
-                seen.add(normalized(text))
-                part.append((text, number[label]))
+    splits, dropped, contradicting = assign_texts(tables, labels)
     for name, size in (("test", data.test), ("validation", data.validation)):
         if not splits[name]:
+            counts = Counter(label for _, label in splits["train"])
+            if counts[rare := min(range(len(labels)), key=counts.__getitem__)] == 1:
+                raise UserError(f"{source}: class {labels[rare]!r} has one text left for train and {name}; add texts")
             splits["train"], splits[name] = hold_out(splits["train"], size, data.split_seed)
     for name in ("train", "unlabelled"):
         random.Random(data.split_seed).shuffle(splits[name])
-        splits[name] = splits[name][: data.max_train]
+        kept = splits[name][: data.max_train]
+        dropped["beyond max_train"] += len(splits[name]) - len(kept)
+        splits[name] = kept
     if not splits["unlabelled"]:
         del splits["unlabelled"]
     for name in SPLITS:
         if absent := set(range(len(labels))) - {label for _, label in splits[name]}:
-            raise UserError(f"{identity(data)}: no sentence of class {labels[min(absent)]!r} in the split {name!r}")
-    return splits, labels
+            missing = f"no sentence of class {labels[min(absent)]!r} in the split {name!r}"
+            raise UserError(f"{source}: {missing}; every split needs every class")
+    used = [row for rows in splits.values() for row in rows]
+    counts = Counter(label for _, label in used)
+    about = {"read": read, "used": len(used), "dropped": dict(+dropped)}
+    about["classes"] = {name: counts[i] for i, name in enumerate(labels)}
+    breaks = sum("\n" in text for text, _ in used)
+    about["texts"] = {"with contradicting labels": contradicting, "with line breaks": breaks}
+    return splits, labels, about
+
+
+def assign_texts(tables: dict[str, Table], labels: list[str]) -> tuple[dict[str, Rows], Counter, int]:
+    """(each text once in its split, number of dropped rows by reason, number of texts with several labels).
+
+    A text in two splits stays in the one that is never trained on, with the label that it has there. A text with
+    several labels in one split is dropped from it, because none of them is known to be right.
+    """
+    number = {label: i for i, label in enumerate(labels)} | {None: -1}
+    splits: dict[str, Rows] = {name: [] for name in (*SPLITS, "unlabelled")}
+    owner: dict[str, str] = {}
+    dropped: Counter[str] = Counter()
+    everywhere: dict[str, set] = defaultdict(set)
+    order = SPLITS[::-1]
+    for name in sorted(tables, key=lambda name: (*order, name).index(name)):
+        here: dict[str, set] = defaultdict(set)
+        for text, label in tables[name]:
+            here[normalized(text)] |= {label} - {None}
+        for text, label in tables[name]:
+            key, target = normalized(text), "unlabelled" if label is None else name
+            everywhere[key] |= here[key]
+            if target not in splits:
+                dropped["in a split that is not read"] += 1
+            elif key in owner:
+                dropped["duplicates" if owner[key] == target else f"also in {owner[key]}"] += 1
+            elif len(here[key]) > 1:
+                dropped["with contradicting labels in one split"] += 1
+            else:
+                owner[key] = target
+                splits[target].append((text, number[label]))
+    return splits, dropped, sum(len(found) > 1 for found in everywhere.values())

@@ -25,7 +25,7 @@ def prepare(profile: Profile) -> dict:
     """Prepares everything and returns the card. Data that are already there are left alone, so Make sees no change."""
     disable_progress_bars()
     data = profile.data
-    splits, labels = split_snippets(data) if data.package else split_tables(data)
+    splits, labels, rows = (*split_snippets(data), {}) if data.package else split_tables(data)
     check_disjoint(splits)
     folder = profile.build / ".data.partial"
     remove(folder)
@@ -42,6 +42,7 @@ def prepare(profile: Profile) -> dict:
             "tokenizer": tokenizer,
             "splits": split_statistics(splits, folder / "backbone" / "tokenizer.json", tokenizer["unknown"]),
         }
+        card |= {"rows": rows} if rows else {}
         write_json(folder / FILE, card)
         if not is_there(profile, card, folder / "backbone"):
             remove(profile.data_folder)

@@ -75,7 +75,7 @@ def run_in(folder: Path) -> ComparedRun:
 def _read_run(read: Callable[[str], str | None], source: str) -> ComparedRun:
     text = read("variants.csv")
     if text is None:
-        raise UserError(f"{source}: no variants.csv; name a folder that has one with --against or --fresh")
+        raise UserError(f"{source}: no variants.csv; run: make all, or name a folder with --against or --fresh")
     rows = parse_rows(text.splitlines(), VariantRow, f"{source}/variants.csv")
     others = ("environment", "data", "champions")
     return ComparedRun(rows, *(json.loads(read(f"{name}.json") or "{}") for name in others))

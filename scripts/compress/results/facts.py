@@ -32,20 +32,25 @@ def further_measurements(profile: Profile, seed: Seed, entry: Entry) -> dict:
     if entry.passes:
         facts["batch_size"] = entry.passes[0].about["batch_size"]
     if entry.cold:
-        cold = 1e3 * entry.cold.arrays["cold_seconds"].astype(np.float64)  # [lengths, (first call, second)]
-        later = cold[1:] if len(cold) > 1 else cold
+        cold = entry.cold.arrays["cold_seconds"].astype(np.float64)  # [lengths, (first call, second)]
+        later = cold[1:]  # empty if all texts have one length in pieces
         facts |= {
             "load_ms": rounded(1e3 * entry.cold.about["load_seconds"]),
-            "first_ms": rounded(cold[0, 0]),
-            "new_length_ms": rounded(np.median(later[:, 0])),
-            "same_length_ms": rounded(np.median(later[:, 1])),
-            "tokenize_ms": rounded(1e3 * np.median(entry.cold.arrays["tokenize_seconds"])),
+            "first_ms": rounded(1e3 * cold[0, 0]),
+            "new_length_ms": median_ms(later[:, 0]),
+            "same_length_ms": median_ms(later[:, 1]),
+            "tokenize_ms": median_ms(entry.cold.arrays["tokenize_seconds"]),
         }
     if entry.passes and "shape_seconds" in entry.passes[0].arrays:
         axes = profile.measure.shapes.model_dump(include={"threads", "batches", "lengths"})
         milliseconds = 1e3 * np.median(entry.passes[0].arrays["shape_seconds"], -1)
         facts["shapes"] = axes | {"milliseconds": [[[rounded(x, 4) for x in r] for r in t] for t in milliseconds]}
     return facts
+
+
+def median_ms(seconds: np.ndarray) -> float | None:
+    """The median in milliseconds; None for no values."""
+    return rounded(1e3 * np.median(seconds)) if len(seconds) else None
 
 
 def rounded(value, digits: int = 6) -> float:
