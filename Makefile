@@ -11,6 +11,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PIP_TARGET PIP_PREFIX
 export PIP_USER := 0
 export PYTHONNOUSERSITE := 1
 export PYTHONUTF8 := 1
+export HOME ?= $(CURDIR)/build# a user without an entry in /etc/passwd has none
 
 PROFILE ?= minilm# which profile in scripts/profiles/
 SCOPE ?= core# core (the main text) or full (the appendix, too)
@@ -19,7 +20,7 @@ DEVICE ?= cpu# cpu or cuda: where models are measured
 TRAIN_DEVICE ?= $(DEVICE)# where they are trained; cuda also works with DEVICE=cpu
 THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)# CPU threads of every backend while it is timed
 JOBS ?= $(THREADS)# variants built in parallel
-PYTHON ?= python3# the interpreter that makes .venv (3.11 or 3.12)
+PYTHON ?= python3# the interpreter that makes .venv (3.11.5 to 3.12)
 # Starts the scripts that train, if set: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun).
 LAUNCH ?=
 
@@ -67,7 +68,7 @@ PEERS := mosec litserve infinity course
 # One run at a time per clone: a second one names the process that holds the lock and stops. HELD=1: this make has it.
 HELD ?= 0
 PLANNED ?= 0
-HAS_PYTHON = command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or 3.12, or set PYTHON=..." >&2; exit 1; }
+HAS_PYTHON = command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11.5 to 3.12, or set PYTHON=..." >&2; exit 1; }
 LOCK := $(if $(filter 1,$(HELD)),,$(HAS_PYTHON); $(PYTHON) scripts/with_lock.py build/.lock)
 # A sub-make that reads the plan. If the user gave -j, Make's job server is there already.
 PLANNED_MAKE := $(MAKE) HELD=1 PLANNED=1
@@ -189,7 +190,7 @@ distclean: ## remove build/ and .venv too
 # The files and steps behind these targets.
 .venv/.installed: requirements.txt
 	@$(HAS_PYTHON)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit("Python %d.%d is outside 3.11 to 3.12: install one of those and set PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; (3, 11, 5) <= v < (3, 13) or sys.exit("Python %d.%d.%d is outside 3.11.5 to 3.12: install one of those and set PYTHON=python3.11" % v)'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

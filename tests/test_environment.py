@@ -1,18 +1,42 @@
 """Machines and environments that are set up in other ways: it works, or one message says what is wrong."""
 
+import argparse
+import json
+import re
+import subprocess
 import time
+from importlib.metadata import metadata
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from compress.cli import main_guard
+from compress.config.variants import TorchRuntime
+from compress.data import hub
 from compress.data.prepare import prepare
 from compress.data.tasks import splits_for
+from compress.errors import Skip, UserError
 from compress.graph.building import Job, save_build
-from compress.measure import evaluation
+from compress.measure import coldstart, evaluation
+from compress.methods import hf_optimum
 from compress.methods.baseline import untrained
 from compress.methods.hf_optimum import torch_runtime
+from compress.metrics import quality
 from compress.storage.record import read_record
+from conftest import ROOT, copy_repository, run
+from packaging.specifiers import SpecifierSet
 from test_encoders import encoder, own_profile
 
+PROFILE = """
+name = "own"
+description = "-"
+baseline = "bert-orig"
+data = { path = "a.csv", validation = 10, test = 10, max_length = 16 }
+backbone = { path = "mein encoder" }
+variants.bert-orig = { method = "untrained" }
+"""
 OPTIONS = {"name": "compiled", "method": "torch", "precision": "bf16", "compile": True, "parent": "bert-orig"}
 ERRORS = {
     "OSError: /t/x.so: failed to map segment from shared object.  The most common reason is": "failed to map segment",
@@ -48,3 +72,72 @@ def test_a_compiler_that_fails_skips_the_variant_and_names_the_temporary_folder(
     assert (record.status, f"skipped: {record.reason}") == ("skipped", message)
     assert [file.name for file in folder.iterdir()] == ["record.json"]
     assert not evaluation.needs_evaluation(folder, [])
+
+
+def test_a_path_with_a_space_skips_what_torch_compile_can_not_do(monkeypatch):
+    monkeypatch.setattr(hf_optimum, "ROOT", Path("/my clone"))
+    with pytest.raises(Skip, match="compile needs paths without spaces"):
+        torch_runtime(TorchRuntime.model_validate(OPTIONS), None)
+
+
+def test_a_cold_start_compiles_next_to_the_model(tmp_path, monkeypatch):
+    seen = {}
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(coldstart.subprocess, "run", lambda *_, env, **__: seen.update(env) or done)
+    coldstart.measure_cold(tmp_path, [], "cpu", 1, tmp_path / "cold.npz")
+    assert Path(seen["TORCHINDUCTOR_CACHE_DIR"]).parent == tmp_path
+
+
+def test_make_keeps_other_settings_of_python_and_pip_away(tmp_path):
+    (tmp_path / "show.mk").write_text("show:\n\t@env\n")
+    given = {"PYTHONPATH": "/other", "PYTHONHOME": "/nonsense", "PIP_USER": "1", "PIP_TARGET": "/other"}
+    command = ["env", "-u", "HOME", "make", "-f", "Makefile", "-f", tmp_path / "show.mk", "show"]
+    done = run(ROOT, *command, **given)
+    assert done.returncode == 0, done.stderr
+    seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert not {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET"} & seen.keys()
+    assert (seen["PIP_USER"], seen["PYTHONUTF8"], seen["PYTHONNOUSERSITE"]) == ("0", "1", "1")
+    assert seen["HOME"] == f"{ROOT}/build"
+
+
+def test_data_are_made_in_a_path_with_spaces_and_umlauts_without_a_home_or_locale(tmp_path):
+    folder = copy_repository(tmp_path / "Mein Klön")
+    (encoder(folder / "mein encoder") / "read me.txt").touch()
+    (tmp_path / "numpy.py").write_text("raise ImportError('another numpy')")
+    own_profile(folder, path="mein encoder")  # writes a.csv
+    (folder / "scripts/profiles/own.toml").write_text(PROFILE, "utf-8")
+    given = {"LC_ALL": "C", "HOME": "/dev/null", "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nonsense"}
+    done = run(folder, "make", "data", "PROFILE=own", **given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "16.67% of the pieces in train are unknown" in done.stdout
+    assert json.loads((folder / "build/own/data/data.json").read_text("utf-8"))["labels"] == ["a", "b"]
+
+
+def test_programs_that_a_script_starts_read_utf8(monkeypatch, capfd):
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setattr("sys.argv", ["script"])
+    with pytest.raises(SystemExit):
+        main_guard(lambda _: subprocess.run(["printenv", "LC_ALL"]).returncode, argparse.ArgumentParser())
+    assert capfd.readouterr().out == "C.UTF-8\n"
+
+
+def test_f1_needs_no_folder_in_the_home(monkeypatch):
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", "/dev/null/cache")
+    assert quality(np.eye(2), np.array([0, 1]))["f1"] == 1
+
+
+def test_a_cache_of_the_hub_that_can_not_be_written_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise OSError(30, "Read-only file system", "/home/.cache")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(hub.HfApi, "repo_info", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"(?s)model a/b: can't be stored in .*Read-only file system.*Set HF_HOME"):
+        hub.download(f"a/b@{'0' * 40}", "model")
+
+
+def test_every_pinned_library_accepts_the_oldest_python_that_make_accepts():
+    bound = re.search(r"\((3, \d+, \d+)\) <= v", (ROOT / "Makefile").read_text("utf-8"))[1].replace(", ", ".")
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE)
+    needs = {name: metadata(name).get("Requires-Python") or "" for name in pinned}
+    assert {name: need for name, need in needs.items() if bound not in SpecifierSet(need)} == {}

@@ -67,7 +67,7 @@ def inspect_onnx(path: Path) -> dict:
     stored: Counter = Counter()
     for tensor in onnx.load(str(path)).graph.initializer:
         stored[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += onnx.numpy_helper.to_array(tensor).nbytes
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         optimized = Path(folder) / FILE
         open_session(path, 1, optimized)
         graph = onnx.load(str(optimized)).graph

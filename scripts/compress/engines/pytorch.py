@@ -24,7 +24,7 @@ from transformers.modeling_utils import no_init_weights
 
 SAVED = "pytorch_model.bin"
 TORCHAO_FILE = "torchao.pt"
-CAUSES = ("No space left", "failed to map", "Permission denied", "rror: ")  # in the lines of a compiler's error
+CAUSES = ("No space left", "failed to map", "Permission denied", " error: ", "rror: ")  # in a compiler's message
 
 
 @dataclass(frozen=True)
