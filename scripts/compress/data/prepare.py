@@ -16,7 +16,7 @@ from compress.data.identity import identity
 from compress.data.partition import dataset_dict, split_snippets, split_tables
 from compress.data.sentences import Rows, check_disjoint, fingerprint
 from compress.errors import UserError
-from compress.files import remove, write_json
+from compress.files import atomic_path, remove, write_json
 from datasets import disable_progress_bars
 from tokenizers import Tokenizer
 
@@ -31,7 +31,8 @@ def prepare(profile: Profile) -> dict:
     remove(folder)
     folder.mkdir(parents=True)
     try:
-        save_backbone(profile.backbone, folder / "backbone", len(labels), data.max_length)
+        with atomic_path(folder / "backbone") as backbone:  # its files are for every user
+            save_backbone(profile.backbone, backbone, len(labels), data.max_length)
         dataset_dict(splits).save_to_disk(str(folder / "splits"))
         tokenizer = tokenizer_facts(folder / "backbone")
         card = {
