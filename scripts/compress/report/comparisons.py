@@ -221,7 +221,7 @@ class OptimumPair:
 
 def optimum_pairs(results: Results) -> list[OptimumPair]:
     rows, methods = by_name(results), results.methods
-    names = {name: method["options"].get("twin") for name, method in methods.items()}
+    names = {name: method["options"].get("counterpart") for name, method in methods.items()}
     pairs = [(rows[name], rows[direct]) for name, direct in names.items() if {name, direct} <= set(rows)]
     return [OptimumPair(a, b, methods[a.variant]["details"], methods[b.variant]["details"]) for a, b in pairs]
 
