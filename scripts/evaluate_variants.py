@@ -10,14 +10,13 @@ from pathlib import Path
 from compress.cli import main_guard, run_parser
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
     from compress.measure.evaluation import evaluate_stale
 
     profile = load_profile(args.profile)
     variants = [*profile.variants, *profile.services]
-    failed = evaluate_stale(profile, variants, args.seed, args.device, args.sources)
-    return 1 if failed else 0
+    evaluate_stale(profile, variants, args.seed, args.device, args.sources)
 
 
 if __name__ == "__main__":

@@ -311,6 +311,7 @@ def test_predictions_that_are_not_finite_are_a_failure(copy):
     about["files"][weights.name]["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     (folder / "artifact.json").write_text(json.dumps(about))
     done = run(copy, PYTHON, "scripts/evaluate_variants.py", "--profile", "smoke")
+    assert done.returncode == 0, "one failure must not keep the others from being timed and collated"
     assert "cut-1x32: FAILED: its predictions are not finite" in done.stdout
     assert record(copy, "cut-1x32")["status"] == "failed"
     model = torch.nn.Linear(2, 2)

@@ -30,13 +30,12 @@ ALONE_SENTENCES = 200  # predicted alone and in a batch before batches are trust
 TOLERANCE = 1e-4  # logits: the largest difference between both
 
 
-def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> list[str]:
-    """Evaluates the variants whose predictions are stale; returns the names of those that could not be."""
+def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> None:
+    """Evaluates the variants whose predictions are stale. Failures are printed; collate makes them the exit status."""
     todo = [v for v in variants if needs_evaluation(profile.variant_folder(v.name, seed, device), sources)]
     workers = min(cores() if device == "cpu" else 1, len(todo))
     if not todo:
-        return []
-    failed = []
+        return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
     with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
         jobs = [pool.submit(evaluate_variant, profile.name, variant.name, seed, device) for variant in todo]
@@ -44,10 +43,8 @@ def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sou
             try:
                 message = job.result()
             except UserError as error:
-                failed.append(variant.name)
                 message = f"FAILED: {error}"
             console.say(f"[{number}/{len(todo)}] {variant.name}: {message}")
-    return failed
 
 
 def needs_evaluation(folder: Path, sources: list[Path]) -> bool:

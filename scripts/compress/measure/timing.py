@@ -30,17 +30,18 @@ def timing_file(folder: Path, number: int) -> Path:
     return folder / f"timing-{number}.npz"
 
 
-def run_pass(
-    profile: Profile, variants: list, number: int, threads: int, device: str, sources: list[Path]
-) -> list[str]:
-    """Times the stale variants of seed 0 in alternation with the baseline; returns the names of those that failed."""
+def run_pass(profile: Profile, variants: list, number: int, threads: int, device: str, sources: list[Path]) -> None:
+    """Times the stale variants of seed 0 in alternation with the baseline.
+
+    A model that can't be timed loses its record: its row is missing, and the next run builds it again.
+    """
     baseline = profile.variant_folder(profile.baseline, 0, device)
     todo = [
         v for v in variants if needs_timing(profile, v, number, threads, device, [baseline / "artifact.json", *sources])
     ]
     np.random.default_rng(number).shuffle(todo)
     if not todo:
-        return []
+        return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(profile.seed_folder(0, device) / "cache" / "inductor")
     texts = load_splits(profile)["test"]["text"][:]
     sample = [texts[i] for i in np.random.default_rng(number).permutation(len(texts))]
@@ -48,7 +49,6 @@ def run_pass(
     sizes = batch_sizes(profile, device)
     baseline_batch = best_batch(base, sizes)
     gc.disable()  # as timeit does
-    failed = []
     for position, variant in enumerate(todo, 1):
         folder = profile.variant_folder(variant.name, 0, device)
         began = time.perf_counter()
@@ -60,11 +60,9 @@ def run_pass(
             message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
         except UserError as error:
             remove(folder / FILE)  # so that the next run builds it again
-            failed.append(variant.name)
             message = f"FAILED: {error}"
         console.say(f"pass {number + 1} of {profile.measure.passes} [{position}/{len(todo)}] {variant.name}: {message}")
         gc.collect()
-    return failed
 
 
 def needs_timing(profile: Profile, variant, number: int, threads: int, device: str, inputs: list[Path]) -> bool:
@@ -113,10 +111,9 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
     return arrays | {"about": np.array(json.dumps(about))}
 
 
-def measure_cold_starts(profile: Profile, variants: list, threads: int, device: str, sources: list[Path]) -> list[str]:
-    """Measures the stale cold starts, one process after the other; returns the names of those that could not be."""
+def measure_cold_starts(profile: Profile, variants: list, threads: int, device: str, sources: list[Path]) -> None:
+    """Measures the stale cold starts, one process after the other. One that fails is tried again by the next run."""
     texts = load_splits(profile)["test"]["text"][:]
-    failed = []
     for variant in variants:
         folder = profile.variant_folder(variant.name, 0, device)
         if not needs_cold_start(variant, folder, sources):
@@ -126,9 +123,7 @@ def measure_cold_starts(profile: Profile, variants: list, threads: int, device: 
                 measure_cold(folder, texts, device, threads, temporary.with_suffix(".npz"))
                 temporary.with_suffix(".npz").rename(temporary)
         except UserError as error:
-            failed.append(variant.name)
             console.say(f"{variant.name}: FAILED: {error}")
-    return failed
 
 
 def needs_cold_start(variant, folder: Path, sources: list[Path]) -> bool:

@@ -31,7 +31,7 @@ def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) ->
         "size_with_tokenizer_mb": sizes.bytes_with_tokenizer / 1e6,
         "size_ratio": base.record.sizes.bytes / sizes.bytes if base else None,
         "train_seconds": record.train_seconds,
-        "reason": "" if entry.passes else timing_reason(record),
+        "reason": reason_of(entry),
     }
     if entry.cold:
         columns["peak_rss_mb"] = entry.cold.about["peak_rss_bytes"] / 1e6
@@ -39,6 +39,13 @@ def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) ->
         columns |= time_columns(entry.passes)
         columns["speedup_over_ort_fp32"] = columns["latency_speedup"] / ort_speedup if ort_speedup else None
     return columns
+
+
+def reason_of(entry: Entry) -> str:
+    """Why times, or the memory, of an evaluated variant are empty; nothing if they are there."""
+    if not entry.passes:
+        return timing_reason(entry.record)
+    return "" if entry.cold else "its cold start could not be measured"
 
 
 def timing_reason(record: Record) -> str:
