@@ -30,6 +30,7 @@ from compress.storage.record import Provenance, Record, Sizes
 from transformers import BertConfig, BertForSequenceClassification
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+COLD = {"peak_rss_bytes": 1, "load_seconds": 1.0}
 REASON = "random weights: quality means nothing"
 
 
@@ -136,7 +137,8 @@ def entry(name: str, size: int, classes: list[int], passes: list[Measured]) -> E
     record = Record.model_construct(**plain | {"sizes": sizes, "options": {"timed": bool(passes)}, "seed": 0})
     arrays = dict.fromkeys(("logits/test", "logits_batched/test"), np.eye(2)[classes])
     about = {"precision": "fp32", "threads": 2, "seconds": 1.0}
-    return Entry(record, Measured(arrays, about), passes, None)
+    cold = Measured({"cold_seconds": np.ones((1, 2)), "tokenize_seconds": np.ones(1)}, COLD) if passes else None
+    return Entry(record, Measured(arrays, about), passes, cold)
 
 
 @pytest.mark.parametrize("no_quality", [REASON, None])
@@ -158,7 +160,11 @@ def test_quality_is_empty_with_the_reason_only_where_the_profile_says_so(no_qual
     assert [row.size_ratio for row in rows] == [1, 4]
     assert rows[0].latency_speedup == 1
     assert rows[0].reason == (no_quality or "")
+    assert rows[0].peak_rss_mb == 1e-6
     assert rows[1].reason == "; ".join(filter(None, [NOT_TIMED, no_quality]))
+    entries["bert-orig"] = replace(entries["bert-orig"], cold=None)
+    rows = variant_rows(profile, seed, scores, "cpu", set())
+    assert rows[0].reason.startswith("its cold start could not be measured")
 
 
 def test_methods_for_the_cpu_only_are_skipped_on_a_gpu_before_they_are_built():
