@@ -109,7 +109,7 @@ test-ray: $(ENV) build/ray/.installed ## the same predictor on Ray Serve
 env: $(ENV) ## the environment: .venv, or the active conda environment
 
 data: $(ENV) ## fetch, verify and split the data; unpack the backbone
-	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=$(BUILD)/data/data.json
+	@+$(LOCK) $(MAKE) HELD=1 planned GOAL="$(DATA)"
 
 finetune: ## the baselines
 quantize-prune: ## HW1: quantized, pruned and smaller models
@@ -216,6 +216,8 @@ SUFFIX := $(if $(filter-out cpu,$(DEVICE)),-$(DEVICE))
 BUILD_OPTIONS := --profile $(PROFILE) --device $(DEVICE) --train-device $(TRAIN_DEVICE)
 START_TRAINING := $(PY) $(LAUNCH:torchrun=-m torch.distributed.run)
 package = $(wildcard $(addsuffix /*.py,$(addprefix scripts/compress/,$1)))
+DATA := $(SEEDS:%=$(BUILD)/data/seed%/data.json)
+PREPARED := $(BUILD)/.data-$(subst $(eval ) ,-,$(SEEDS))
 DATA_SOURCES := scripts/prepare_data.py $(call package,data)
 EVALUATION_SOURCES := scripts/compress/measure/evaluation.py $(call package,engines)
 TIMING_SOURCES := $(filter-out %/evaluation.py,$(call package,measure)) $(call package,engines)
@@ -253,12 +255,12 @@ ifeq ($(PLANNED),1)
 include $(BUILD)/plan.mk
 .PHONY: models evaluated timed collated benchmarked $(STAGES:%=stage-%)
 
-$(BUILD)/.data: $(BUILD)/plan/data.json $(DATA_SOURCES) $(call unless,$(BUILD)/data/data.json)
-	$(PY) scripts/prepare_data.py --profile $(PROFILE)
+$(PREPARED): $(BUILD)/plan/data.json $(DATA_SOURCES) $(foreach file,$(DATA),$(call unless,$(file)))
+	$(PY) scripts/prepare_data.py --profile $(PROFILE) --seeds "$(SEEDS)"
 	@touch $@
 
-# Keeps its date if the content stays the same, so that no model is built again. The + makes `make -n` look at the date.
-$(BUILD)/data/data.json: $(BUILD)/.data
+# Keep their dates if the content stays the same, so that no model is built again. The + makes `make -n` look at them.
+$(DATA): $(PREPARED)
 	@+:
 
 models: $(foreach seed,$(SEEDS),$(RECORDS_$(seed)))

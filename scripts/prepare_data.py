@@ -1,19 +1,26 @@
 """Downloads, verifies and splits the data of a profile, and unpacks its backbone.
 
-Writes build/<profile>/data/ (splits, backbone, data.json) and build/downloads/. Unchanged data keep their files.
-Example: python scripts/prepare_data.py --profile minilm
+Writes build/<profile>/data/ (the backbone, and splits and data.json of every seed) and build/downloads/. Unchanged data
+keep their files.
+Example: python scripts/prepare_data.py --profile minilm --seeds "0 1"
 """
 
 import argparse
 
-from compress.cli import main_guard, profile_parser
+from compress.cli import main_guard, profile_parser, seed_list
 
 
 def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
     from compress.data.prepare import prepare
 
-    card = prepare(load_profile(args.profile))
+    for seed, card in prepare(load_profile(args.profile), args.seeds).items():
+        print(f"seed {seed}:")
+        report(card)
+
+
+def report(card: dict) -> None:
+    """Prints what became of the rows, the size of every split, and how the tokenizer takes the texts."""
     if rows := card.get("rows"):
         print(f"        rows: {sum(rows['read'].values())} read, {rows['used']} used")
         for title in ("dropped", "texts", "classes"):
@@ -28,4 +35,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main, profile_parser(__doc__))
+    parser = profile_parser(__doc__)
+    parser.add_argument("--seeds", type=seed_list, default=[0], help="separated by spaces (default: 0)")
+    main_guard(main, parser)

@@ -75,7 +75,7 @@ def test_only_the_main_process_writes(two):
 
 def test_two_processes_train_as_one_does(smoke, two):
     """The same data and number of steps, and logits that differ less than those of two seeds."""
-    test = load_from_disk(str(smoke[0] / "build/smoke/data/splits"))["test"]
+    test = load_from_disk(str(smoke[0] / "build/smoke/data/seed0/splits"))["test"]
     for variant in SCRIPTS:
         one, other = (record(folder, variant) for folder in (smoke[0], two[0]))
         assert one["data_fingerprint"] == other["data_fingerprint"]

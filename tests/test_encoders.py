@@ -210,7 +210,7 @@ def test_the_data_card_shows_lowercasing_and_unknown_pieces(tmp_path, monkeypatc
     folder = encoder(tmp_path / "encoder")
     without("tokenizer.json")(folder)
     replace("tokenizer_config.json", json.dumps({"do_lower_case": lowercases}))(folder)
-    card = prepare(own_profile(tmp_path, path=str(folder)))
+    card = prepare(own_profile(tmp_path, path=str(folder)), [0])[0]
     assert card["tokenizer"] == {"pieces": 11, "lowercases": lowercases, "unknown": "[UNK]"}
     assert card["splits"]["train"]["unknown_share"] == round(1 / 6, 4)  # [CLS] the film was [UNK] [SEP]
 
@@ -220,7 +220,7 @@ def test_preparing_data_twice_leaves_the_files_alone(tmp_path, monkeypatch):
     folder = encoder(tmp_path / "encoder")
     rename(lambda t: {key: value for key, value in t.items() if "pooler" not in key})(folder)
     own = own_profile(tmp_path, path=str(folder))
-    prepare(own)
-    before = (own.data_folder / "data.json").stat().st_ino
-    prepare(own)
-    assert (own.data_folder / "data.json").stat().st_ino == before
+    prepare(own, [0])
+    before = (own.data_folder(0) / "data.json").stat().st_ino
+    prepare(own, [0])
+    assert (own.data_folder(0) / "data.json").stat().st_ino == before

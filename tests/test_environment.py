@@ -52,9 +52,9 @@ def test_a_compiler_that_fails_skips_the_variant_and_names_the_temporary_folder(
     monkeypatch.setenv("TMPDIR", "/t")
     encoder(tmp_path / "encoder")
     profile = own_profile(tmp_path, OPTIONS, path=str(tmp_path / "encoder"))
-    prepare(profile)
+    prepare(profile, [0])
     for variant, maker in zip(profile.variants, (untrained, torch_runtime), strict=True):
-        job = Job(profile, variant, 0, "cpu", "cpu", *splits_for(profile, variant))
+        job = Job(profile, variant, 0, "cpu", "cpu", *splits_for(profile, variant, 0))
         save_build(job, maker(variant, job.context), time.perf_counter())
     monkeypatch.setattr(evaluation, "load_profile", lambda _: profile)
 
@@ -110,7 +110,7 @@ def test_data_are_made_in_a_path_with_spaces_and_umlauts_without_a_home_or_local
     done = run(folder, "make", "data", "PROFILE=own", **given)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "16.67% of the pieces in train are unknown" in done.stdout
-    assert json.loads((folder / "build/own/data/data.json").read_text("utf-8"))["labels"] == ["a", "b"]
+    assert json.loads((folder / "build/own/data/seed0/data.json").read_text("utf-8"))["labels"] == ["a", "b"]
 
 
 def test_programs_that_a_script_starts_read_utf8(monkeypatch, capfd):

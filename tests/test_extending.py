@@ -110,7 +110,7 @@ def test_the_example_of_a_data_set_is_read_and_split(extended):
         writer.writerows([f"review number {i}", classes[i % 3]] for i in range(1200))
     done = run(extended, "make", "data", "PROFILE=reviews")
     assert done.returncode == 0, done.stderr[-3000:]
-    card = json.loads((extended / "build/reviews/data/data.json").read_text("utf-8"))
+    card = json.loads((extended / "build/reviews/data/seed0/data.json").read_text("utf-8"))
     assert card["labels"] == classes
     sizes = {name: split["sentences"] for name, split in card["splits"].items()}
     assert sizes == {"train": 600, "validation": 300, "test": 300}

@@ -86,7 +86,7 @@ def test_a_number_of_the_table_can_be_traced_to_the_raw_logits_and_times(smoke):
     folder, _ = smoke
     from datasets import load_from_disk
 
-    labels = load_from_disk(str(folder / "build/smoke/data/splits"))["test"]["label"][:]
+    labels = load_from_disk(str(folder / "build/smoke/data/seed0/splits"))["test"]["label"][:]
     for name, row in table(folder).items():
         if row["status"] != "ok":
             continue
@@ -122,7 +122,7 @@ def test_the_stored_logits_are_those_of_the_ordinary_loader(smoke):
     model_folder = folder / SEED0 / "finetuned"
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForSequenceClassification.from_pretrained(model_folder).eval()
-    texts = load_from_disk(str(folder / "build/smoke/data/splits"))["test"]["text"][:20]
+    texts = load_from_disk(str(folder / "build/smoke/data/seed0/splits"))["test"]["text"][:20]
     with torch.inference_mode():
         batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
         expected = model(**batch).logits.numpy()
@@ -339,12 +339,12 @@ def test_a_second_seed_is_added_without_touching_the_first(copy):
 
 
 def test_damaged_data_are_named_and_prepared_again(copy):
-    shutil.rmtree(copy / "build/smoke/data/splits")
+    shutil.rmtree(copy / "build/smoke/data/seed0/splits")
     done = run(copy, PYTHON, "scripts/01_finetune.py", "--profile", "smoke", "finetuned")
     assert "splits: damaged" in done.stderr + done.stdout
     shutil.rmtree(copy / "build/smoke/data")  # as the message says
     assert make(copy, "data").returncode == 0
-    assert (copy / "build/smoke/data/splits").exists()
+    assert (copy / "build/smoke/data/seed0/splits").exists()
 
 
 def test_errors_that_a_user_meets(smoke):

@@ -61,15 +61,15 @@ def built(profile, monkeypatch):
     splits = {seed: sentences(seed) for seed in (0, 1)}
     for seed in splits:
         build_seed(profile, seed, splits[seed])
-    monkeypatch.setattr(seedfile, "load_card", lambda _: CARD)
+    monkeypatch.setattr(seedfile, "load_card", lambda *_: CARD)
     pack = seedfile.write_seed_file
 
     def pack_own_sentences(path, profile, seed, device):
-        monkeypatch.setattr(seedfile, "load_splits", lambda _: splits[seed])
+        monkeypatch.setattr(seedfile, "load_splits", lambda *_: splits[seed])
         pack(path, profile, seed, device)
 
     monkeypatch.setattr("compress.results.collating.write_seed_file", pack_own_sentences)
-    monkeypatch.setattr(seedfile, "load_splits", lambda _: splits[0])
+    monkeypatch.setattr(seedfile, "load_splits", lambda *_: splits[0])
     return splits
 
 
@@ -260,7 +260,7 @@ def test_a_damaged_or_foreign_file_in_build_is_named_and_not_packed(profile, bui
     with pytest.raises(UserError, match=r"pruned/predictions\.npz: predictions of another model"):
         write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
     predictions.write_bytes(whole)
-    monkeypatch.setattr(seedfile, "load_card", lambda _: CARD | {"fingerprint": "other"})
+    monkeypatch.setattr(seedfile, "load_card", lambda *_: CARD | {"fingerprint": "other"})
     with pytest.raises(UserError, match=r"finetuned/record\.json: built from other data"):
         write_seed_file(seed_path(profile.results, 0), profile, 0, "cpu")
     assert not seed_path(profile.results, 0).exists()

@@ -81,7 +81,7 @@ def post(port, value, path="/process"):
 def texts(smoke):
     from datasets import load_from_disk
 
-    return list(load_from_disk(str(smoke[0] / "build/smoke/data/splits"))["test"]["text"])
+    return list(load_from_disk(str(smoke[0] / "build/smoke/data/seed0/splits"))["test"]["text"])
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_data_from_the_hubs_cache_become_splits_without_a_network(hub):
     folder, environment = hub
     done = run(folder, "make", "data", "PROFILE=bert-base", **environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    card = json.loads((folder / "build/bert-base/data/data.json").read_text("utf-8"))
+    card = json.loads((folder / "build/bert-base/data/seed0/data.json").read_text("utf-8"))
     assert card["labels"] == ["negative", "positive"]
     assert card["source"] == HUB.data.hub
     sizes = {name: split["sentences"] for name, split in card["splits"].items()}
@@ -209,7 +209,7 @@ def test_a_report_on_a_csv_file_of_three_classes_and_an_encoder_in_a_folder(tmp_
     skipped = {"roberta": {"trimmed"}, "distilbert": {"half", "student"}}[kind]
     assert {name for name, row in rows.items() if row["status"] != "ok"} == skipped
     assert float(rows["finetuned"]["f1_test"]) == float(rows["finetuned"]["f1_macro_test"])
-    card = json.loads((folder / "build/mine/data/data.json").read_text("utf-8"))
+    card = json.loads((folder / "build/mine/data/seed0/data.json").read_text("utf-8"))
     assert card["labels"] == sorted(names)
     report = (folder / "report/mine/report.md").read_text("utf-8")
     assert "macro" in report

@@ -38,7 +38,8 @@ def read(folder, files, path=".", **about):
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return split_tables(Data(path=str(folder / path), validation=6, test=6, **about))
+    splits, labels, facts = split_tables(Data(path=str(folder / path), validation=6, test=6, **about), seed=0)
+    return splits, labels, facts["rows"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_bad_key_is_an_error_and_leaves_no_data(tmp_path, monkeypatch, about, 
     monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
     (tmp_path / "a.csv").write_text(PLAIN)
     with pytest.raises(UserError if message else ValueError, match=message or "max_length"):
-        prepare(own_data(tmp_path, **about))
+        prepare(own_data(tmp_path, **about), [0])
     assert not (tmp_path / "build/own/data").exists()
 
 
@@ -237,7 +238,7 @@ def test_the_documented_example_prints_and_keeps_what_the_documentation_says(clo
     assert done.returncode == 0, done.stderr
     shown = re.sub(r", +[\d.]+ word pieces.*", "", done.stdout).splitlines()
     assert [line for line in shown if line in printed.splitlines()] == printed.splitlines()
-    card = json.loads((clone / "build/mine/data/data.json").read_text("utf-8"))
+    card = json.loads((clone / "build/mine/data/seed0/data.json").read_text("utf-8"))
     assert card["labels"] == ["awful", "great", "so-so"]
     assert {name: split["sentences"] for name, split in card["splits"].items()} == {
         "train": 897,
@@ -268,7 +269,7 @@ def test_make_notices_every_change_of_a_local_file(clone, quotes):
         return "scripts/prepare_data.py" in done.stdout
 
     def pretend_prepared() -> None:
-        for file in (clone / "build/quoted/.data", clone / "build/quoted/data/data.json"):
+        for file in (clone / "build/quoted/.data-0", clone / "build/quoted/data/seed0/data.json"):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
 

@@ -54,7 +54,7 @@ def test_a_row_of_the_report_comes_from_the_raw_logits_and_times(smoke, variant)
     assert float(row["size_mb"]) == pytest.approx(record["sizes"]["bytes"] / 1e6, rel=1e-5)
     assert record["artifact_sha256"] == hashlib.sha256((built / "artifact.json").read_bytes()).hexdigest()
     # CSV = raw logits and times, by scikit-learn and NumPy
-    labels = load_from_disk(str(folder / "build/smoke/data/splits"))["test"]["label"][:]
+    labels = load_from_disk(str(folder / "build/smoke/data/seed0/splits"))["test"]["label"][:]
     predictions = arrays_of(built / "predictions.npz")
     f1 = f1_score(labels, predictions["logits/test"].argmax(1))
     assert float(row["f1_test"]) == pytest.approx(f1, abs=1e-5)
@@ -77,7 +77,7 @@ def test_a_row_of_the_report_comes_from_the_raw_logits_and_times(smoke, variant)
 
 def test_reliability_and_flips_come_from_the_raw_logits(smoke):
     folder, _ = smoke
-    test = load_from_disk(str(folder / "build/smoke/data/splits"))["test"]
+    test = load_from_disk(str(folder / "build/smoke/data/seed0/splits"))["test"]
     rows = {row["variant"]: row for row in read_csv(folder / "results/smoke/variants.csv")}
     predicted = {
         name: arrays_of(folder / SEED0 / name / "predictions.npz")["logits/test"].argmax(1)

@@ -136,13 +136,13 @@ class Profile(Strict):
     def build(self) -> Path:
         return ROOT / "build" / self.name
 
-    @property
-    def data_folder(self) -> Path:
-        return self.build / "data"
+    def data_folder(self, seed: int) -> Path:
+        """The splits of a seed and their card."""
+        return self.build / "data" / f"seed{seed}"
 
     @property
     def backbone_folder(self) -> Path:
-        return self.data_folder / "backbone"
+        return self.build / "data" / "backbone"
 
     @property
     def plan_folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""Prepared data: the card (data.json) and the splits of a profile, as compress.data.prepare wrote them.
+"""Prepared data of a seed: the card (data.json) and the splits, as compress.data.prepare wrote them.
 
 Many modules need the card alone, so the library that reads the splits is imported in load_splits.
 """
@@ -13,28 +13,32 @@ FILE = "data.json"
 OUT_OF_DOMAIN = ("amazon", "tweets", "nyt")  # test sets that the rated snippets have besides movies
 
 
-def load_card(profile: Profile) -> dict:
+def load_card(profile: Profile, seed: int) -> dict:
     """fingerprint, labels, source, backbone, and for each split its sentences, class shares and lengths."""
-    path = profile.data_folder / FILE
+    path = profile.data_folder(seed) / FILE
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{profile.data_folder}: no data; run: make data PROFILE={profile.name}") from None
+        raise UserError(f"{path.parent}: no data; run: {command(profile, seed)}") from None
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); remove it and run: make data PROFILE={profile.name}") from None
+        raise UserError(f"{path}: damaged ({error}); remove it and run: {command(profile, seed)}") from None
 
 
-def load_splits(profile: Profile):
+def command(profile: Profile, seed: int) -> str:
+    return f"make data PROFILE={profile.name} SEEDS={seed}"
+
+
+def load_splits(profile: Profile, seed: int):
     """The DatasetDict with the columns text and label; raises UserError if it does not match the card."""
     from datasets import load_from_disk  # noqa: PLC0415
 
-    path = profile.data_folder / "splits"
-    remedy = f"remove {profile.data_folder} and run: make data PROFILE={profile.name}"
+    path = profile.data_folder(seed) / "splits"
+    remedy = f"remove {path.parent} and run: {command(profile, seed)}"
     try:
         splits = load_from_disk(str(path))
         rows = {name: list(zip(split["text"], split["label"], strict=True)) for name, split in splits.items()}
     except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
         raise UserError(f"{path}: damaged ({error}); {remedy}") from None
-    if fingerprint(rows) != load_card(profile)["fingerprint"]:
+    if fingerprint(rows) != load_card(profile, seed)["fingerprint"]:
         raise UserError(f"{path}: the sentences are not those of {FILE}; {remedy}")
     return splits

@@ -1,5 +1,9 @@
 """Sentences become splits: train, validation and test, out-of-domain tests, and unlabelled text for distillation.
 
+Data without a test split are shuffled once, and seed k tests on block k, so that the test sets of different seeds share
+no sentence. Validation and training sentences are drawn from the rest by the seed. What comes with a test split of its
+own keeps it for every seed, and so do the out-of-domain tests.
+
 Every build imports this module, and few hold sentences out, so hold_out imports scikit-learn.
 """
 
@@ -28,17 +32,51 @@ def hold_out(rows: Rows, size: int, seed: int) -> tuple[Rows, Rows]:
     return rest, part
 
 
+def hold_out_block(rows: Rows, size: int, block: int, shuffle_seed: int) -> tuple[Rows, Rows]:
+    """(rest, block number `block` of the shuffled rows, of `size` rows).
+
+    The blocks have no row in common, and the classes are in the same proportion in all. Raises UserError for a block
+    that the rows don't have.
+    """
+    if len(rows) <= size:
+        raise UserError(f"the profile holds out {size} sentences, but there are only {len(rows)}")
+    if block >= (blocks := len(rows) // size):
+        choice = f"seeds from 0 to {blocks - 1}" if blocks > 1 else "seed 0 alone"
+        raise UserError(
+            f"seed {block} has no test sentences: {len(rows)} are {blocks} times {size}; choose {choice}, or lower "
+            "data.test in the profile"
+        )
+    shuffled = shuffle_evenly(rows, shuffle_seed)
+    start = block * size
+    return shuffled[:start] + shuffled[start + size :], shuffled[start : start + size]
+
+
+def shuffle_evenly(rows: Rows, seed: int) -> Rows:
+    """The rows in random order, but with the classes spread evenly: every run of rows has them in proportion."""
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    total = Counter(label for _, label in rows)
+    met: Counter[int] = Counter()
+    places = []
+    for text, label in shuffled:
+        met[label] += 1
+        places.append(((met[label] - 0.5) / total[label], text, label))
+    return [(text, label) for _, text, label in sorted(places)]
+
+
 def dataset_dict(splits: dict[str, Rows]) -> DatasetDict:
     """The splits as Datasets with the columns text and label."""
     columns = {name: {"text": [t for t, _ in rows], "label": [y for _, y in rows]} for name, rows in splits.items()}
     return DatasetDict({name: Dataset.from_dict(value) for name, value in columns.items()})
 
 
-def split_snippets(data: Data) -> tuple[dict[str, Rows], list[str]]:
-    """(the splits of the rated snippets, the names of the classes)."""
+def split_snippets(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], dict]:
+    """(a seed's splits of the rated snippets, the names of the classes, how many test sentences were in older splits).
+
+    The unlabelled text and the out-of-domain tests are the same for every seed.
+    """
     domains = rated_snippets(data)
-    rest, test = hold_out(domains["movies"], data.test, data.split_seed)
-    train, validation = hold_out(rest, data.validation, data.split_seed)
+    rest, test = hold_out_block(domains["movies"], data.test, seed, data.split_seed)
+    train, validation = hold_out(rest, data.validation, seed)
     splits = {"train": train[: data.max_train], "validation": validation, "test": test}
     unlabelled = []
     for domain in OUT_OF_DOMAIN:
@@ -47,11 +85,23 @@ def split_snippets(data: Data) -> tuple[dict[str, Rows], list[str]]:
     random.Random(data.split_seed).shuffle(unlabelled)
     # -1 instead of the class, so that no training can use the labels of other domains.
     splits["unlabelled"] = [(text, -1) for text, _ in unlabelled][: data.max_train]
-    return splits, ["negative", "positive"]
+    about = {"test_sentences_in_older_splits": overlap_with_older(domains["movies"], test, data)}
+    return splits, ["negative", "positive"], about if data.older_split_seeds else {}
 
 
-def split_tables(data: Data) -> tuple[dict[str, Rows], list[str], dict]:
-    """(the splits of a data set or of local files, the names of the classes, what became of the rows).
+def overlap_with_older(rows: Rows, test: Rows, data: Data) -> dict[str, dict[str, int]]:
+    """How many test sentences were in each part of the older splits that settings were chosen on, by their seed."""
+    counts = {}
+    for seed in data.older_split_seeds:
+        rest, older_test = hold_out(rows, data.test, seed)
+        train, validation = hold_out(rest, data.validation, seed)
+        parts = {"train": train, "validation": validation, "test": older_test}
+        counts[str(seed)] = {name: len(set(test) & set(part)) for name, part in parts.items()}
+    return counts
+
+
+def split_tables(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], dict]:
+    """(a seed's splits of a data set or of local files, the names of the classes, what became of the rows).
 
     Without a labelled test split, as in SST-2, the validation split becomes the test split. Missing splits are held out
     of train. Texts without a label become unlabelled text, whatever their split.
@@ -64,14 +114,18 @@ def split_tables(data: Data) -> tuple[dict[str, Rows], list[str], dict]:
     if not any(label is not None for _, label in tables.get("test", ())) and "validation" in tables:
         tables["test"] = tables.pop("validation") + tables.get("test", [])
     splits, dropped, contradicting = assign_texts(tables, labels)
-    for name, size in (("test", data.test), ("validation", data.validation)):
+    held_out = {
+        "test": lambda rows: hold_out_block(rows, data.test, seed, data.split_seed),
+        "validation": lambda rows: hold_out(rows, data.validation, seed),
+    }
+    for name, hold in held_out.items():
         if not splits[name]:
             counts = Counter(label for _, label in splits["train"])
             if counts[rare := min(range(len(labels)), key=counts.__getitem__)] == 1:
                 raise UserError(f"{source}: class {labels[rare]!r} has one text left for train and {name}; add texts")
-            splits["train"], splits[name] = hold_out(splits["train"], size, data.split_seed)
+            splits["train"], splits[name] = hold(splits["train"])
     for name in ("train", "unlabelled"):
-        random.Random(data.split_seed).shuffle(splits[name])
+        random.Random(seed).shuffle(splits[name])
         kept = splits[name][: data.max_train]
         dropped["beyond max_train"] += len(splits[name]) - len(kept)
         splits[name] = kept
@@ -87,7 +141,7 @@ def split_tables(data: Data) -> tuple[dict[str, Rows], list[str], dict]:
     about["classes"] = {name: counts[i] for i, name in enumerate(labels)}
     breaks = sum("\n" in text for text, _ in used)
     about["texts"] = {"with contradicting labels": contradicting, "with line breaks": breaks}
-    return splits, labels, about
+    return splits, labels, {"rows": about}
 
 
 def assign_texts(tables: dict[str, Table], labels: list[str]) -> tuple[dict[str, Rows], Counter, int]:

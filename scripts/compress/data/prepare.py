@@ -1,4 +1,4 @@
-"""Prepares the data and the backbone of a profile in build/<profile>/data/: splits, encoder and card.
+"""Prepares the data of a profile in build/<profile>/data/: the encoder, and the splits and the card of each seed.
 
 The sources are the rated snippets in a package, a data set of the Hugging Face hub, or local files. All become one
 DatasetDict with the columns text and label: train, validation, test; out-of-domain tests (amazon, tweets, nyt) and
@@ -12,57 +12,77 @@ from pathlib import Path
 from compress.config.profile import Profile
 from compress.data.backbone import save_backbone, tokenizer_facts
 from compress.data.card import FILE, load_card, load_splits
-from compress.data.identity import identity
+from compress.data.identity import identity, visible_files
 from compress.data.partition import dataset_dict, split_snippets, split_tables
 from compress.data.sentences import Rows, check_disjoint, fingerprint
 from compress.errors import UserError
-from compress.files import atomic_path, remove, write_json
+from compress.files import atomic_path, digest, remove, sha256_file, write_json
 from datasets import disable_progress_bars
 from tokenizers import Tokenizer
 
 
-def prepare(profile: Profile) -> dict:
-    """Prepares everything and returns the card. Data that are already there are left alone, so Make sees no change."""
+def prepare(profile: Profile, seeds: list[int]) -> dict[int, dict]:
+    """Prepares everything and returns the card of every seed.
+
+    Files that are already there are left alone, so that Make sees no change.
+    """
     disable_progress_bars()
-    data = profile.data
-    splits, labels, rows = (*split_snippets(data), {}) if data.package else split_tables(data)
-    check_disjoint(splits)
+    split = split_snippets if profile.data.package else split_tables
+    parts = {seed: split(profile.data, seed) for seed in seeds}
+    labels = next(iter(parts.values()))[1]
     folder = profile.build / ".data.partial"
     remove(folder)
     folder.mkdir(parents=True)
     try:
         with atomic_path(folder / "backbone") as backbone:  # its files are for every user
-            save_backbone(profile.backbone, backbone, len(labels), data.max_length)
-        dataset_dict(splits).save_to_disk(str(folder / "splits"))
-        tokenizer = tokenizer_facts(folder / "backbone")
-        card = {
-            "fingerprint": fingerprint(splits),
+            save_backbone(profile.backbone, backbone, len(labels), profile.data.max_length)
+        common = {
             "labels": labels,
-            "source": identity(data),
+            "source": identity(profile.data),
             "backbone": identity(profile.backbone),
-            "tokenizer": tokenizer,
-            "splits": split_statistics(splits, folder / "backbone" / "tokenizer.json", tokenizer["unknown"]),
+            "backbone_files": digest({path.name: sha256_file(path) for path in visible_files(folder / "backbone")}),
+            "tokenizer": tokenizer_facts(folder / "backbone"),
         }
-        card |= {"rows": rows} if rows else {}
-        write_json(folder / FILE, card)
-        if not is_there(profile, card, folder / "backbone"):
-            remove(profile.data_folder)
-            os.replace(folder, profile.data_folder)
+        if not is_same_folder(folder / "backbone", profile.backbone_folder):
+            move(folder / "backbone", profile.backbone_folder)
+        cards = {}
+        for seed, (splits, _, about) in parts.items():
+            cards[seed] = save_splits(folder / f"seed{seed}", splits, profile.backbone_folder, common | about)
+            if not is_there(profile, seed, cards[seed]):
+                move(folder / f"seed{seed}", profile.data_folder(seed))
     finally:
         remove(folder)
+    return cards
+
+
+def save_splits(folder: Path, splits: dict[str, Rows], backbone: Path, about: dict) -> dict:
+    """Writes the splits and their card, which it returns."""
+    check_disjoint(splits)
+    dataset_dict(splits).save_to_disk(str(folder / "splits"))
+    statistics = split_statistics(splits, backbone / "tokenizer.json", about["tokenizer"]["unknown"])
+    card = {"fingerprint": fingerprint(splits), "splits": statistics} | about
+    write_json(folder / FILE, card)
     return card
 
 
-def is_there(profile: Profile, card: dict, backbone: Path) -> bool:
-    """Whether the profile's data folder has this card, undamaged splits, and the same backbone."""
+def move(source: Path, target: Path) -> None:
+    remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)
+
+
+def is_same_folder(source: Path, target: Path) -> bool:
+    names = [path.name for path in source.iterdir()]
+    return target.exists() and filecmp.cmpfiles(source, target, names, shallow=False)[1:] == ([], [])
+
+
+def is_there(profile: Profile, seed: int, card: dict) -> bool:
+    """Whether the seed's folder has this card and undamaged splits."""
     try:
-        load_splits(profile)
-        if load_card(profile) != card:
-            return False
+        load_splits(profile, seed)
+        return load_card(profile, seed) == card
     except UserError:
         return False
-    names = [path.name for path in backbone.iterdir()]
-    return filecmp.cmpfiles(backbone, profile.backbone_folder, names, shallow=False)[1:] == ([], [])
 
 
 def split_statistics(splits: dict[str, Rows], tokenizer_file: Path, unknown: str | None) -> dict[str, dict]:

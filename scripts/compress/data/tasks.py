@@ -1,4 +1,4 @@
-"""The data of a variant: the profile's splits, or those of a classifier of the service.
+"""The data of a variant: the splits of its seed, or those of a classifier of the service.
 
 The five classifiers are sentiment at home and in three other domains, and which domain a text is from. The test
 sentences of each domain are the out-of-domain tests of the report (for movies, the test split), so that nothing scored
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compress.config.profile import Profile
 from compress.config.variants import Variant
 from compress.data.card import OUT_OF_DOMAIN, load_card, load_splits
-from compress.data.partition import dataset_dict, hold_out
+from compress.data.partition import dataset_dict, hold_out, hold_out_block
 from compress.data.sentences import Rows, check_disjoint, fingerprint
 from compress.data.snippets import rated_snippets
 from compress.data.tabular import SPLITS
@@ -27,25 +27,27 @@ class Task:
         return fingerprint(self.rows)
 
 
-def splits_for(profile: Profile, variant: Variant) -> tuple[DatasetDict, list[str], str]:
+def splits_for(profile: Profile, variant: Variant, seed: int) -> tuple[DatasetDict, list[str], str]:
     """(splits with the columns text and label, names of the classes, fingerprint) of a variant or service."""
     if variant.method == "service":
-        task = load_tasks(profile)[variant.task]
+        task = load_tasks(profile, seed)[variant.task]
         return dataset_dict(task.rows), task.labels, task.fingerprint
-    card = load_card(profile)
-    return load_splits(profile), card["labels"], card["fingerprint"]
+    card = load_card(profile, seed)
+    return load_splits(profile, seed), card["labels"], card["fingerprint"]
 
 
-def load_tasks(profile: Profile) -> dict[str, Task]:
+def load_tasks(profile: Profile, seed: int) -> dict[str, Task]:
     """All tasks by name, if the profile has services; raises UserError when a sentence is in two splits."""
     if not profile.services:
         return {}
     data = profile.data
     domains = {}
     for domain, rows in rated_snippets(data).items():
-        test_size = data.domain_test if domain in OUT_OF_DOMAIN else data.test
-        rest, test = hold_out(rows, test_size, data.split_seed)
-        train, validation = hold_out(rest, min(data.validation, test_size), data.split_seed)
+        if domain in OUT_OF_DOMAIN:
+            rest, test = hold_out(rows, data.domain_test, data.split_seed)
+        else:
+            rest, test = hold_out_block(rows, data.test, seed, data.split_seed)
+        train, validation = hold_out(rest, min(data.validation, len(rest) // 4), seed)
         domains[domain] = {"train": train[: data.max_train], "validation": validation, "test": test}
     tasks = {domain: Task(["negative", "positive"], splits) for domain, splits in domains.items()}
     tasks["domain"] = Task(list(domains), {split: label_domains(domains, split) for split in SPLITS})

@@ -84,7 +84,7 @@ def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
     for device in {args.device, train_device}:
         check_device(device)
     distributed.start(train_device)
-    job = Job(profile, variant, args.seed, args.device, train_device, *splits_for(profile, variant))
+    job = Job(profile, variant, args.seed, args.device, train_device, *splits_for(profile, variant, args.seed))
     if not distributed.is_main():
         help_train(job, makers)
         return 0

@@ -105,8 +105,8 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
     for stage, of_stage in by_stage(profile, variants).items():
         targets = [target(profile, variant.name, seed, device) for seed in seeds for variant in of_stage]
         lines.append(f"RECORDS_OF_{stage} := {' '.join(targets)}")
-    data = relative(profile.data_folder / "data.json")
     for seed in seeds:
+        data = relative(profile.data_folder(seed) / "data.json")
         # The longest trainings first: one that starts last would leave the other cores idle.
         order = sorted(variants, key=lambda variant: -variant.training.epochs if variant.has_training else 0)
         targets = [target(profile, variant.name, seed, device) for variant in order]

@@ -143,7 +143,7 @@ def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callabl
 
     folder_of gives the folder of a variant or champion.
     """
-    splits = load_splits(profile)
+    splits = load_splits(profile, seed=0)
     texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
     budget = profile.serving.load_for(args.scope)
     benchmark = Benchmark(

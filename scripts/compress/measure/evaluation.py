@@ -72,7 +72,7 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
     folder = profile.variant_folder(name, seed, device)
     cache = profile.seed_folder(seed, device) / "cache" / "inductor"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)  # shared with the timing passes
-    splits, _, _ = splits_for(profile, variant)
+    splits, _, _ = splits_for(profile, variant, seed)
     texts = {key: split["text"][:] for key, split in splits.items() if key not in ("train", "unlabelled")}
     try:
         arrays = evaluate_folder(folder, texts, device)

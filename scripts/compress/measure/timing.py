@@ -43,7 +43,7 @@ def run_pass(profile: Profile, variants: list, number: int, threads: int, device
     if not todo:
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(profile.seed_folder(0, device) / "cache" / "inductor")
-    texts = load_splits(profile)["test"]["text"][:]
+    texts = load_splits(profile, seed=0)["test"]["text"][:]
     sample = [texts[i] for i in np.random.default_rng(number).permutation(len(texts))]
     base = load_timed(baseline, device, threads, sample)
     sizes = batch_sizes(profile, device)
@@ -113,7 +113,7 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
 
 def measure_cold_starts(profile: Profile, variants: list, threads: int, device: str, sources: list[Path]) -> None:
     """Measures the stale cold starts, one process after the other. One that fails is tried again by the next run."""
-    texts = load_splits(profile)["test"]["text"][:]
+    texts = load_splits(profile, seed=0)["test"]["text"][:]
     for variant in variants:
         folder = profile.variant_folder(variant.name, 0, device)
         if not needs_cold_start(variant, folder, sources):

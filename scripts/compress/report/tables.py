@@ -301,6 +301,13 @@ TABLES = {
         Column("Median", "length_median", "d"),
         Column("Longest", "length_max", "d"),
     ],
+    "older": [
+        Column("Seed", "seed"),
+        Column("Older split", "split"),
+        Column("Test sentences in its train", "train", "d"),
+        Column("in its validation", "validation", "d"),
+        Column("in its test", "test", "d"),
+    ],
     "services": [
         Column("Service", "variant"),
         Column("Classes", "classes", "d"),

@@ -13,7 +13,7 @@ from compress.storage.record import read_record
 
 def service_rows(profile: Profile) -> list[ServiceRow]:
     """A row per classifier of seed 0, also written to its folder for the service's /info. Raises UserError."""
-    tasks = load_tasks(profile)
+    tasks = load_tasks(profile, seed=0)
     rows = [service_row(profile, variant.name, tasks[variant.task], variant.task) for variant in profile.services]
     for row in rows:
         quality_facts = {"f1_test": row.f1_test, "batch_flip_rate": row.batch_flip_rate}

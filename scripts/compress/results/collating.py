@@ -37,7 +37,7 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     write_rows(folder / "variants.csv", rows)
     write_json(folder / "methods.json", methods(profile, first))
     write_json(folder / "environment.json", environment(profile, seeds))
-    write_json(folder / "data.json", first.card)
+    write_json(folder / "data.json", first.card | {"older_splits": older_splits(seeds)})
     write_rows(folder / "seeds.csv", pooled_rows(profile.baseline, scores))
     write_rows(folder / "reliability.csv", reliability_rows(first) if has_quality else [])
     write_rows(folder / "flips.csv", flip_rows(first, profile.baseline) if has_quality else [])
@@ -57,6 +57,16 @@ def read_seeds(folder: Path) -> list[Seed]:
                 path = seed_path(folder, seed.number)
                 raise UserError(f"{path}: its {key} is {mine}, not {first} as in the first seed's; remove one of them")
     return seeds
+
+
+def older_splits(seeds: list[Seed]) -> list[dict]:
+    """Per seed and older split: how many test sentences were in each part of it."""
+    overlaps = {seed.number: seed.card.get("test_sentences_in_older_splits", {}) for seed in seeds}
+    return [
+        {"seed": number, "split": split} | counts
+        for number, overlap in overlaps.items()
+        for split, counts in overlap.items()
+    ]
 
 
 def built_seeds(profile: Profile, device: str) -> list[int]:

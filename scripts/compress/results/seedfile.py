@@ -82,7 +82,7 @@ def seed_is_built(profile: Profile, seed: int, device: str) -> bool:
 
 def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> None:
     """Packs a seed of build/<profile>/; raises UserError naming a file that is damaged or of other data."""
-    splits, card = load_splits(profile), load_card(profile)
+    splits, card = load_splits(profile, seed), load_card(profile, seed)
     packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
     packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
     packed["card"] = np.array(json.dumps(card, sort_keys=True))
@@ -92,7 +92,8 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
             continue
         record = read_record(folder)
         if record.data_fingerprint != card["fingerprint"]:
-            raise UserError(f"{folder / records.FILE}: built from other data than {profile.data_folder}; run make all")
+            data = profile.data_folder(seed)
+            raise UserError(f"{folder / records.FILE}: built from other data than {data}; run make all")
         packed[f"{variant.name}/record"] = np.array((folder / records.FILE).read_text("utf-8"))
         files = [folder / "predictions.npz", folder / "cold.npz", *sorted(folder.glob("timing-*.npz"))]
         for file in files if record.status == "ok" else ():
