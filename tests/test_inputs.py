@@ -208,9 +208,12 @@ def test_an_archive_is_read_without_unpacking_paths(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("model/config.json", "{}")
         file.writestr("model/../../evil", "x")
-    assert archives.read_members(tmp_path / "a.zip", "model") == {"config.json": b"{}"}
-    with pytest.raises(UserError, match="no folder 'other' in it"):
-        archives.read_members(tmp_path / "a.zip", "other")
+    (tmp_path / "target").mkdir()
+    archives.unpack(tmp_path / "a.zip", "model", tmp_path / "target", ["config.json"])
+    assert [file.read_text() for file in (tmp_path / "target").iterdir()] == ["{}"]
+    for source, name in (("other", "config.json"), ("model", "evil")):
+        with pytest.raises(UserError, match=f"no file '{name}' in its folder '{source}'"):
+            archives.unpack(tmp_path / "a.zip", source, tmp_path / "target", [name])
 
 
 def test_snippets_drop_zeros_and_duplicates_and_name_a_bad_line():

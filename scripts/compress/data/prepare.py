@@ -34,17 +34,15 @@ def prepare(profile: Profile, seeds: list[int]) -> dict[int, dict]:
     remove(folder)
     folder.mkdir(parents=True)
     try:
-        with atomic_path(folder / "backbone") as backbone:  # its files are for every user
-            save_backbone(profile.backbone, backbone, len(labels), profile.data.max_length)
-        common = {
-            "labels": labels,
-            "source": identity(profile.data),
-            "backbone": identity(profile.backbone),
-            "backbone_files": digest({path.name: sha256_file(path) for path in visible_files(folder / "backbone")}),
-            "tokenizer": tokenizer_facts(folder / "backbone"),
-        }
-        if not is_same_folder(folder / "backbone", profile.backbone_folder):
-            move(folder / "backbone", profile.backbone_folder)
+        common = {"labels": labels, "source": identity(profile.data)}
+        for key, encoder in profile.encoders.items():
+            with atomic_path(folder / key) as new:  # its files are for every user
+                save_backbone(encoder, new, len(labels), profile.data.max_length)
+            hashes = {path.name: sha256_file(path) for path in visible_files(folder / key)}
+            common |= {key: identity(encoder), f"{key}_files": digest(hashes)}
+            if not is_same_folder(folder / key, profile.backbone_folder.parent / key):
+                move(folder / key, profile.backbone_folder.parent / key)
+        common["tokenizer"] = tokenizer_facts(profile.backbone_folder)
         cards = {}
         for seed, (splits, _, about) in parts.items():
             cards[seed] = save_splits(folder / f"seed{seed}", splits, profile.backbone_folder, common | about)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from compress.engines.int8 import Int8Embedding, computes_in_int8, dynamic_int8, int8_linear
+from compress.engines.mpnet import with_own_bias
 from compress.engines.predictor import Predictor, require_cpu
 from compress.errors import Skip, UserError
 from compress.storage import packed
@@ -107,7 +108,7 @@ def load_model(folder: Path, dense: bool = False) -> nn.Module:
     if (folder / TORCHAO_FILE).exists():
         return _load_torchao(folder)
     if not (folder / packed.FILE).exists():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval()
+        return with_own_bias(AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")).eval()
     tensors, about = packed.load_tensors(folder)
     model = empty_model(folder)
     integers = {name: value for name, value in tensors.items() if isinstance(value, packed.Integer)}
@@ -154,7 +155,7 @@ def _load_torchao(folder: Path) -> nn.Module:
 def empty_model(folder: Path) -> nn.Module:
     """The architecture of folder/config.json with uninitialized weights."""
     with no_init_weights():
-        return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
+        return with_own_bias(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder)))
 
 
 def _assign(model, floats, folder: Path) -> tuple[list[str], list[str]]:

@@ -81,7 +81,7 @@ def variants_to_build(profile: Profile, scope: str, only: list[str]) -> list:
 
 def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, train_device: str) -> None:
     """Writes <plan folder>/<variant>.json, data.json, and plan.mk, which the Makefile includes."""
-    plans = {"data": {key: getattr(profile, key).model_dump(mode="json") for key in ("data", "backbone")}}
+    plans = {"data": {key: getattr(profile, key).model_dump(mode="json") for key in ("data", *profile.encoders)}}
     stats = {str(file): file.stat() for file in profile_files(profile)}
     plans["data"]["files"] = {name: [stat.st_mtime_ns, stat.st_size] for name, stat in stats.items()}
     for variant in variants:

@@ -66,7 +66,8 @@ def optimum_quantize(exported, folder: Path, context: Context, static: bool) -> 
     quantizer = ORTQuantizer.from_pretrained(exported)
     ranges = None
     if static:
-        rows = calibration_data(of_one_length(sentences(context, "train"), CALIBRATION_SENTENCES))
+        ids = of_one_length(sentences(context, "train"), CALIBRATION_SENTENCES)
+        rows = calibration_data(ids).select_columns(list(exported.input_names))
         method = AutoCalibrationConfig.minmax(rows)
         ranges = quantizer.fit(rows, method, folder / "augmented.onnx", config.operators_to_quantize)
         (folder / "augmented.onnx").unlink()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from compress.errors import UserError
-from compress.methods.networks import encoder_layers
+from compress.methods.networks import attention_of, encoder_layers
 from torch import nn
 from torch.nn import functional
 
@@ -63,7 +63,7 @@ def relation_loss(student, teacher, mask: torch.Tensor, heads: int) -> torch.Ten
 def last_layer_outputs(model: nn.Module):
     """Yields a dict that holds hidden, query, key and value of the last layer in the latest forward pass."""
     layer = encoder_layers(model)[-1]
-    attention = layer.attention.self
+    attention = attention_of(layer)
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(name):

@@ -1,5 +1,7 @@
 """The parts of a network that the methods work on."""
 
+from dataclasses import dataclass
+
 import torch
 from compress.errors import Skip
 from torch import nn
@@ -21,10 +23,31 @@ def encoder_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def encoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of a BERT or RoBERTa; raises Skip for an encoder whose modules have other names (DistilBERT)."""
+    """The layers of a BERT, RoBERTa or MPNet; raises Skip for an encoder with other module names (DistilBERT)."""
     if not hasattr(model.base_model, "encoder"):
         raise Skip(f"needs a network built like BERT; {model.config.model_type} is not")
     return model.base_model.encoder.layer
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The projections of a layer's self-attention, and the number of its heads."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
+    heads: int
+
+
+def attention_of(layer: nn.Module) -> Attention:
+    """The attention of one of encoder_layers(): MPNet names its parts otherwise than BERT and RoBERTa."""
+    inner = getattr(layer.attention, "attn", None)
+    if inner is not None:
+        return Attention(inner.q, inner.k, inner.v, inner.o, inner.num_attention_heads)
+    inner = layer.attention.self
+    output = layer.attention.output.dense
+    return Attention(inner.query, inner.key, inner.value, output, inner.num_attention_heads)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import nn
 def group_of(name: str) -> str:
     """The group of tensors that a module belongs to, by the module's name."""
     parts = name.split(".")
-    if "embeddings" in parts:
+    if "embeddings" in parts or "relative_attention_bias" in parts:
         return "embeddings"
     if "layer" in parts:
         return f"layer {parts[parts.index('layer') + 1]} " + ("attention" if "attention" in parts else "ffn")

@@ -1,6 +1,7 @@
 """The classifiers of the HTTP service: further training on a task's labels, then static int8 in ONNX."""
 
 from compress.engines import ort
+from compress.engines.mpnet import with_own_bias
 from compress.engines.pytorch import load_model
 from compress.methods.engine_files import (
     CALIBRATION_SENTENCES,
@@ -24,7 +25,7 @@ def service(variant, context: Context) -> Made:
         model = classifier(context.parent, context.labels, context.seed)
         seconds = fine_tune(model, context.parent, variant.training, context)
         # Training may leave the forward pass under autocast: a new model with the same weights is exported.
-        weights, model = model.state_dict(), type(model)(model.config)
+        weights, model = model.state_dict(), with_own_bias(type(model)(model.config))
         model.load_state_dict(weights)
     work = empty_folder(context.work)
     plain, target = work / "plain.onnx", work / ort.FILE

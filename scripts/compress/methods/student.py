@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from compress.config.variants import Student
 from compress.errors import UserError
-from compress.methods.networks import encoder_layers
+from compress.methods.networks import attention_of, encoder_layers
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
@@ -13,6 +13,9 @@ from transformers import AutoModelForSequenceClassification, set_seed
 AXES = {
     "LayerNorm": ("hidden",),
     "embeddings": (None, "hidden"),
+    "relative_attention_bias": (None, None),  # MPNet's, of all heads
+    "attention.attn.o": ("hidden", "units"),  # MPNet's
+    "attention.attn": ("units", "hidden"),
     "attention.self": ("units", "hidden"),
     "attention.output.dense": ("hidden", "units"),
     "intermediate.dense": ("neurons", "hidden"),
@@ -24,17 +27,17 @@ AXES = {
 
 
 def make_student(parent: nn.Module, student: Student, initialization: str, seed: int) -> nn.Module:
-    """A BERT classifier of the student's shape: weights cut out of the parent's, or random from the seed alone.
+    """A classifier of the student's shape: weights cut out of the parent's, or random from the seed alone.
 
     The vocabulary is the parent's. Raises UserError if the parent is smaller than the student, and Skip for an encoder
     that is not built like BERT.
     """
     encoder_layers(parent)
-    if initialization == "parent":
+    if initialization != "random":
         check_shape(parent.config, student)
     set_seed(seed)
     model = AutoModelForSequenceClassification.from_config(student_config(parent.config, student))
-    if initialization == "parent":
+    if initialization != "random":
         model.load_state_dict(cut_weights(parent, model, student.layers))
     return model.eval()
 
@@ -63,6 +66,8 @@ def check_shape(config, student: Student) -> None:
     for name, size, most in limits:
         if size > most:
             raise UserError(f"student: {name}: {size} is more than the parent's {most}")
+    if config.model_type == "mpnet" and small.num_attention_heads < config.num_attention_heads:
+        raise UserError("student: heads: must be the parent's: an MPNet's layers share one position bias of all heads")
 
 
 def head_size(config) -> int:
@@ -106,7 +111,7 @@ def layer_indices(layer: nn.Module, wide, narrow) -> dict[str, torch.Tensor]:
     its first dimensions.
     """
     size = head_size(wide)
-    output = layer.attention.output.dense.weight.view(wide.hidden_size, wide.num_attention_heads, size)
+    output = attention_of(layer).output.weight.view(wide.hidden_size, wide.num_attention_heads, size)
     heads = largest(output.norm(dim=(0, 2)), narrow.num_attention_heads)
     units = heads[:, None] * size + torch.arange(head_size(narrow))
     neurons = layer.intermediate.dense.weight.norm(dim=1) * layer.output.dense.weight.norm(dim=0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from compress.config.variants import Training
+from compress.engines.mpnet import with_own_bias
 from compress.engines.predictor import load, load_tokenizer, predict, token_ids
 from compress.files import atomic_path, digest, locked
 from compress.methods import distributed
@@ -24,13 +25,14 @@ def classifier(folder: Path, labels: Sequence[str], seed: int) -> nn.Module:
     """
     names = dict(enumerate(labels))
     set_seed(seed)
-    return AutoModelForSequenceClassification.from_pretrained(
+    model = AutoModelForSequenceClassification.from_pretrained(
         folder,
         num_labels=len(names),
         id2label=names,
         label2id={label: i for i, label in names.items()},
         ignore_mismatched_sizes=True,
     )
+    return with_own_bias(model)
 
 
 def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length: int) -> Dataset:

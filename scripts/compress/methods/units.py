@@ -1,7 +1,7 @@
 """Structured pruning: the importance of attention heads and FFN neurons, and their removal."""
 
 import torch
-from compress.methods.networks import encoder_layers
+from compress.methods.networks import attention_of, encoder_layers
 from torch import nn
 
 
@@ -16,7 +16,7 @@ def unit_importance(model: nn.Module, batches) -> tuple[torch.Tensor, torch.Tens
     layers = encoder_layers(model)
     inputs: dict[tuple[str, int], torch.Tensor] = {}
     hooks = [hook for i, layer in enumerate(layers) for hook in keep_inputs(inputs, i, layer)]
-    heads = torch.zeros(len(layers), layers[0].attention.self.num_attention_heads)
+    heads = torch.zeros(len(layers), attention_of(layers[0]).heads)
     neurons = torch.zeros(len(layers), layers[0].output.dense.in_features)
     for batch in batches:
         # A sum over sentences keeps the gradient of each sentence independent of the others.
@@ -49,7 +49,7 @@ def keep_inputs(inputs: dict[tuple[str, int], torch.Tensor], i: int, layer: nn.M
 
         return hook
 
-    modules = {"head": layer.attention.output.dense, "neuron": layer.output.dense}
+    modules = {"head": attention_of(layer).output, "neuron": layer.output.dense}
     return [module.register_forward_pre_hook(keep(kind)) for kind, module in modules.items()]
 
 

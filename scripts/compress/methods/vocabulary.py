@@ -25,13 +25,13 @@ CONTINUES = "##"
 LEARNING_SPLITS = ("train", "unlabelled")  # splits that a student may learn from; in order of importance
 
 
-def trim_vocabulary(model: nn.Module, context: Context, size: int) -> Path:
+def trim_vocabulary(model: nn.Module, source: Path, context: Context, size: int) -> Path:
     """Cuts the model's embeddings to `size` pieces in place; returns the folder of the matching tokenizer.
 
-    Pieces are ranked by their counts in training text first, then in unlabelled text; test sets are not used. Raises
-    Skip if the vocabulary is not WordPiece.
+    source: the folder of the model's tokenizer. Pieces are ranked by their counts in training text first, then in
+    unlabelled text; test sets are not used. Raises Skip if the vocabulary is not WordPiece.
     """
-    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    tokenizer = load_tokenizer(source, context.profile.data.max_length)
     if not isinstance(tokenizer.model, WordPiece):
         raise Skip(f"only a WordPiece vocabulary can be trimmed; this one is {type(tokenizer.model).__name__}'s")
     names = [name for name in LEARNING_SPLITS if name in context.splits]
@@ -40,8 +40,8 @@ def trim_vocabulary(model: nn.Module, context: Context, size: int) -> Path:
     folder = context.work / "tokenizer"
     with distributed.main_first():
         if distributed.is_main():
-            write_trimmed(context.parent, folder, kept)
-    trim_embeddings(model, kept, pad_id=kept.index(tokenizer.token_to_id("[PAD]")))
+            write_trimmed(source, folder, kept)
+    trim_embeddings(model, kept)
     return folder
 
 
@@ -77,15 +77,24 @@ def write_trimmed(source: Path, folder: Path, kept: Sequence[int]) -> None:
     tokenizer["model"]["vocab"] = vocabulary
     for token in tokenizer["added_tokens"]:
         token["id"] = vocabulary[token["content"]]
-    for special in tokenizer["post_processor"]["special_tokens"].values():
+    processor = tokenizer["post_processor"]
+    for special in processor.get("special_tokens", {}).values():  # of a template, as BERT's
         special["ids"] = [vocabulary[token] for token in special["tokens"]]
+    for end in {"cls", "sep"} & processor.keys():  # of RobertaProcessing, as MPNet's
+        processor[end] = [processor[end][0], vocabulary[processor[end][0]]]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "tokenizer.json", tokenizer)
     shutil.copyfile(source / "tokenizer_config.json", folder / "tokenizer_config.json")
 
 
-def trim_embeddings(model: nn.Module, kept: Sequence[int], pad_id: int = 0) -> None:
-    """Keeps the rows `kept` of the word embeddings, in this order; changes the config, too, in place."""
+def trim_embeddings(model: nn.Module, kept: Sequence[int]) -> None:
+    """Keeps the rows `kept` of the word embeddings, in this order; changes the config, too, in place.
+
+    Raises UserError if padding would get another id in an MPNet, which counts positions by a fixed one.
+    """
+    pad_id = kept.index(model.config.pad_token_id)
+    if model.config.model_type == "mpnet" and pad_id != model.config.pad_token_id:
+        raise UserError(f"vocabulary: padding must stay piece {model.config.pad_token_id}, but became {pad_id}")
     rows = model.get_input_embeddings().weight.detach()[torch.tensor(kept)]
     model.set_input_embeddings(nn.Embedding(*rows.shape, padding_idx=pad_id, _weight=rows))
     model.config.vocab_size = len(rows)
