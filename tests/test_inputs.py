@@ -125,7 +125,7 @@ def test_groups_share_options_and_the_grid_multiplies_models_engines_and_precisi
     assert (variants[1].training.epochs, variants[1].training.learning_rate) == (2.0, 1e-3)
 
 
-@pytest.mark.parametrize("name", ["smoke", "minilm", "bert-base", "bert-base-shape"])
+@pytest.mark.parametrize("name", ["smoke", "minilm", "base", "bert-base", "bert-base-shape"])
 def test_committed_profiles_are_valid_and_their_core_is_small(name):
     profile = load_profile(name)
     core = profile.in_scope("core")
