@@ -137,6 +137,10 @@ peers-env: ## an environment for each of the other servers; those that can't be 
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
 	  test -e build/peers/$$name/.installed || echo "$$name is left out: it can't be installed (log: build/peers/$$name.log)" >&2; done
 
+teacher: $(ENV) ## the logits that other profiles' students learn from: make teacher PROFILE=base
+	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=baseline
+	for seed in $(SEEDS); do $(PY) scripts/teacher_logits.py --profile $(PROFILE) --seed $$seed; done
+
 results: $(ENV) ## build/ and results/<profile>/seed<k>.npz to the tables in results/<profile>/
 	$(COLLATE)
 	$(COLLATE_SERVING)
@@ -185,7 +189,7 @@ clean: ## remove build/<profile> (models, records); results/ stay
 distclean: ## remove build/ and .venv too
 	rm -rf build .venv
 
-.PHONY: help all model smoke test soak test-replicas test-slow test-peers test-ray env data $(STAGES) serve-peers peers-env results serve serve-ray figures report notebooks check recommend pdf lint lock settings clean distclean sequence planned rebuilt
+.PHONY: help all model smoke test soak test-replicas test-slow test-peers test-ray env data teacher $(STAGES) serve-peers peers-env results serve serve-ray figures report notebooks check recommend pdf lint lock settings clean distclean sequence planned rebuilt
 
 # The files and steps behind these targets.
 .venv/.installed: requirements.txt
@@ -253,7 +257,7 @@ rebuilt:
 
 ifeq ($(PLANNED),1)
 include $(BUILD)/plan.mk
-.PHONY: models evaluated timed collated benchmarked $(STAGES:%=stage-%)
+.PHONY: baseline models evaluated timed collated benchmarked $(STAGES:%=stage-%)
 
 $(PREPARED): $(BUILD)/plan/data.json $(DATA_SOURCES) $(foreach file,$(DATA),$(call unless,$(file)))
 	$(PY) scripts/prepare_data.py --profile $(PROFILE) --seeds "$(SEEDS)"
@@ -262,6 +266,8 @@ $(PREPARED): $(BUILD)/plan/data.json $(DATA_SOURCES) $(foreach file,$(DATA),$(ca
 # Keep their dates if the content stays the same, so that no model is built again. The + makes `make -n` look at them.
 $(DATA): $(PREPARED)
 	@+:
+
+baseline: $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/$(BASELINE)/record.json)
 
 models: $(foreach seed,$(SEEDS),$(RECORDS_$(seed)))
 

@@ -11,13 +11,13 @@ import torch
 from compress.config.profile import load_profile
 from compress.config.variants import Distill, Student, Training
 from compress.engines.predictor import load
-from compress.errors import UserError
-from compress.methods import teaching
-from compress.methods.distill import augment, transfer_set
+from compress.errors import Skip, UserError
+from compress.methods import large_teacher, teaching
 from compress.methods.losses import UNLABELLED, distillation_loss, hidden_loss, inner_losses, relation_loss
 from compress.methods.student import make_student, shared_indices
 from compress.methods.teaching import tokenized
 from compress.methods.training import set_dropout, train
+from compress.methods.transfer import augment, transfer_set
 from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from compress.storage.artifact import save_artifact
 from datasets import Dataset
@@ -29,6 +29,7 @@ from scipy.stats import entropy
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, TrainerCallback
 
+PARTS = {"train": ["good film", "the bad plot of the film"], "unlabelled": ["great stories"]}
 WORDS = ["good", "bad", "film", "films", "plot", "great", "story", "stories", "the", "of", "dull"]
 WORDS += ["un", "##ing", "##ed", "##ory", "##believ", "##able"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz.,!#é中"
@@ -346,6 +347,31 @@ def test_teacher_logits_are_computed_once_per_teacher_and_texts(teacher, folder,
     assert len(loads) == 3
 
 
+def test_a_large_teachers_logits_are_read_for_their_own_texts_only(teacher, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
+    monkeypatch.setattr(large_teacher, "ROOT", tmp_path)
+    splits = {name: Dataset.from_dict({"text": texts, "label": [0] * len(texts)}) for name, texts in PARTS.items()}
+    monkeypatch.setattr(large_teacher, "load_splits", lambda *_: splits)
+    monkeypatch.setattr(large_teacher, "load_card", lambda *_: {"fingerprint": "f"})
+    about = {"variant": "t", "method": "finetune", "parent": None, "backend": "torch", "parameters": 1}
+    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 16, "options": {}}
+    about |= {"train_seconds": None, "details": {}, "runtime": {}}
+    large = load_profile("smoke")
+    save_artifact(large.variant_folder(large.baseline, 3), teacher.save_pretrained, folder, **about)
+    context = SimpleNamespace(profile=large.model_copy(update={"teacher": large.name}), seed=3)
+    again = "make teacher PROFILE=smoke SEEDS=3"
+    with pytest.raises(Skip, match=again):
+        large_teacher.large_teacher_logits(context, PARTS["train"])
+    assert large_teacher.write_large_teacher_logits(large, 3, "cpu", 1) == 2 * len(PARTS["train"]) + 1
+    ids = [torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]]) for text in PARTS["train"]]
+    expected = torch.cat([logits(teacher, {"input_ids": row}) for row in ids])
+    stored = large_teacher.large_teacher_logits(context, PARTS["train"])
+    np.testing.assert_allclose(stored, expected.numpy(), rtol=1e-3, atol=1e-5)
+    assert len(large_teacher.large_teacher_logits(context, augment(PARTS["train"], 3))) == len(PARTS["train"])
+    with pytest.raises(UserError, match=f"of other sentences; make them again: {again}"):
+        large_teacher.large_teacher_logits(context, [*PARTS["train"], "more"])
+
+
 def test_frozen_embeddings_do_not_change(learn, teacher):
     shape = Student(layers=[0, 2], hidden_size=16, intermediate_size=24, heads=2)
     start = make_student(teacher, shape, "parent", 0).bert.embeddings.state_dict()
@@ -387,9 +413,8 @@ def test_the_transfer_set_holds_labels_for_the_training_part_only():
         "train": Dataset.from_dict({"text": ["a b c d e f", "g h"], "label": [0, 1]}),
         "unlabelled": Dataset.from_dict({"text": ["x"], "label": [-1]}),
     }
-    context = SimpleNamespace(splits=splits, seed=0)
-    assert transfer_set(context, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
-    augmented, unlabelled = transfer_set(context, ["augmented", "unlabelled"])
+    assert transfer_set(splits, 0, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
+    augmented, unlabelled = transfer_set(splits, 0, ["augmented", "unlabelled"])
     assert augmented == (augment(["a b c d e f", "g h"], 0), [-1, -1])
     assert unlabelled == (["x"], [-1])
 
@@ -477,12 +502,12 @@ STUDENT = {"layers": [0]}
         ({"student": STUDENT | {"hidden_size": 20, "heads": 3}}, "not a multiple"),
         ({"student": STUDENT | {"vocabulary": 99}, "hidden_weight": 1.0}, "must be 0"),
         ({"student": STUDENT | {"vocabulary": 99}, "relation_weight": 0.5}, "must be 0"),
-        ({"transfer": ["train", "train"]}, "lists a part twice"),
-        ({"transfer": ["test"]}, "transfer"),
-        ({"transfer": []}, "transfer"),
+        ({"training": {"transfer": ["train", "train"]}}, "lists a part twice"),
+        ({"training": {"transfer": ["test"]}}, "transfer"),
+        ({"training": {"transfer": []}}, "transfer"),
         ({"hidden_weight": -1.0}, "hidden_weight"),
         (
-            {"transfer": ["train", "unlabelled"], "training": {"epochs": 1.0, "soft_weight": 0.0}},
+            {"training": {"transfer": ["train", "unlabelled"], "soft_weight": 0.0}},
             "only train has labels",
         ),
     ],

@@ -40,6 +40,7 @@ class Profile(Strict):
     backbone: Backbone
     student_backbone: Backbone | None = None  # a smaller encoder, of students with initialization = "encoder"
     data: Data
+    teacher: str | None = None  # the profile whose baseline is the large teacher
     measure: Measure = Measure()
     building: Building = Building()
     serving: Serving | None = None
@@ -73,6 +74,13 @@ class Profile(Strict):
         for variant in self.variants:
             if getattr(variant, "initialization", None) == "encoder" and self.student_backbone is None:
                 raise ValueError(f"variants: {variant.name}: initialization: the profile has no student_backbone")
+        return self
+
+    @model_validator(mode="after")
+    def large_teacher_is_known(self):
+        for variant in self.variants:
+            if any(training.teacher == "large" for training in variant.trainings) and self.teacher is None:
+                raise ValueError(f'variants: {variant.name}: teacher: is "large", but the profile names no teacher')
         return self
 
     @model_validator(mode="after")
@@ -180,6 +188,10 @@ class Profile(Strict):
     @property
     def results(self) -> Path:
         return self.results_on("cpu")
+
+    def teacher_file(self, seed: int) -> Path:
+        """The logits of the large teacher on a seed's training, augmented and unlabelled sentences."""
+        return ROOT / "results" / self.teacher / "logits" / f"seed{seed}.npz"
 
     @property
     def figures(self) -> Path:

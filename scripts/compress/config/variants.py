@@ -31,6 +31,17 @@ class Training(Strict):
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9  # of the teacher's logits; the labels have the rest
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # default: as in the model's config
     freeze_embeddings: bool = False
+    # What a method with a teacher trains on; only train has labels.
+    transfer: Annotated[list[Literal["train", "augmented", "unlabelled"]], Field(min_length=1)] = ["train"]
+    teacher: Literal["baseline", "large"] = "baseline"  # large: the logits of the profile's teacher
+
+    @model_validator(mode="after")
+    def transfer_fits(self):
+        if len(set(self.transfer)) < len(self.transfer):
+            raise ValueError("transfer: lists a part twice")
+        if self.soft_weight == 0 and self.transfer != ["train"]:
+            raise ValueError('transfer: must be ["train"] if soft_weight is 0, because only train has labels')
+        return self
 
 
 class Variant(Strict):
@@ -50,9 +61,13 @@ class Variant(Strict):
     threads: Positive | None = None  # of the build, if not building.threads
 
     @property
+    def trainings(self) -> list[Training]:
+        """Those of the variant itself, not of its ancestors."""
+        return [value for _, value in self if isinstance(value, Training)]
+
+    @property
     def has_training(self) -> bool:
-        """True if the variant itself is trained, not only an ancestor."""
-        return getattr(self, "training", None) is not None
+        return bool(self.trainings)
 
     @property
     def options(self) -> dict:
@@ -244,17 +259,12 @@ class Distill(Distilled):
     student: Student
     # encoder: cut out of the profile's student_backbone; random: only the number of student.layers counts
     initialization: Literal["parent", "encoder", "random"] = "parent"
-    transfer: Annotated[list[Literal["train", "augmented", "unlabelled"]], Field(min_length=1)] = ["train"]
     hidden_weight: Annotated[float, Field(ge=0)] = 0.0  # of the loss on the last layer's hidden states
     relation_weight: Annotated[float, Field(ge=0)] = 0.0  # of the loss on its attention and value relations
     training: Training
 
     @model_validator(mode="after")
     def options_fit(self):
-        if len(set(self.transfer)) < len(self.transfer):
-            raise ValueError("transfer: lists a part twice")
-        if self.training.soft_weight == 0 and self.transfer != ["train"]:
-            raise ValueError('transfer: must be ["train"] if soft_weight is 0, because only train has labels')
         if self.student.vocabulary and (self.hidden_weight or self.relation_weight):
             raise ValueError(
                 "student.vocabulary: hidden_weight and relation_weight must be 0, "

@@ -19,7 +19,7 @@ from compress.data.tasks import splits_for
 from compress.engines.pytorch import check_device
 from compress.errors import Skip, UserError
 from compress.files import digest, remove, sha256_file, write_text
-from compress.graph.planning import parents_of, sources_of
+from compress.graph.planning import answers_of, parents_of, sources_of
 from compress.methods import distributed
 from compress.methods.made import Context, Made, Maker
 from compress.provenance import provenance
@@ -181,7 +181,8 @@ def clear_if_changed(job: Job, context: Context) -> None:
     hashes = [sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(job.profile, job.variant)]
     inputs = digest([options, job.seed, job.train_device, context.threads, job.fingerprint, hashes])
     path = context.work / INPUTS
-    newest = max(source.stat().st_mtime for source in sources_of(job.variant))
+    read = [*sources_of(job.variant), *answers_of(job.profile, job.variant, job.seed)]
+    newest = max(file.stat().st_mtime for file in read)
     if not (path.exists() and path.read_text("utf-8") == inputs and path.stat().st_mtime >= newest):
         remove(context.work)
         write_text(path, inputs)

@@ -30,6 +30,14 @@ def parents_of(profile: Profile, variant) -> list[str]:
     return list(dict.fromkeys(name for name in (variant.parent, teacher) if name))
 
 
+def answers_of(profile: Profile, variant, seed: int) -> list[Path]:
+    """The file with the large teacher's logits, if the variant learns from it and it exists."""
+    if not any(training.teacher == "large" for training in variant.trainings):
+        return []
+    path = profile.teacher_file(seed)
+    return [path] if path.exists() else []
+
+
 def sources_of(variant) -> list[Path]:
     """The Python files that decide what the variant becomes: its method's module and all that this imports.
 
@@ -101,7 +109,7 @@ def write_if_changed(path: Path, text: str) -> None:
 def makefile(profile: Profile, variants: list, seeds: list[int], device: str) -> str:
     """One rule per variant and seed; all paths are relative to the repository."""
     lines = [f"# Written by scripts/plan.py from scripts/profiles/{profile.name}.toml: do not edit."]
-    lines.append(f"PASSES := {profile.measure.passes}")
+    lines += [f"PASSES := {profile.measure.passes}", f"BASELINE := {profile.baseline}"]
     for stage, of_stage in by_stage(profile, variants).items():
         targets = [target(profile, variant.name, seed, device) for seed in seeds for variant in of_stage]
         lines.append(f"RECORDS_OF_{stage} := {' '.join(targets)}")
@@ -114,6 +122,7 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
         for number, variant in enumerate(variants, 1):
             needed = [relative(profile.plan_folder / f"{variant.name}.json"), data]
             needed += [relative(path) for path in sources_of(variant)]
+            needed += [relative(path) for path in answers_of(profile, variant, seed)]
             needed += [target(profile, name, seed, device) for name in parents_of(profile, variant)]
             start = "$(START_TRAINING)" if variant.has_training else "$(PY)"
             command = f"{start} scripts/{variant.script} $(BUILD_OPTIONS) --seed {seed}"

@@ -1,18 +1,15 @@
 """Knowledge distillation: smaller students that learn from the fine-tuned teacher, and their untrained controls."""
 
 import math
-import random
-from collections.abc import Sequence
 from pathlib import Path
 
 from compress.engines.pytorch import load_model
-from compress.errors import Skip
 from compress.methods.losses import inner_losses
 from compress.methods.made import Context, Made, made
 from compress.methods.student import make_student
 from compress.methods.teaching import classifier, student_data
 from compress.methods.training import train
-from compress.methods.vocabulary import LEARNING_SPLITS, trim_vocabulary
+from compress.methods.vocabulary import trim_vocabulary
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -26,9 +23,8 @@ def distill(variant, context: Context) -> Made:
     if size := variant.student.vocabulary:
         folder = trim_vocabulary(student, folder, context, size)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    parts = transfer_set(context, variant.transfer)
     with inner_losses(student, teacher, variant.hidden_weight, variant.relation_weight) as extra_loss:
-        rows = student_data(context, tokenizer, parts, soft=options.soft_weight > 0)
+        rows = student_data(context, tokenizer, options)
         seconds = train(student, tokenizer, rows, options, context, extra_loss=extra_loss)
     details = {"rows": len(rows), "steps": math.ceil(options.epochs * math.ceil(len(rows) / options.batch_size))}
     return made(student, student.save_pretrained, train_seconds=seconds, details=details, tokenizer=folder)
@@ -53,31 +49,3 @@ def trim(variant, context: Context) -> Made:
     model = load_model(context.parent)
     tokenizer = trim_vocabulary(model, context.parent, context, variant.vocabulary)
     return made(model, model.save_pretrained, tokenizer=tokenizer)
-
-
-def transfer_set(context: Context, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:
-    """(texts, labels) of every part; the label is -1 for texts that only the teacher labels.
-
-    Raises Skip for a part that the data don't have.
-    """
-    splits = context.splits
-    if "unlabelled" in parts and "unlabelled" not in splits:
-        raise Skip("the profile's data have no unlabelled text")
-    known = {name: (splits[name]["text"][:], splits[name]["label"][:]) for name in LEARNING_SPLITS if name in splits}
-    if "augmented" in parts:
-        copies = augment(known["train"][0], context.seed)
-        known["augmented"] = copies, [-1] * len(copies)
-    return [known[part] for part in parts]
-
-
-def augment(texts: Sequence[str], seed: int) -> list[str]:
-    """One copy of each text, cut to a random run of 50 to 100 % of its words and at least three words."""
-    chance = random.Random(seed)
-    copies = []
-    for text in texts:
-        words = text.split()
-        shortest = min(len(words), max(3, math.ceil(len(words) / 2)))
-        length = chance.randint(shortest, len(words))
-        start = chance.randint(0, len(words) - length)
-        copies.append(" ".join(words[start : start + length]))
-    return copies

@@ -9,9 +9,11 @@ from compress.engines.mpnet import with_own_bias
 from compress.engines.predictor import load, load_tokenizer, predict, token_ids
 from compress.files import atomic_path, digest, locked
 from compress.methods import distributed
+from compress.methods.large_teacher import large_teacher_logits
 from compress.methods.losses import UNLABELLED
 from compress.methods.made import Context
 from compress.methods.training import train
+from compress.methods.transfer import transfer_set
 from compress.storage.artifact import read_artifact
 from datasets import Dataset
 from torch import nn
@@ -56,16 +58,16 @@ def teacher_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
     return np.load(path)
 
 
-def student_data(
-    context: Context, tokenizer, parts: Sequence[tuple[Sequence[str], Sequence[int]]], soft: bool = True
-) -> Dataset:
-    """The (texts, labels) of all parts as one Dataset for train(); with the teacher's logits if `soft`."""
+def student_data(context: Context, tokenizer, options: Training) -> Dataset:
+    """The transfer set as one Dataset for train(), with the teacher's logits if they count."""
+    parts = transfer_set(context.splits, context.seed, options.transfer)
     texts, labels = ([item for part in column for item in part] for column in zip(*parts, strict=True))
     dataset = tokenized(texts, labels, tokenizer, context.profile.data.max_length)
-    if not soft:
+    if options.soft_weight == 0:
         return dataset
-    # Part by part, so that variants share the cached logits of common parts.
-    logits = [row for part, _ in parts for row in teacher_logits(context, part).tolist()]
+    answers = large_teacher_logits if options.teacher == "large" else teacher_logits
+    # Part by part, so that variants share the logits of common parts.
+    logits = [row for part, _ in parts for row in answers(context, part).tolist()]
     return dataset.add_column("teacher_logits", logits)
 
 
@@ -83,10 +85,9 @@ def fine_tune(model: nn.Module, folder: Path, options: Training, context: Contex
 
 
 def teach(model: nn.Module, variant, context: Context, callbacks=()) -> float | None:
-    """Trains the model on the labels and the baseline's logits; returns the seconds, or None without a training."""
+    """Trains the model on the labels and a teacher's logits; returns the seconds, or None without a training."""
     if variant.training is None:
         return None
     tokenizer = AutoTokenizer.from_pretrained(context.parent)
-    split = context.splits["train"]
-    dataset = student_data(context, tokenizer, [(split["text"][:], split["label"][:])])
+    dataset = student_data(context, tokenizer, variant.training)
     return train(model, tokenizer, dataset, variant.training, context, callbacks=callbacks)

@@ -1,0 +1,37 @@
+"""The texts that a student learns from: training sentences, pieces of them, and unlabelled text."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+from compress.errors import Skip
+from compress.methods.vocabulary import LEARNING_SPLITS
+
+PARTS = (*LEARNING_SPLITS, "augmented")
+
+
+def transfer_set(splits: Mapping, seed: int, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:
+    """(texts, labels) of every part; the label is -1 for texts that only the teacher labels.
+
+    splits: Datasets with the columns text and label. Raises Skip for a part that the data don't have.
+    """
+    if "unlabelled" in parts and "unlabelled" not in splits:
+        raise Skip("the profile's data have no unlabelled text")
+    known = {name: (splits[name]["text"][:], splits[name]["label"][:]) for name in LEARNING_SPLITS if name in splits}
+    if "augmented" in parts:
+        copies = augment(known["train"][0], seed)
+        known["augmented"] = copies, [-1] * len(copies)
+    return [known[part] for part in parts]
+
+
+def augment(texts: Sequence[str], seed: int) -> list[str]:
+    """One copy of each text, cut to a random run of 50 to 100 % of its words and at least three words."""
+    chance = random.Random(seed)
+    copies = []
+    for text in texts:
+        words = text.split()
+        shortest = min(len(words), max(3, math.ceil(len(words) / 2)))
+        length = chance.randint(shortest, len(words))
+        start = chance.randint(0, len(words) - length)
+        copies.append(" ".join(words[start : start + length]))
+    return copies
