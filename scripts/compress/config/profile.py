@@ -36,7 +36,7 @@ class Profile(Strict):
     description: str
     baseline: str  # the variant that all others are compared with
     no_quality: Annotated[str, Field(min_length=1)] | None = None  # why quality is meaningless and stays empty
-    course: dict[str, str] = {}  # rows of report/course.csv, and the variants that repeat them
+    course: dict[str, str] = {}  # rows of report/course.csv ("name device"), and the variants that repeat them
     backbone: Backbone
     student_backbone: Backbone | None = None  # a smaller encoder, of students with initialization = "encoder"
     data: Data

@@ -117,10 +117,10 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
     cpu = compare.by_name(results)
     gpu = compare.by_name(results.gpu) if results.gpu else {}
     seconds = {(line["name"], line["device"]): line["seconds"] for line in course()}
-    base = next(name for name, variant in profile.course.items() if variant == profile.baseline)
+    base = next(key.split()[0] for key, variant in profile.course.items() if variant == profile.baseline)
     lines = []
     for line in course():
-        row = cpu[profile.course[line["name"]]]
+        row = cpu[profile.course[f"{line['name']} {line['device']}"]]
         timed = row if line["device"] == "cpu" else gpu.get(row.variant)
         faster = seconds[base, line["device"]] / line["seconds"]
         own = timed and timed.latency_ms_p50 and timed.latency_ms_p50 / 1e3
