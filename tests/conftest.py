@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,16 +35,38 @@ def copy_repository(folder: Path) -> Path:
     # The environment under test is the one that runs the tests.
     (folder / ".venv").symlink_to(Path(sys.prefix))
     (folder / ".venv" / ".installed").touch()
+    (folder / "build").mkdir()
     downloads = ROOT / "build" / "downloads"
     if downloads.exists():
-        shutil.copytree(downloads, folder / "build" / "downloads", ignore=shutil.ignore_patterns("tmp*"))
+        shutil.copytree(downloads, folder / "build" / "downloads", ignore=shutil.ignore_patterns("tmp*", "all_mpnet*"))
     return folder
 
 
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    """(folder, output of make smoke); later tests read it and leave it as they found it."""
+def pytest_collection_modifyitems(items):
+    """Tests of the smoke run come last: it runs in the background while the others do."""
+    items.sort(key=lambda item: "smoke" in item.fixturenames)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def running_smoke(request, tmp_path_factory):
+    """(folder, process) of a make smoke that has been started, if any test needs it."""
+    if not any("smoke" in item.fixturenames for item in request.session.items):
+        yield None
+        return
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
-    done = run(folder, "make", "smoke", timeout=1800)  # minutes on a quiet machine
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder, done.stdout
+    with open(folder / "build" / "stdout", "w") as out, open(folder / "build" / "stderr", "w") as errors:
+        process = subprocess.Popen(["make", "smoke"], cwd=folder, stdout=out, stderr=errors, start_new_session=True)
+    yield folder, process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def smoke(running_smoke):
+    """(folder, output of make smoke); later tests read it and leave it as they found it."""
+    folder, process = running_smoke
+    status = process.wait(timeout=1800)  # minutes on a quiet machine
+    output, errors = ((folder / "build" / name).read_text("utf-8") for name in ("stdout", "stderr"))
+    assert status == 0, output[-3000:] + errors[-3000:]
+    return folder, output
