@@ -230,6 +230,7 @@ COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --scope $(SCOPE) --devic
 COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
 SERVE_BENCH = $(PY) scripts/07_serve_bench.py --profile $(PROFILE) --scope $(SCOPE) --threads $(THREADS)
 TIME = $(PY) scripts/time_variants.py --profile $(PROFILE) --device $(DEVICE) --threads $(THREADS) --sources $(TIMING_SOURCES)
+TIME_ALL = $(TIME); for number in $$(seq 0 $$(($(PASSES) - 1))); do $(TIME) --pass $$number; done
 EVALUATE = $(PY) scripts/evaluate_variants.py --profile $(PROFILE) --device $(DEVICE) --sources $(EVALUATION_SOURCES)
 
 # One sub-make per phase: each sees the files that the phase before wrote. Only builds run in parallel, because nothing
@@ -283,8 +284,7 @@ $(foreach seed,$(SEEDS),$(eval $(call EVALUATED,$(seed))))
 TIMED := $(BUILD)/seed0$(SUFFIX)/.timed-$(THREADS)threads
 timed: $(if $(filter 0,$(SEEDS)),$(TIMED))
 $(TIMED): $(BUILD)/seed0$(SUFFIX)/.evaluated $(TIMING_SOURCES)
-	@$(TIME)
-	@for number in $$(seq 0 $$(($(PASSES) - 1))); do $(TIME) --pass $$number; done
+	@$(TIME_ALL)
 	@touch $@
 
 COLLATED := $(BUILD)/.collated$(SUFFIX)-$(SCOPE)-$(subst $(eval ) ,-,$(SEEDS))
@@ -303,7 +303,7 @@ $(BENCHMARKED): $(COLLATED) $(call package,serving loadtest) scripts/serve.py
 define STAGE
 stage-$1: $$(RECORDS_OF_$1)
 	@for seed in $$(SEEDS); do $$(EVALUATE) --seed $$$$seed; done
-	@$$(if $$(filter 0,$$(SEEDS)),$$(TIME); for number in $$$$(seq 0 $$$$(($$(PASSES) - 1))); do $$(TIME) --pass $$$$number; done)
+	@$$(if $$(filter 0,$$(SEEDS)),$$(TIME_ALL))
 endef
 $(foreach stage,$(STAGES),$(eval $(call STAGE,$(stage))))
 endif

@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 import pytest
-from compress.engines.predictor import Predictor
+from compress.engines.predictor import BATCH_TOLERANCE, Predictor
 from compress.measure import latency, timing
 from compress.measure.coldstart import time_new_lengths
-from compress.measure.evaluation import TOLERANCE, predict_sets
+from compress.measure.evaluation import predict_sets
 from compress.measure.latency import BLOCK, ROUNDS, best_batch, time_latency, time_throughput
 
 
@@ -84,7 +84,7 @@ def test_the_best_batch_is_the_one_with_the_least_time(monkeypatch):
     assert best_batch(model, [16]) == 16
 
 
-@pytest.mark.parametrize(("drift", "invariant"), [(0.0, True), (TOLERANCE / 100, True), (1.0, False)])
+@pytest.mark.parametrize(("drift", "invariant"), [(0.0, True), (BATCH_TOLERANCE / 100, True), (1.0, False)])
 def test_batches_are_trusted_only_where_they_change_nothing(drift, invariant):
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 9, 3 + i % 4).tolist() for i in range(300)]
@@ -92,7 +92,7 @@ def test_batches_are_trusted_only_where_they_change_nothing(drift, invariant):
     arrays, found = predict_sets(predictor, {"test": rows, "validation": rows[:20]})
     assert found == invariant
     alone = np.array([[-np.mean(row), np.mean(row)] for row in rows], np.float32)
-    np.testing.assert_allclose(arrays["logits/test"], alone, atol=16 * TOLERANCE / 100)
+    np.testing.assert_allclose(arrays["logits/test"], alone, atol=16 * BATCH_TOLERANCE / 100)
     assert set(arrays) == {"logits/test", "logits/validation", "logits_batched/test"}
     if not invariant:
         assert np.abs(arrays["logits_batched/test"] - alone).max() > 1

@@ -17,7 +17,7 @@ from compress import console
 from compress.cli import cores, ignore_known_warnings
 from compress.config.profile import Profile, load_profile
 from compress.data.tasks import splits_for
-from compress.engines.predictor import Predictor, load, load_tokenizer, predict, token_ids
+from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_tokenizer, predict, token_ids
 from compress.errors import Skip, UserError
 from compress.files import read_arrays, remove, sha256_file, write_arrays
 from compress.metrics import quality
@@ -27,7 +27,6 @@ from compress.storage.record import FILE, read_record, write_record
 PREDICTIONS = "predictions.npz"
 BATCH = 16
 ALONE_SENTENCES = 200  # predicted alone and in a batch before batches are trusted
-TOLERANCE = 1e-4  # logits: the largest difference between both
 
 
 def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> None:
@@ -121,7 +120,7 @@ def predict_sets(predictor: Predictor, ids: dict[str, list]) -> tuple[dict[str, 
     """
     batched = predict(predictor, ids["test"], BATCH)
     alone = predict(predictor, ids["test"][:ALONE_SENTENCES])
-    invariant = bool(np.abs(batched[: len(alone)] - alone).max() <= TOLERANCE)
+    invariant = bool(np.abs(batched[: len(alone)] - alone).max() <= BATCH_TOLERANCE)
     rest = ids["test"][len(alone) :]
     remaining = predict(predictor, rest) if rest and not invariant else batched[len(alone) :]
     arrays = {f"logits/{name}": predict(predictor, rows, BATCH) for name, rows in ids.items() if name != "test"}

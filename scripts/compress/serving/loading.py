@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compress.engines.predictor import Predictor, batches, load, load_tokenizer, token_ids
+from compress.engines.predictor import BATCH_TOLERANCE, Predictor, batches, load, load_tokenizer, token_ids
 from compress.errors import UserError
 from compress.files import sha256_file
 from compress.serving.batching import Model, fit_cost
@@ -14,7 +14,6 @@ from compress.storage.artifact import Artifact, read_artifact
 from tokenizers import Tokenizer
 
 THREAD_SAFE = ("onnxruntime", "torch")  # backends whose loaded model several workers may call at once
-TOLERANCE = 1e-4  # logits, alone and in a batch
 # The first input of every model: sentences of different lengths, so that a batch of them is padded.
 PROBE = (
     "Good.",
@@ -67,7 +66,7 @@ def is_invariant(predictor: Predictor, ids: Sequence[Sequence[int]]) -> bool:
     """True if sentences have the same logits alone and in one padded batch."""
     alone = np.concatenate([predictor(*arrays) for _, *arrays in batches(ids, 1)])
     ((_, *arrays),) = batches(ids, len(ids))
-    return bool(np.abs(predictor(*arrays) - alone).max() <= TOLERANCE)
+    return bool(np.abs(predictor(*arrays) - alone).max() <= BATCH_TOLERANCE)
 
 
 def describe(folder: Path, artifact: Artifact, predictor: Predictor, invariant: bool, max_batch: int) -> dict:
