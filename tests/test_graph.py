@@ -322,6 +322,7 @@ def test_predictions_that_are_not_finite_are_a_failure(copy):
 
 def test_a_second_seed_is_added_without_touching_the_first(copy):
     first = (copy / "results/smoke/seed0.npz").read_bytes()
+    assert run(copy, PYTHON, "scripts/prepare_data.py", "--profile", "smoke", "--seeds", "1").returncode == 0
     for variant, script in (("finetuned", "01_finetune.py"), ("cluster-8", "03_cluster.py")):
         assert run(copy, PYTHON, f"scripts/{script}", "--profile", "smoke", "--seed", "1", variant).returncode == 0
     assert run(copy, PYTHON, "scripts/evaluate_variants.py", "--profile", "smoke", "--seed", "1").returncode == 0
@@ -351,7 +352,7 @@ def test_errors_that_a_user_meets(smoke):
     folder, _ = smoke
     finetune = (PYTHON, "scripts/01_finetune.py", "--profile", "smoke")
     assert "unknown profile" in run(folder, PYTHON, "scripts/01_finetune.py", "--profile", "x", "finetuned").stderr
-    assert "unknown PROFILE 'x': choose one of bert-base " in run(folder, "make", "all", "PROFILE=x").stderr
+    assert "unknown PROFILE 'x': choose one of base bert-base " in run(folder, "make", "all", "PROFILE=x").stderr
     assert "unknown SCOPE 'x': choose core or full" in run(folder, "make", "all", "SCOPE=x").stderr
     assert "SEEDS '0 x': whole numbers" in run(folder, "make", "all", "SEEDS=x 0").stderr
     assert "no nopython: install Python" in run(folder, "make", "all", "PYTHON=nopython").stderr

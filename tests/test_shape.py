@@ -114,7 +114,7 @@ def test_many_batches_have_the_logits_of_single_calls(model, arrays):
     ("old", "new", "key"),
     [
         ('no_quality = "random', 'no_quality = ""\n#', "no_quality: "),
-        ('BERT_onnx = "ort-fp32-plain"', 'BERT_onnx = "other"', "course: no variant is called 'other'"),
+        ('"BERT_onnx cpu" = "ort-fp32-plain"', '"BERT_onnx cpu" = "other"', "course: no variant is called 'other'"),
         ("layers = [0, 1, 2, 3, 4, 5]", "layers = [0], vocabulary = 9", "groups.smaller.variants.cut-6x768.student: "),
         ('method = "int8-saved"', 'method = "mixed-precision", tolerance = 1.0', "int8-saved: is chosen by quality"),
         ("[course]", 'champions = [{ goal = "tiny", tolerance = 1.0 }]\n[course]', "champions: are chosen by quality"),
