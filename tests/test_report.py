@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from compress.config.profile import load_profile
 from compress.paths import ROOT
-from compress.report import comparisons, load_facts, pages, tables, views
+from compress.report import comparisons, gallery, load_facts, pages, plots, tables, views
 from compress.report.tables import Column, markdown_table
 from compress.results.reading import Results, read_results
 from compress.results.rows import SeedRow, ServingRow, VariantRow
@@ -370,3 +370,57 @@ def test_a_variant_that_keeps_the_quality_is_counted_once_it_was_tested():
     assert re.search(rf"{kept + 1} of \d+ keep the quality", text["report"])
     assert "Non-inferior" in text["hw1"]
     assert isinstance(judged[0], SeedRow)
+
+
+def large_results() -> Results:
+    """Made-up results of the large network: the course's rows and two others, losing twice what the small one loses."""
+    small = comparisons.by_name(RESULTS)
+    names = [
+        "finetuned",
+        "bert-orig",
+        "bert-orig-int8",
+        "cluster-16-tuned",
+        "finetuned-ort-fp32",
+        "qat-int4",
+        "cluster-16",
+    ]
+    names += ["int8-dynamic", "prune-fisher-70"]
+    times_two = {name: 2 * (small[name].f1_drop_points or 0) for name in names}
+    rows = [
+        row_of(name, f1_test=0.9, f1_drop_points=times_two[name], size_mb=438.0, size_ratio=1.0, latency_ms_p50=60.0)
+        for name in names
+    ]
+    rows.append(row_of("distill-6x768", f1_test=0.91, f1_drop_points=1.5, size_mb=270.0, size_ratio=1.6))
+    results = results_of(rows)
+    results.environment["description"] = "a large network"
+    return results
+
+
+def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both_networks():
+    results = replace(RESULTS, large=large_results())
+    text = pages.page_templates(PROFILE, results).get_template("basesize.md.j2").render()
+    course = cells(text[text.index("| Course") :].split("\n\n")[0])
+    ours = {(line[0], line[1]): line[course[0].index("Ours")] for line in course[1:]}
+    assert ours == {
+        ("Bert_orig", "no"): "bert-orig",
+        ("Bert_orig", "yes"): "finetuned",
+        ("BERT_q_dynamic", "no"): "bert-orig-int8",
+        ("BERT_cluster", "yes"): "cluster-16-tuned",
+        ("BERT_distil", "yes"): "distill-6x768",
+        ("BERT_onnx", "yes"): "finetuned-ort-fp32",
+    }
+    pairs = comparisons.at_both_sizes(results)
+    assert {pair.small.variant for pair in pairs} >= {"qat-int4", "cluster-16", "int8-dynamic", "prune-fisher-70"}
+    assert {pair.large.variant for pair in pairs if pair.small.variant == "distill-3x384"} == {"distill-6x768"}
+    doubled = [pair for pair in pairs if pair.small.variant == pair.large.variant]
+    assert comparisons.agreement(doubled, "f1_drop_points") == pytest.approx(1)
+    assert comparisons.agreement(doubled, "latency_speedup") is None  # not measured on the large one
+    assert all(pair.method in text for pair in pairs)
+    assert "TernaryBERT" in text
+    assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, RESULTS).keys() == {"both_sizes"}
+    assert plots.both_sizes(results).axes[0].get_yticklabels()[-1].get_text() == pairs[0].method
+
+
+def test_without_results_of_the_large_network_there_is_no_section_on_base_size():
+    results = replace(RESULTS, large=None)
+    assert not pages.page_templates(PROFILE, results).get_template("basesize.md.j2").render().strip()

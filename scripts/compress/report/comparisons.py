@@ -12,7 +12,7 @@ from statistics import mean, median, stdev
 
 from compress.paths import ROOT
 from compress.results.reading import PooledRow, Results, by_variant
-from compress.results.statistics import MARGIN
+from compress.results.statistics import MARGIN, rank_correlation
 
 CHAPTERS = ("HW1", "HW2", "HW3", "HW4", "HW6", "HW7")
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
@@ -185,6 +185,36 @@ def one_thing_at_a_time(results: Results, chapter: str) -> list[Change]:
 
 def ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a and b else None
+
+
+@dataclass(frozen=True)
+class SizePair:
+    """The same method on the small and on the large network."""
+
+    method: str
+    small: PooledRow
+    large: PooledRow
+
+
+def at_both_sizes(results: Results) -> list[SizePair]:
+    """The methods of report/both_sizes.csv that both networks have; none without results of the large one."""
+    if results.large is None:
+        return []
+    small, large = ({row.variant: row for row in trained(of.variants)} for of in (results, results.large))
+    with open(ROOT / "report" / "both_sizes.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    return [
+        SizePair(line["method"], small[line["small"]], large[line["large"]])
+        for line in lines
+        if line["small"] in small and line["large"] in large
+    ]
+
+
+def agreement(pairs: Iterable[SizePair], column: str) -> float | None:
+    """The rank correlation of a column between both networks; None for fewer than three pairs that have it."""
+    values = [(getattr(pair.small, column), getattr(pair.large, column)) for pair in pairs]
+    known = [pair for pair in values if None not in pair]
+    return rank_correlation(*zip(*known, strict=True)) if len(known) > 2 else None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ FIGURES = (
     ("equal_bytes", partial(plots.equal_budgets, column="size_mb", unit="MB"), has_values("size_mb")),
     ("equal_latency", partial(plots.equal_budgets, column="latency_ms", unit="ms"), has_values("latency_ms")),
     ("domain_shift", plots.domain_shift, has_values("ood_drop_points")),
+    ("both_sizes", plots.both_sizes, comparisons.at_both_sizes),
     ("flips", plots.flip_cloud, has_values("flip_rate")),
     ("reliability", plots.reliability_diagram, lambda results: results.reliability),
     ("seeds", plots.seed_spread, plots.seeded_rows),

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import jinja2
-from compress.config.profile import Profile
+from compress.config.profile import Profile, load_profile
 from compress.errors import UserError
 from compress.measure import evaluation, latency
 from compress.paths import DEFAULT_PROFILE, ROOT
@@ -89,6 +89,7 @@ def page_context(profile: Profile, results: Results) -> dict:
         "statistics": statistics,
         "profile": profile,
         "results": results,
+        "large_profile": load_profile(profile.teacher) if results.large else None,
         "rows": rows,
         "measured": measured,
         "chapter": by_chapter,

@@ -189,6 +189,38 @@ def reliability_diagram(results: Results):
     return figure
 
 
+def both_sizes(results: Results):
+    """Points lost, and how much smaller and faster: every method on the small and on the large network."""
+    pairs = comparisons.at_both_sizes(results)[::-1]
+    columns = {"f1_drop_points": "F1 points lost", "size_ratio": "times smaller", "latency_speedup": "times faster"}
+    figure, panels = canvas.new_panels(1, len(columns), width=8.2, height=1.0 + 0.24 * len(pairs), sharey=True)
+    for axes, (column, label) in zip(panels[0], columns.items(), strict=True):
+        for place, pair in enumerate(pairs):
+            for row, style, shift in ((pair.small, {"mfc": "white"}, 0.15), (pair.large, {}, -0.15)):
+                size_point(axes, row, column, place + shift, style)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
+        if column == "f1_drop_points":
+            axes.axvline(0, color="0.8", lw=0.8, zorder=0)
+        else:
+            axes.set_xscale("log")
+            canvas.log_ticks(axes.xaxis)
+    panels[0][0].set_yticks(range(len(pairs)), [pair.method for pair in pairs], fontsize=8)
+    for label, style in (("small", {"mfc": "white"}), ("large", {})):
+        panels[0][-1].plot([], [], "o", color=canvas.BLUE, ms=5, label=label, **style)
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def size_point(axes, row, column: str, place: float, style: dict) -> None:
+    """A row's value with its interval, where it has one; nothing where the value was not measured."""
+    if (value := getattr(row, column)) is None:
+        return
+    errors = {"f1_drop_points": canvas.drop_errors, "latency_speedup": canvas.speedup_errors}.get(column)
+    bar = {"xerr": errors([row])} if errors else {}
+    axes.errorbar(value, place, **bar, fmt="o", color=canvas.BLUE, ms=4.5, lw=1, capsize=2, **style)
+
+
 def seeded_rows(results: Results) -> list:
     """The variants on the Pareto frontier of F1 and size, and the champions', that have several seeds."""
     rows = {row.variant: row for row in comparisons.pareto(results.variants, "size_mb")}

@@ -112,6 +112,12 @@ def course() -> list[dict]:
     ]  # fmt: skip
 
 
+def published() -> list[dict]:
+    """What papers on compressing BERT state of their methods."""
+    with open(ROOT / "report" / "published.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def course_pairs(profile: Profile, results: Results) -> list[dict]:
     """The course's rows and ours that repeat them, with the speed-up over the fp32 row of the same device."""
     cpu = compare.by_name(results)
@@ -120,7 +126,9 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
     base = next(key.split()[0] for key, variant in profile.course.items() if variant == profile.baseline)
     lines = []
     for line in course():
-        row = cpu[profile.course[f"{line['name']} {line['device']}"]]
+        row = cpu.get(profile.course[f"{line['name']} {line['device']}"])
+        if row is None:
+            continue
         timed = row if line["device"] == "cpu" else gpu.get(row.variant)
         faster = seconds[base, line["device"]] / line["seconds"]
         own = timed and timed.latency_ms_p50 and timed.latency_ms_p50 / 1e3

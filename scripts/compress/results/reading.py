@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
-from compress.config.profile import Profile
+from compress.config.profile import Profile, load_profile
 from compress.errors import UserError
 from compress.results.rows import FlipRow, ReliabilityRow, SeedRow, ServiceRow, ServingRow, VariantRow, read_rows
 
@@ -61,6 +61,7 @@ class Results:
     environment: dict
     data: dict
     gpu: "Results | None" = None
+    large: "Results | None" = None  # those of the profile whose baseline is the large teacher
 
     @cached_property
     def variants(self) -> list[PooledRow]:
@@ -74,6 +75,7 @@ class Results:
 def read_results(profile: Profile) -> Results:
     """Everything in results/<profile>/: the CPU's with the GPU's as its `gpu`, or the GPU's where it is alone.
 
+    The results of the profile's large teacher, if there are any, are its `large`.
     Raises UserError saying what to run when the results are missing or damaged.
     """
     gpu = None
@@ -81,7 +83,11 @@ def read_results(profile: Profile) -> Results:
         gpu = _read(profile, profile.results_on("cuda"))
         if not (profile.results / "variants.csv").exists():
             return gpu
-    return _read(profile, profile.results, gpu)
+    results = _read(profile, profile.results, gpu)
+    teacher = load_profile(profile.teacher) if profile.teacher else None
+    if teacher and (teacher.results / "variants.csv").exists():
+        return replace(results, large=_read(teacher, teacher.results))
+    return results
 
 
 def read_champions(folder: Path) -> dict[str, dict]:

@@ -1,7 +1,9 @@
 """Bootstrap, McNemar's test, Holm's correction and calibration. Pure functions on arrays.
 
-SciPy is imported in the one function that needs it, because the service reads champions through this package.
+SciPy is imported in the functions that need it, because the service reads champions through this package.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -48,6 +50,13 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The two-sided percentile interval of bootstrap samples."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's coefficient: -1 to 1, nan for constant values."""
+    from scipy.stats import spearmanr  # noqa: PLC0415
+
+    return float(spearmanr(one, other).statistic)
 
 
 def mcnemar(correct: np.ndarray, baseline_correct: np.ndarray) -> float:
