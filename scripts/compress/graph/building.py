@@ -15,6 +15,7 @@ import torch
 from compress import console
 from compress.cli import disk_is_full
 from compress.config.profile import Profile, load_profile
+from compress.data.card import FILE as CARD
 from compress.data.tasks import splits_for
 from compress.engines.pytorch import check_device
 from compress.errors import Skip, UserError
@@ -181,7 +182,8 @@ def clear_if_changed(job: Job, context: Context) -> None:
     hashes = [sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(job.profile, job.variant)]
     inputs = digest([options, job.seed, job.train_device, context.threads, job.fingerprint, hashes])
     path = context.work / INPUTS
-    read = [*sources_of(job.variant), *answers_of(job.profile, job.variant, job.seed)]
+    data = job.profile.data_folder(job.seed) / CARD  # newer than the encoder's files
+    read = [data, *sources_of(job.variant), *answers_of(job.profile, job.variant, job.seed)]
     newest = max(file.stat().st_mtime for file in read)
     if not (path.exists() and path.read_text("utf-8") == inputs and path.stat().st_mtime >= newest):
         remove(context.work)
