@@ -139,7 +139,7 @@ peers-env: ## an environment for each of the other servers; those that can't be 
 
 teacher: $(ENV) ## the logits that other profiles' students learn from: make teacher PROFILE=base
 	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=baseline
-	for seed in $(SEEDS); do $(PY) scripts/teacher_logits.py --profile $(PROFILE) --seed $$seed; done
+	for seed in $(SEEDS); do $(LOCK) $(PY) scripts/teacher_logits.py --profile $(PROFILE) --device $(DEVICE) --seed $$seed; done
 
 results: $(ENV) ## build/ and results/<profile>/seed<k>.npz to the tables in results/<profile>/
 	$(COLLATE)
@@ -309,8 +309,9 @@ $(foreach stage,$(STAGES),$(eval $(call STAGE,$(stage))))
 endif
 
 # No rule here writes results/: figures and report use the tables as they are.
-TABLES := $(wildcard results/$(PROFILE)/*.csv results/$(PROFILE)/*.json results/$(PROFILE)/cuda/*.csv results/$(PROFILE)/cuda/*.json)
-$(BUILD)/.figures: scripts/figures.py $(call package,report results) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
+LARGE := $(shell sed -n 's/^teacher *= *"\([a-z0-9-]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml)# is compared with in the report
+TABLES := $(foreach folder,$(PROFILE) $(PROFILE)/cuda $(LARGE),$(wildcard results/$(folder)/*.csv results/$(folder)/*.json))
+$(BUILD)/.figures: scripts/figures.py report/both_sizes.csv $(call package,report results) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 

@@ -5,19 +5,19 @@ The profile's baseline must be built. Example: python scripts/teacher_logits.py 
 
 import argparse
 
-from compress.cli import cores, main_guard, run_parser
+from compress.cli import cores, main_guard, positive, run_parser
 
 
 def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
-    from compress.methods.large_teacher import write_large_teacher_logits
+    from compress.graph.teacher_logits import write_teacher_logits
 
     profile = load_profile(args.profile)
-    count = write_large_teacher_logits(profile, args.seed, args.device, args.threads)
+    count = write_teacher_logits(profile, args.seed, args.device, args.threads)
     print(f"seed {args.seed}: logits of {profile.baseline} for {count} texts are in {profile.results / 'logits'}")
 
 
 if __name__ == "__main__":
     parser = run_parser(__doc__)
-    parser.add_argument("--threads", type=int, default=cores(), help="(default: the number of cores)")
+    parser.add_argument("--threads", type=positive, default=cores(), help="(default: the number of cores)")
     main_guard(main, parser)

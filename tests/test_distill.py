@@ -12,7 +12,9 @@ from compress.config.profile import load_profile
 from compress.config.variants import Distill, Student, Training
 from compress.engines.predictor import load
 from compress.errors import Skip, UserError
+from compress.graph import teacher_logits
 from compress.methods import large_teacher, teaching
+from compress.methods.distill import larger_network
 from compress.methods.losses import UNLABELLED, distillation_loss, hidden_loss, inner_losses, relation_loss
 from compress.methods.student import make_student, shared_indices
 from compress.methods.teaching import tokenized
@@ -27,7 +29,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax
 from scipy.stats import entropy
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, TrainerCallback
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, TrainerCallback
 
 PARTS = {"train": ["good film", "the bad plot of the film"], "unlabelled": ["great stories"]}
 WORDS = ["good", "bad", "film", "films", "plot", "great", "story", "stories", "the", "of", "dull"]
@@ -347,29 +349,64 @@ def test_teacher_logits_are_computed_once_per_teacher_and_texts(teacher, folder,
     assert len(loads) == 3
 
 
-def test_a_large_teachers_logits_are_read_for_their_own_texts_only(teacher, folder, tmp_path, monkeypatch):
+@pytest.fixture
+def large(teacher, folder, tmp_path, monkeypatch):
+    """A profile with a large teacher, the smoke profile, whose baseline is built for seed 3."""
+    splits = {name: Dataset.from_dict({"text": texts, "label": [0] * len(texts)}) for name, texts in PARTS.items()}
     monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
     monkeypatch.setattr(large_teacher, "ROOT", tmp_path)
-    splits = {name: Dataset.from_dict({"text": texts, "label": [0] * len(texts)}) for name, texts in PARTS.items()}
-    monkeypatch.setattr(large_teacher, "load_splits", lambda *_: splits)
-    monkeypatch.setattr(large_teacher, "load_card", lambda *_: {"fingerprint": "f"})
+    monkeypatch.setattr(teacher_logits, "load_splits", lambda *_: splits)
+    for module in (large_teacher, teacher_logits):
+        monkeypatch.setattr(module, "load_card", lambda *_: {"fingerprint": "f"})
     about = {"variant": "t", "method": "finetune", "parent": None, "backend": "torch", "parameters": 1}
     about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 16, "options": {}}
     about |= {"train_seconds": None, "details": {}, "runtime": {}}
-    large = load_profile("smoke")
-    save_artifact(large.variant_folder(large.baseline, 3), teacher.save_pretrained, folder, **about)
-    context = SimpleNamespace(profile=large.model_copy(update={"teacher": large.name}), seed=3)
+    smoke = load_profile("smoke")
+    save_artifact(smoke.variant_folder(smoke.baseline, 3), teacher.save_pretrained, folder, **about)
+    return SimpleNamespace(profile=smoke.model_copy(update={"teacher": "smoke"}), seed=3, splits=splits)
+
+
+def test_a_large_teachers_logits_are_read_for_their_own_texts_only(large, teacher, folder, monkeypatch):
     again = "make teacher PROFILE=smoke SEEDS=3"
     with pytest.raises(Skip, match=again):
-        large_teacher.large_teacher_logits(context, PARTS["train"])
-    assert large_teacher.write_large_teacher_logits(large, 3, "cpu", 1) == 2 * len(PARTS["train"]) + 1
+        large_teacher.large_teacher_logits(large, PARTS["train"])
+    assert teacher_logits.write_teacher_logits(large.profile, 3, "cpu", 1) == 2 * len(PARTS["train"]) + 1
     ids = [torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]]) for text in PARTS["train"]]
-    expected = torch.cat([logits(teacher, {"input_ids": row}) for row in ids])
-    stored = large_teacher.large_teacher_logits(context, PARTS["train"])
-    np.testing.assert_allclose(stored, expected.numpy(), rtol=1e-3, atol=1e-5)
-    assert len(large_teacher.large_teacher_logits(context, augment(PARTS["train"], 3))) == len(PARTS["train"])
-    with pytest.raises(UserError, match=f"of other sentences; make them again: {again}"):
-        large_teacher.large_teacher_logits(context, [*PARTS["train"], "more"])
+    expected = torch.cat([logits(teacher, {"input_ids": row}) for row in ids]).numpy()
+    stored = large_teacher.large_teacher_logits(large, PARTS["train"])
+    np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match=f"learned from other sentences(.|\n)*{again}"):
+        large_teacher.large_teacher_logits(large, [*PARTS["train"], "more"])
+    monkeypatch.setattr(large_teacher, "load_card", lambda *_: {"fingerprint": "of another fold"})
+    with pytest.raises(UserError, match="learned from other sentences"):
+        large_teacher.large_teacher_logits(large, PARTS["train"])
+
+
+def test_a_student_learns_from_the_large_teacher_on_its_transfer_set(large, folder):
+    teacher_logits.write_teacher_logits(large.profile, 3, "cpu", 1)
+    path = large.profile.teacher_file(3)
+    date = path.stat().st_mtime_ns
+    teacher_logits.write_teacher_logits(large.profile, 3, "cpu", 1)
+    assert path.stat().st_mtime_ns == date, "equal logits must leave the file alone"
+    options = Training(epochs=1.0, learning_rate=1e-3, teacher="large", transfer=["train", "augmented", "unlabelled"])
+    rows = teaching.student_data(large, AutoTokenizer.from_pretrained(folder), options)
+    wanted = [PARTS["train"], augment(PARTS["train"], 3), PARTS["unlabelled"]]
+    expected = np.concatenate([large_teacher.large_teacher_logits(large, part) for part in wanted])
+    np.testing.assert_allclose(rows["teacher_logits"][:], expected, atol=1e-6)
+
+
+def test_a_student_may_start_from_the_profiles_smaller_encoder(large, teacher, folder, tmp_path):
+    encoder = large.profile.encoder_folder("student_backbone")
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}
+    small = BertConfig(**teacher.config.to_dict() | sizes)
+    torch.manual_seed(5)
+    BertModel(small).save_pretrained(encoder)
+    context = SimpleNamespace(profile=large.profile, seed=0, labels=["no", "yes"], parent=tmp_path / "parent")
+    source, tokenizer = larger_network("encoder", context)
+    assert tokenizer == encoder
+    student = make_student(source, Student(layers=[1]), "encoder", 0)
+    layer = source.bert.encoder.layer[1].output.dense.weight
+    assert torch.equal(student.bert.encoder.layer[0].output.dense.weight, layer)
 
 
 def test_frozen_embeddings_do_not_change(learn, teacher):
@@ -506,6 +543,8 @@ STUDENT = {"layers": [0]}
         ({"training": {"transfer": ["test"]}}, "transfer"),
         ({"training": {"transfer": []}}, "transfer"),
         ({"hidden_weight": -1.0}, "hidden_weight"),
+        ({"initialization": "encoder", "hidden_weight": 1.0}, "the encoder's word pieces"),
+        ({"training": {"teacher": "large", "soft_weight": 0.0}}, "teacher: has no effect"),
         (
             {"training": {"transfer": ["train", "unlabelled"], "soft_weight": 0.0}},
             "only train has labels",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from compress.config.profile import load_profile
 from compress.config.variants import Finetune, Onnx, Prune, Training
+from compress.data.card import OUT_OF_DOMAIN
 from compress.errors import UserError
 from compress.files import read_arrays, write_arrays, write_json
 from compress.metrics import softmax
@@ -74,9 +75,13 @@ def built(profile, monkeypatch):
 
 
 def sentences(seed: int) -> dict:
-    rng = np.random.default_rng(seed)
+    """Sentences and labels of every set; those out of domain are the same for every seed."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
     return {
-        name: {"text": [f"{name} {i} of seed {seed}" for i in range(size)], "label": rng.integers(0, 2, size).tolist()}
+        name: {
+            "text": [f"{name} {i} of seed {seed}" for i in range(size)],
+            "label": (fixed if name in OUT_OF_DOMAIN else rng).integers(0, 2, size).tolist(),
+        }
         for name, size in SIZES.items()
     }
 
@@ -368,6 +373,20 @@ def test_collate_works_from_seed_files_alone_and_adds_a_seed_without_touching_ot
         tables(profile, [])
     with pytest.raises(UserError, match=r"seed7\.npz: missing, and so is the seed in"):
         tables(profile, [7])
+
+
+def test_seeds_of_other_splits_are_not_pooled(profile, built):
+    tables(profile, [0, 1])
+    path = seed_path(profile.results, 1)
+    arrays, first = read_arrays(path), read_arrays(seed_path(profile.results, 0))
+    texts = arrays["texts/test"].copy()
+    texts[:3] = first["texts/test"][:3]
+    changed(path, **{"texts/test": texts})
+    with pytest.raises(UserError, match=r"seed1\.npz: 3 of its test sentences are also seed 0's"):
+        tables(profile, [])
+    changed(path, **{"texts/test": arrays["texts/test"], "labels/amazon": 1 - arrays["labels/amazon"]})
+    with pytest.raises(UserError, match=r"seed1\.npz: its amazon sentences are not the first seed's"):
+        tables(profile, [])
 
 
 def test_pooling_compares_each_seed_with_its_own_baseline_on_its_own_sentences(profile, built):

@@ -73,6 +73,8 @@ class Serving(Strict):
     def tasks_fit(self):
         if self.tasks and (self.parent is None or self.training is None):
             raise ValueError("tasks: need the keys parent and training, too")
+        if self.training and not self.training.is_on_labels:
+            raise ValueError("training: transfer and teacher are for methods with a teacher")
         return self
 
     def variants_for(self, scope: Scope) -> list[str]:

@@ -36,7 +36,8 @@ class Profile(Strict):
     description: str
     baseline: str  # the variant that all others are compared with
     no_quality: Annotated[str, Field(min_length=1)] | None = None  # why quality is meaningless and stays empty
-    course: dict[str, str] = {}  # rows of report/course.csv ("name device"), and the variants that repeat them
+    # Rows of report/course.csv ("name device"), and the variants that repeat them.
+    course: dict[Annotated[str, Field(pattern=r"^\S+ (cpu|cuda)$")], str] = {}
     backbone: Backbone
     student_backbone: Backbone | None = None  # a smaller encoder, of students with initialization = "encoder"
     data: Data
@@ -78,7 +79,7 @@ class Profile(Strict):
 
     @model_validator(mode="after")
     def large_teacher_is_known(self):
-        for variant in self.variants:
+        for variant in (*self.variants, *self.services):
             if any(training.teacher == "large" for training in variant.trainings) and self.teacher is None:
                 raise ValueError(f'variants: {variant.name}: teacher: is "large", but the profile names no teacher')
         return self
@@ -162,13 +163,13 @@ class Profile(Strict):
         """The splits of a seed and their card."""
         return self.build / "data" / f"seed{seed}"
 
-    @property
-    def backbone_folder(self) -> Path:
-        return self.build / "data" / "backbone"
+    def encoder_folder(self, key: str) -> Path:
+        """One of the pretrained encoders, by its key in `encoders`."""
+        return self.build / "data" / key
 
     @property
-    def student_backbone_folder(self) -> Path:
-        return self.build / "data" / "student_backbone"
+    def backbone_folder(self) -> Path:
+        return self.encoder_folder("backbone")
 
     @property
     def plan_folder(self) -> Path:
@@ -220,6 +221,10 @@ def load_profile(name: str) -> Profile:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise UserError(explain(path, error)) from error
+    if profile.teacher is not None and profile.teacher not in set(known) - {name}:
+        raise UserError(
+            f"{path}: teacher: no other profile is called {profile.teacher!r}; there are {', '.join(known)}"
+        )
     if profile.name != name:
         raise UserError(f"{path}: name: is {profile.name!r}, must be the name of the file, {name!r}")
     return profile

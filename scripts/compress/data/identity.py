@@ -35,7 +35,7 @@ def identity(source: Source) -> str:
     if source.package:
         return source.package.requirement
     if parts := getattr(source, "parts", None):
-        return f"{parts[0].requirement} and {len(parts) - 1} more parts"
+        return ", ".join(part.requirement for part in parts)
     if source.hub:
         return source.hub
     path = ROOT / source.path

@@ -69,18 +69,25 @@ def dataset_dict(splits: dict[str, Rows]) -> DatasetDict:
     return DatasetDict({name: Dataset.from_dict(value) for name, value in columns.items()})
 
 
+def hold_out_tests(data: Data, domains: dict[str, Rows], seed: int) -> dict[str, tuple[Rows, Rows]]:
+    """(rest, test sentences) of every domain for a seed; the service's classifiers learn from the same rest."""
+    tests = {domain: hold_out(domains[domain], data.domain_test, data.split_seed) for domain in OUT_OF_DOMAIN}
+    return {"movies": hold_out_block(domains["movies"], data.test, seed, data.split_seed)} | tests
+
+
 def split_snippets(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], dict]:
     """(a seed's splits of the rated snippets, the names of the classes, how many test sentences were in older splits).
 
     The unlabelled text and the out-of-domain tests are the same for every seed.
     """
     domains = rated_snippets(data)
-    rest, test = hold_out_block(domains["movies"], data.test, seed, data.split_seed)
+    tests = hold_out_tests(data, domains, seed)
+    rest, test = tests["movies"]
     train, validation = hold_out(rest, data.validation, seed)
     splits = {"train": train[: data.max_train], "validation": validation, "test": test}
     unlabelled = []
     for domain in OUT_OF_DOMAIN:
-        rest, splits[domain] = hold_out(domains[domain], data.domain_test, data.split_seed)
+        rest, splits[domain] = tests[domain]
         unlabelled += rest
     random.Random(data.split_seed).shuffle(unlabelled)
     # -1 instead of the class, so that no training can use the labels of other domains.

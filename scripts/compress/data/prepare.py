@@ -40,8 +40,8 @@ def prepare(profile: Profile, seeds: list[int]) -> dict[int, dict]:
                 save_backbone(encoder, new, len(labels), profile.data.max_length)
             hashes = {path.name: sha256_file(path) for path in visible_files(folder / key)}
             common |= {key: identity(encoder), f"{key}_files": digest(hashes)}
-            if not is_same_folder(folder / key, profile.backbone_folder.parent / key):
-                move(folder / key, profile.backbone_folder.parent / key)
+            if not is_same_folder(folder / key, profile.encoder_folder(key)):
+                move(folder / key, profile.encoder_folder(key))
         common["tokenizer"] = tokenizer_facts(profile.backbone_folder)
         cards = {}
         for seed, (splits, _, about) in parts.items():

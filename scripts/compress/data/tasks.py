@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from compress.config.profile import Profile
 from compress.config.variants import Variant
-from compress.data.card import OUT_OF_DOMAIN, load_card, load_splits
-from compress.data.partition import dataset_dict, hold_out, hold_out_block
+from compress.data.card import load_card, load_splits
+from compress.data.partition import dataset_dict, hold_out, hold_out_tests
 from compress.data.sentences import Rows, check_disjoint, fingerprint
 from compress.data.snippets import rated_snippets
 from compress.data.tabular import SPLITS
@@ -42,11 +42,7 @@ def load_tasks(profile: Profile, seed: int) -> dict[str, Task]:
         return {}
     data = profile.data
     domains = {}
-    for domain, rows in rated_snippets(data).items():
-        if domain in OUT_OF_DOMAIN:
-            rest, test = hold_out(rows, data.domain_test, data.split_seed)
-        else:
-            rest, test = hold_out_block(rows, data.test, seed, data.split_seed)
+    for domain, (rest, test) in hold_out_tests(data, rated_snippets(data), seed).items():
         train, validation = hold_out(rest, min(data.validation, len(rest) // 4), seed)
         domains[domain] = {"train": train[: data.max_train], "validation": validation, "test": test}
     tasks = {domain: Task(["negative", "positive"], splits) for domain, splits in domains.items()}

@@ -85,7 +85,7 @@ def batches(ids: Sequence[Sequence[int]], size: int, by_length: bool = False) ->
     for start in range(0, len(ids), size):
         positions = order[start : start + size]
         length = max(len(ids[p]) for p in positions)
-        input_ids = np.zeros((len(positions), length), np.int64)  # BERT's [PAD] is piece 0
+        input_ids = np.zeros((len(positions), length), np.int64)  # 0 is BERT's [PAD]; the mask hides it in others
         mask = np.zeros_like(input_ids)
         for row, p in enumerate(positions):
             input_ids[row, : len(ids[p])] = ids[p]

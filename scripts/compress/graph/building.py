@@ -20,7 +20,7 @@ from compress.data.tasks import splits_for
 from compress.engines.pytorch import check_device
 from compress.errors import Skip, UserError
 from compress.files import digest, remove, sha256_file, write_text
-from compress.graph.planning import answers_of, parents_of, sources_of
+from compress.graph.planning import parents_of, sources_of, teacher_files
 from compress.methods import distributed
 from compress.methods.made import Context, Made, Maker
 from compress.provenance import provenance
@@ -178,12 +178,14 @@ def help_train(job: Job, makers: dict[str, Maker]) -> None:
 
 def clear_if_changed(job: Job, context: Context) -> None:
     """Empties the working folder unless its checkpoints come from exactly these inputs and this code."""
+    profile = job.profile
     options = job.variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
+    known = job.seed, job.train_device, context.threads, job.fingerprint
     hashes = [sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(job.profile, job.variant)]
-    inputs = digest([options, job.seed, job.train_device, context.threads, job.fingerprint, hashes])
+    inputs = digest([options, profile.teacher, profile.data.max_length, *known, hashes])
     path = context.work / INPUTS
-    data = job.profile.data_folder(job.seed) / CARD  # newer than the encoder's files
-    read = [data, *sources_of(job.variant), *answers_of(job.profile, job.variant, job.seed)]
+    data = profile.data_folder(job.seed) / CARD  # newer than the encoder's files
+    read = [data, *sources_of(job.variant), *teacher_files(profile, job.variant, job.seed)]
     newest = max(file.stat().st_mtime for file in read)
     if not (path.exists() and path.read_text("utf-8") == inputs and path.stat().st_mtime >= newest):
         remove(context.work)

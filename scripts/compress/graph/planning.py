@@ -22,6 +22,7 @@ from compress.storage.record import read_record
 
 # Code that decides what a model becomes; other modules of the engines only run models.
 DECIDING = ("compress.methods.", "compress.storage.packed", "compress.storage.coding", "compress.engines.int8")
+DECIDING += ("compress.engines.mpnet",)
 
 
 def parents_of(profile: Profile, variant) -> list[str]:
@@ -30,12 +31,16 @@ def parents_of(profile: Profile, variant) -> list[str]:
     return list(dict.fromkeys(name for name in (variant.parent, teacher) if name))
 
 
-def answers_of(profile: Profile, variant, seed: int) -> list[Path]:
+def teacher_files(profile: Profile, variant, seed: int) -> list[Path]:
     """The file with the large teacher's logits, if the variant learns from it and it exists."""
-    if not any(training.teacher == "large" for training in variant.trainings):
+    if not learns_from_large_teacher(variant):
         return []
     path = profile.teacher_file(seed)
     return [path] if path.exists() else []
+
+
+def learns_from_large_teacher(variant) -> bool:
+    return any(training.teacher == "large" for training in variant.trainings)
 
 
 def sources_of(variant) -> list[Path]:
@@ -96,6 +101,8 @@ def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, 
         options = variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
         length = {"max_length": profile.data.max_length}
         plans[variant.name] = {"options": options, "train_device": train_device, **length}
+        if learns_from_large_teacher(variant):
+            plans[variant.name]["teacher"] = profile.teacher
     for name, plan in plans.items():
         write_if_changed(profile.plan_folder / f"{name}.json", json.dumps(plan, indent=1, sort_keys=True) + "\n")
     write_if_changed(profile.build / "plan.mk", makefile(profile, variants, seeds, device))
@@ -122,7 +129,7 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
         for number, variant in enumerate(variants, 1):
             needed = [relative(profile.plan_folder / f"{variant.name}.json"), data]
             needed += [relative(path) for path in sources_of(variant)]
-            needed += [relative(path) for path in answers_of(profile, variant, seed)]
+            needed += [relative(path) for path in teacher_files(profile, variant, seed)]
             needed += [target(profile, name, seed, device) for name in parents_of(profile, variant)]
             start = "$(START_TRAINING)" if variant.has_training else "$(PY)"
             command = f"{start} scripts/{variant.script} $(BUILD_OPTIONS) --seed {seed}"

@@ -37,7 +37,8 @@ def deep_compression(variant, context: Context) -> Made:
     pruned = encoder_matrices(model)
     sparsity = sparsity_of(pruned)
     sizes = choose_sizes(model, variant.k, variant.embedding_k)
-    first = {name: size for name, size in sizes.items() if "embeddings" in name}
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    first = {name: size for name, size in sizes.items() if name in tables}
     start_clustering(model, first, rate=variant.rate)
     keep_zeros = GradualPruning(model, "magnitude", sparsity, sparsity)
     adapting = variant.model_copy(update={"training": variant.adaptation})

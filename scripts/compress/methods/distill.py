@@ -1,4 +1,4 @@
-"""Knowledge distillation: smaller students that learn from the fine-tuned teacher, and their untrained controls."""
+"""Knowledge distillation: smaller students that learn from a fine-tuned teacher, and their untrained controls."""
 
 import math
 from pathlib import Path
@@ -15,11 +15,13 @@ from transformers import AutoTokenizer
 
 
 def distill(variant, context: Context) -> Made:
-    """A student cut out of a larger network (or random), trained on the transfer set with the baseline as teacher."""
+    """A student cut out of a larger network (or random), trained on the transfer set with a teacher."""
     options = variant.training
     source, folder = larger_network(variant.initialization, context)
     student = make_student(source, variant.student, variant.initialization, context.seed)
-    teacher = load_model(context.teacher).to(context.train_device)
+    teacher = None
+    if variant.hidden_weight or variant.relation_weight:
+        teacher = load_model(context.teacher).to(context.train_device)
     if size := variant.student.vocabulary:
         folder = trim_vocabulary(student, folder, context, size)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -33,7 +35,7 @@ def distill(variant, context: Context) -> Made:
 def larger_network(initialization: str, context: Context) -> tuple[nn.Module, Path]:
     """(what the student is cut out of, the folder of its tokenizer): the parent, or the profile's smaller encoder."""
     if initialization == "encoder":
-        folder = context.profile.student_backbone_folder
+        folder = context.profile.encoder_folder("student_backbone")
         return classifier(folder, context.labels, context.seed), folder
     return load_model(context.parent), context.parent
 

@@ -83,8 +83,8 @@ def last_layer_outputs(model: nn.Module):
 
 
 @contextmanager
-def inner_losses(student: nn.Module, teacher: nn.Module, hidden_weight: float, relation_weight: float):
-    """Yields extra_loss(inputs, outputs) for train(); None if both weights are 0.
+def inner_losses(student: nn.Module, teacher: nn.Module | None, hidden_weight: float, relation_weight: float):
+    """Yields extra_loss(inputs, outputs) for train(); None if both weights are 0, where no teacher is needed.
 
     If the widths differ, a linear layer inside the student, trained with it and deleted at the end, maps its hidden
     states to the teacher's width. Raises UserError if the vocabularies differ in size: both models read the same ids.

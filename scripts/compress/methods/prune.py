@@ -36,7 +36,7 @@ def prune(variant, context: Context) -> Made:
 
 
 def structured(variant, context: Context) -> Made:
-    """Whole heads and FFN neurons removed, the least important first; the result is an ordinary smaller network."""
+    """Whole heads and FFN neurons removed, the least important first; the result is a smaller network."""
     model = load_model(context.parent)
     before = sum(weight.numel() for weight in encoder_matrices(model).values())
     heads, neurons = unit_importance(model, ranking_batches(variant, context))

@@ -1,9 +1,10 @@
-"""Students: smaller BERT classifiers whose weights are cut out of a larger one's, or random."""
+"""Students: smaller classifiers whose weights are cut out of a larger one's, or random."""
 
 from collections.abc import Sequence
 
 import torch
 from compress.config.variants import Student
+from compress.engines.mpnet import with_own_bias
 from compress.errors import UserError
 from compress.methods.networks import attention_of, encoder_layers
 from torch import nn
@@ -36,7 +37,7 @@ def make_student(parent: nn.Module, student: Student, initialization: str, seed:
     if initialization != "random":
         check_shape(parent.config, student)
     set_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(student_config(parent.config, student))
+    model = with_own_bias(AutoModelForSequenceClassification.from_config(student_config(parent.config, student)))
     if initialization != "random":
         model.load_state_dict(cut_weights(parent, model, student.layers))
     return model.eval()
@@ -65,7 +66,7 @@ def check_shape(config, student: Student) -> None:
     ]
     for name, size, most in limits:
         if size > most:
-            raise UserError(f"student: {name}: {size} is more than the parent's {most}")
+            raise UserError(f"student: {name}: {size} is more than the larger network's {most}")
     if config.model_type == "mpnet" and small.num_attention_heads < config.num_attention_heads:
         raise UserError("student: heads: must be the parent's: an MPNet's layers share one position bias of all heads")
 

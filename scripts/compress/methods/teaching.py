@@ -65,9 +65,9 @@ def student_data(context: Context, tokenizer, options: Training) -> Dataset:
     dataset = tokenized(texts, labels, tokenizer, context.profile.data.max_length)
     if options.soft_weight == 0:
         return dataset
-    answers = large_teacher_logits if options.teacher == "large" else teacher_logits
+    logits_of = large_teacher_logits if options.teacher == "large" else teacher_logits
     # Part by part, so that variants share the logits of common parts.
-    logits = [row for part, _ in parts for row in answers(context, part).tolist()]
+    logits = [row for part, _ in parts for row in logits_of(context, part).tolist()]
     return dataset.add_column("teacher_logits", logits)
 
 

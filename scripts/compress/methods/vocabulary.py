@@ -90,8 +90,11 @@ def write_trimmed(source: Path, folder: Path, kept: Sequence[int]) -> None:
 def trim_embeddings(model: nn.Module, kept: Sequence[int]) -> None:
     """Keeps the rows `kept` of the word embeddings, in this order; changes the config, too, in place.
 
-    Raises UserError if padding would get another id in an MPNet, which counts positions by a fixed one.
+    Raises UserError if the padding was removed, or would get another id in an MPNet, which counts positions by a fixed
+    one.
     """
+    if model.config.pad_token_id not in kept:
+        raise UserError(f"vocabulary: config.json's pad_token_id {model.config.pad_token_id} is no special token")
     pad_id = kept.index(model.config.pad_token_id)
     if model.config.model_type == "mpnet" and pad_id != model.config.pad_token_id:
         raise UserError(f"vocabulary: padding must stay piece {model.config.pad_token_id}, but became {pad_id}")

@@ -211,10 +211,12 @@ def at_both_sizes(results: Results) -> list[SizePair]:
 
 
 def agreement(pairs: Iterable[SizePair], column: str) -> float | None:
-    """The rank correlation of a column between both networks; None for fewer than three pairs that have it."""
+    """The rank correlation of a column between both networks; None for fewer than three pairs, or constant values."""
     values = [(getattr(pair.small, column), getattr(pair.large, column)) for pair in pairs]
     known = [pair for pair in values if None not in pair]
-    return rank_correlation(*zip(*known, strict=True)) if len(known) > 2 else None
+    if len(known) < 3 or any(len(set(values)) == 1 for values in zip(*known, strict=True)):
+        return None
+    return rank_correlation(*zip(*known, strict=True))
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ def labelled(entry: dict) -> str:
 def initial_weights(line: dict) -> str:
     if line["stage"] == "training" and line["options"].get("adaptation"):
         return "its clustered weights"
-    return "random weights" if line["options"].get("initialization") == "random" else line["row"].parent
+    starts = {"random": "random weights", "encoder": "the smaller pretrained encoder"}
+    return starts.get(line["options"].get("initialization"), line["row"].parent)
 
 
 def weights_held(entry: dict) -> str:
@@ -294,10 +295,12 @@ TABLES = {
     ],
     "course_trained": [
         Column("Course", "name"),
+        Column("Device", "device"),
         Column("Trained", "trained"),
         Column("F1", "f1_test", ".3f"),
         Column("MB", "size_mb", ".1f"),
         Column("s", "seconds", ".4f"),
+        Column("faster", "faster", ".2f"),
         Column("Ours", "row.variant"),
         Column("F1", "row.f1_test", ".3f"),
         Column("Points lost", "row.f1_drop_points", ".1f", DROP),

@@ -122,11 +122,13 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
     """The course's rows and ours that repeat them, with the speed-up over the fp32 row of the same device."""
     cpu = compare.by_name(results)
     gpu = compare.by_name(results.gpu) if results.gpu else {}
+    if profile.baseline not in profile.course.values():
+        return []
     seconds = {(line["name"], line["device"]): line["seconds"] for line in course()}
     base = next(key.split()[0] for key, variant in profile.course.items() if variant == profile.baseline)
     lines = []
     for line in course():
-        row = cpu.get(profile.course[f"{line['name']} {line['device']}"])
+        row = cpu.get(profile.course.get(f"{line['name']} {line['device']}"))
         if row is None:
             continue
         timed = row if line["device"] == "cpu" else gpu.get(row.variant)

@@ -3,7 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from compress.config.profile import Profile
+from compress.data.card import OUT_OF_DOMAIN
 from compress.errors import UserError
 from compress.files import write_json
 from compress.results.cards import write_cards
@@ -52,11 +54,26 @@ def read_seeds(folder: Path) -> list[Seed]:
     if not seeds:
         raise UserError(f"{folder}: no seed files, and none of its seeds is in build/; run make all")
     for seed in seeds:
-        for key in ("source", "backbone", "labels"):
-            if (mine := seed.card[key]) != (first := seeds[0].card[key]):
-                path = seed_path(folder, seed.number)
+        path = seed_path(folder, seed.number)
+        for key in ("source", "backbone", "backbone_files", "labels"):
+            if (mine := seed.card.get(key)) != (first := seeds[0].card.get(key)):
                 raise UserError(f"{path}: its {key} is {mine}, not {first} as in the first seed's; remove one of them")
+        for domain in OUT_OF_DOMAIN:
+            if not np.array_equal(seed.labels.get(domain), seeds[0].labels.get(domain)):
+                raise UserError(f"{path}: its {domain} sentences are not the first seed's; remove one of them")
+        check_test_sets(path, seed, seeds)
     return seeds
+
+
+def check_test_sets(path: Path, seed: Seed, seeds: list[Seed]) -> None:
+    """Raises UserError unless the test set of the seed is another seed's, or shares no sentence with it."""
+    for other in seeds:
+        common = set(seed.texts) & set(other.texts)
+        if common and set(seed.texts) != set(other.texts):
+            raise UserError(
+                f"{path}: {len(common)} of its test sentences are also seed {other.number}'s: these are seeds of "
+                "different splits; remove the older file"
+            )
 
 
 def older_splits(seeds: list[Seed]) -> list[dict]:

@@ -85,7 +85,7 @@ def read_results(profile: Profile) -> Results:
             return gpu
     results = _read(profile, profile.results, gpu)
     teacher = load_profile(profile.teacher) if profile.teacher else None
-    if teacher and (teacher.results / "variants.csv").exists():
+    if teacher and not teacher.no_quality and (teacher.results / "variants.csv").exists():
         return replace(results, large=_read(teacher, teacher.results))
     return results
 

@@ -43,6 +43,7 @@ class Scores:
 def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
     """The scores of every seed by its number."""
     groups = {name: same_sentences([seed.labels.get(name) for seed in seeds]) for name in SETS}
+    groups["test"] = same_sentences([np.array(seed.texts) for seed in seeds])  # blocks may have the same labels
     return {
         seed.number: Scores(
             seed.labels["test"],
@@ -58,9 +59,9 @@ def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
     }
 
 
-def same_sentences(labels: list[np.ndarray | None]) -> list[int]:
-    """For each seed the index of the first seed with the same labels, which therefore has the same sentences."""
-    return [next(i for i, other in enumerate(labels) if np.array_equal(mine, other)) for mine in labels]
+def same_sentences(sets: list[np.ndarray | None]) -> list[int]:
+    """For each seed the index of the first seed with the same texts, or with the same labels where only these are."""
+    return [next(i for i, other in enumerate(sets) if np.array_equal(mine, other)) for mine in sets]
 
 
 def resampled_f1(seed: Seed, name: str, group: int, macro: bool = False) -> dict[str, np.ndarray]:
