@@ -393,6 +393,7 @@ def large_results() -> Results:
     rows.append(row_of("distill-6x768", f1_test=0.91, f1_drop_points=1.5, size_mb=270.0, size_ratio=1.6))
     results = results_of(rows)
     results.environment["description"] = "a large network"
+    results.data["fingerprint"] = RESULTS.data["fingerprint"]
     return results
 
 
@@ -400,7 +401,7 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     results = replace(RESULTS, large=large_results())
     text = pages.page_templates(PROFILE, results).get_template("basesize.md.j2").render()
     course = cells(text[text.index("| Course") :].split("\n\n")[0])
-    ours = {(line[0], line[1]): line[course[0].index("Ours")] for line in course[1:]}
+    ours = {(line[0], line[2]): line[course[0].index("Ours")] for line in course[1:]}
     assert ours == {
         ("Bert_orig", "no"): "bert-orig",
         ("Bert_orig", "yes"): "finetuned",
@@ -419,6 +420,13 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert "TernaryBERT" in text
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, RESULTS).keys() == {"both_sizes"}
     assert plots.both_sizes(results).axes[0].get_yticklabels()[-1].get_text() == pairs[0].method
+
+
+def test_results_of_the_large_network_on_other_sentences_are_not_compared():
+    large = large_results()
+    large.data["fingerprint"] = "other"
+    text = pages.page_templates(PROFILE, replace(RESULTS, large=large)).get_template("basesize.md.j2").render()
+    assert text.strip() == "The results of `base` are of other sentences, so nothing is compared with them."
 
 
 def test_without_results_of_the_large_network_there_is_no_section_on_base_size():

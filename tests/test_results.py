@@ -379,6 +379,7 @@ def test_seeds_of_other_splits_are_not_pooled(profile, built):
     tables(profile, [0, 1])
     path = seed_path(profile.results, 1)
     arrays, first = read_arrays(path), read_arrays(seed_path(profile.results, 0))
+    shutil.rmtree(profile.build)
     texts = arrays["texts/test"].copy()
     texts[:3] = first["texts/test"][:3]
     changed(path, **{"texts/test": texts})

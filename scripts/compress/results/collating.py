@@ -53,7 +53,7 @@ def read_seeds(folder: Path) -> list[Seed]:
     seeds = sorted((read_seed_file(path) for path in folder.glob("seed*.npz")), key=lambda seed: seed.number)
     if not seeds:
         raise UserError(f"{folder}: no seed files, and none of its seeds is in build/; run make all")
-    for seed in seeds:
+    for i, seed in enumerate(seeds):
         path = seed_path(folder, seed.number)
         for key in ("source", "backbone", "backbone_files", "labels"):
             if (mine := seed.card.get(key)) != (first := seeds[0].card.get(key)):
@@ -61,18 +61,18 @@ def read_seeds(folder: Path) -> list[Seed]:
         for domain in OUT_OF_DOMAIN:
             if not np.array_equal(seed.labels.get(domain), seeds[0].labels.get(domain)):
                 raise UserError(f"{path}: its {domain} sentences are not the first seed's; remove one of them")
-        check_test_sets(path, seed, seeds)
+        check_test_sets(path, seed, seeds[:i])
     return seeds
 
 
-def check_test_sets(path: Path, seed: Seed, seeds: list[Seed]) -> None:
+def check_test_sets(path: Path, seed: Seed, others: list[Seed]) -> None:
     """Raises UserError unless the test set of the seed is another seed's, or shares no sentence with it."""
-    for other in seeds:
+    for other in others:
         common = set(seed.texts) & set(other.texts)
         if common and set(seed.texts) != set(other.texts):
             raise UserError(
                 f"{path}: {len(common)} of its test sentences are also seed {other.number}'s: these are seeds of "
-                "different splits; remove the older file"
+                "different splits; remove one of the files"
             )
 
 
