@@ -64,6 +64,7 @@ def read(folder, files, path=".", **about):
         # quotes
         ("a.csv", table(rows=OPENED), r"row 1 \(line 2\): a quote opens .* such as 'text 1,b'"),
         ("a.csv", table("{1},{0}", "label,text", OPENED), r"row 1 \(line 2\): a quote opens"),
+        ("a.csv", table(rows=OPENED).replace("\n", "\r"), r"row 1 \(line 2\): a quote opens .* such as 'text 1,b'"),
         ("a.csv", f'{FEW}"never closed,a\nx,b\n', "line 4: the quotes of this row are not in pairs"),
         ("a.csv", f'{FEW}"I liked" it,a\n', "line 4: the quotes of this row are not in pairs"),
         # values
@@ -127,6 +128,9 @@ def test_a_bad_key_is_an_error_and_leaves_no_data(tmp_path, monkeypatch, about, 
         ({"train.csv": PLAIN, "train.jsonl": "{}"}, "train.csv: is not read: a folder holds one file, or"),
         ({"train.csv": PLAIN, "dev.csv": PLAIN}, "dev.csv: is not read"),
         ({"a.csv": PLAIN, "b.csv": PLAIN}, "a.csv: is not read"),
+        ({"train.csv": PLAIN, "test.json": "[]"}, "test.json: is not read"),
+        ({"train.csv": PLAIN, "Valid.csv.gz": b""}, "Valid.csv.gz: is not read"),
+        ({"a.tsv": PLAIN, "sets/dev.txt": PLAIN}, "sets/dev.txt: is not read"),
         ({"data/train-00000-of-00001.csv": PLAIN, "data/dev.csv": PLAIN}, "data/dev.csv: is not read"),
         ({"test.csv": PLAIN}, "no split train; it has test"),
         ({"a.csv": PLAIN, "data/train.parquet": b""}, "data/train.parquet: is not read"),
@@ -180,6 +184,8 @@ def test_quotes_of_a_tsv_file_are_characters(tmp_path):
         ([10, 2.0, 1], ["1", "2", "10"]),
         ([2, "2.0", -1.5], ["-1.5", "2"]),
         (["01", "10", "2"], ["01", "2", "10"]),
+        (["+1", "-1", "0"], ["-1", "0", "+1"]),
+        ([1e-07, 10, 1], ["1e-07", "1", "10"]),
         (["10", "2.0", "x"], ["10", "2.0", "x"]),
         ([True, False], ["false", "true"]),
     ],
@@ -197,9 +203,8 @@ def test_classes_that_are_numbers_are_sorted_by_value(tmp_path, labels, names):
 def test_rows_are_accounted_for_and_contradictions_dropped(tmp_path):
     own = [("Text  1", "b"), ("same", "a"), ("Same ", "b"), ('"one\ntwo"', "a"), ("tested", "a")]
     tested = [("tested", "b"), ("other", "a"), ("both", "a"), ("both", "b")]
-    splits, _, about = read(
-        tmp_path, {"train.csv": table(rows=ROWS + own), "test.csv": table(rows=tested)}, max_train=20
-    )
+    files = {"train.csv": table(rows=ROWS + own), "test.csv": table(rows=tested), "eval.py": "", "README.md": ""}
+    splits, _, about = read(tmp_path, files, max_train=20)
     assert about == {
         "read": {"train": 45, "test": 4},
         "used": 28,

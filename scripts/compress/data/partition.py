@@ -146,7 +146,7 @@ def split_tables(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], dic
     counts = Counter(label for _, label in used)
     about = {"read": read, "used": len(used), "dropped": dict(+dropped)}
     about["classes"] = {name: counts[i] for i, name in enumerate(labels)}
-    breaks = sum("\n" in text for text, _ in used)
+    breaks = sum("\n" in text or "\r" in text for text, _ in used)
     about["texts"] = {"with contradicting labels": contradicting, "with line breaks": breaks}
     return splits, labels, {"rows": about}
 

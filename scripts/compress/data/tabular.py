@@ -21,10 +21,11 @@ from datasets import load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
 SPLITS = ("train", "validation", "test")
+OTHER_NAMES = ("dev", "val", "valid", "eval")  # of splits elsewhere
 TYPED = (".parquet", ".arrow")  # formats of the hub that are not text
 ID_COLUMN = "id"  # optional; its values must be unique
 MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")
-NUMBER = re.compile(r"-?\d+(\.\d+)?")
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 Table = list[tuple[str, str | None]]  # (text, class name); None for a text without a label
 
 
@@ -96,12 +97,17 @@ def _split_files(folder: Path) -> dict[str, Path]:
 
 
 def _refuse_unread(folder: Path, read: Iterable[Path]) -> None:
-    """Raises UserError if the folder has a file of data that is not read."""
+    """Raises UserError if the folder has a file of data that is not read, by its format or by a split's name."""
     known = {file.resolve() for file in read}
-    files = [file for file in visible_files(folder) if file.suffix.lower() in (*READERS, *TYPED)]
-    if unread := [file for file in files if file.resolve() not in known]:
+    files = [file for file in visible_files(folder) if file.resolve() not in known]
+    if unread := [file for file in files if file.suffix.lower() in (*READERS, *TYPED) or _is_named_like_split(file)]:
         names = "one file, or one each called train, validation and test"
         raise UserError(f"{unread[0]}: is not read: a folder holds {names}; remove it, or set data.configuration")
+
+
+def _is_named_like_split(file: Path) -> bool:
+    """Whether a file of another format, such as test.json or dev.csv.gz, seems to hold a split; code does not."""
+    return file.name.lower().split(".")[0] in (*SPLITS, *OTHER_NAMES) and file.suffix not in (".py", ".md")
 
 
 def _read_dataset(folder: Path, data: Data) -> tuple[dict[str, Table], list[str] | None]:

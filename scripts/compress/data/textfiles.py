@@ -7,6 +7,7 @@ error that names the line, because a guess would cut or merge texts without a wo
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from compress.errors import UserError
 Cells = list[tuple[int, list]]  # for each row the number of the line that it starts in, and a value per column
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LINE_BREAK = "\r\n|\r|\n"
 QUOTING = 'a text with commas or quotes is written "in ""such"" quotes"'
 
 csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 131,072 characters
@@ -36,7 +38,7 @@ def check_quotes(path: Path, rows: Cells, label: int, names: set[str]) -> None:
     """Raises UserError if a line of a quoted text is itself a row with one of the class names in the label's column."""
     for number, (first, row) in enumerate(rows, 1):
         for column, field in enumerate(row):
-            lines = field.split("\n")
+            lines = re.split(LINE_BREAK, field)
             for i, line in enumerate(lines if len(lines) > 1 else ()):
                 before = [""] * (column if i == 0 else 0)  # fields of this line that are not in the text
                 after = [""] * (len(row) - column - 1 if i == len(lines) - 1 else 0)
