@@ -432,3 +432,11 @@ def test_results_of_the_large_network_on_other_sentences_are_not_compared():
 def test_without_results_of_the_large_network_there_is_no_section_on_base_size():
     results = replace(RESULTS, large=None)
     assert not pages.page_templates(PROFILE, results).get_template("basesize.md.j2").render().strip()
+
+
+@pytest.mark.parametrize(("status", "pairs"), [("ok", ["by-optimum"]), ("skipped", [])])
+def test_a_pair_of_optimum_needs_both_models(status, pairs):
+    about = {"options": {"counterpart": "direct"}, "details": {}, "measured": {}, "seconds": 1.0}
+    rows = [row_of("finetuned"), row_of("direct"), row_of("by-optimum", status=status)]
+    found = comparisons.optimum_pairs(results_of(rows, {"by-optimum": about}))
+    assert [pair.row.variant for pair in found] == pairs

@@ -252,7 +252,9 @@ class OptimumPair:
 
 
 def optimum_pairs(results: Results) -> list[OptimumPair]:
-    rows, methods = by_name(results), results.methods
+    """The pairs of which both were built."""
+    rows = {row.variant: row for row in results.variants if row.status == "ok"}
+    methods = results.methods
     names = {name: method["options"].get("counterpart") for name, method in methods.items()}
     pairs = [(rows[name], rows[direct]) for name, direct in names.items() if {name, direct} <= set(rows)]
     return [OptimumPair(a, b, methods[a.variant]["details"], methods[b.variant]["details"]) for a, b in pairs]
