@@ -86,6 +86,11 @@ def one_more_piece(folder):
     tokenizer.save_pretrained(folder)
 
 
+def no_unknown_piece(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("good\n")
+
+
 LAST = "encoder.layer.1."
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
@@ -126,6 +131,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
             r"no tokenizer \(tokenizer\.json or vocab\.txt\); it has: config\.json",
         ),
         (replace("tokenizer.json", "{}"), r"the tokenizer: not readable: "),
+        (no_unknown_piece, r"the tokenizer: not readable: .*Missing \[UNK\] token"),
         (one_more_piece, r"the tokenizer has 12 pieces, but the embedding only 11 rows"),
         (old_layout, r"no config\.json; name the folder .*/0_Transformer instead"),
     ],

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import time
 from importlib.metadata import metadata
 from pathlib import Path
@@ -90,12 +91,18 @@ def test_a_cold_start_compiles_next_to_the_model(tmp_path, monkeypatch):
 
 def test_make_keeps_other_settings_of_python_and_pip_away(tmp_path):
     (tmp_path / "show.mk").write_text("show:\n\t@env\n")
-    given = {"PYTHONPATH": "/other", "PYTHONHOME": "/nonsense", "PIP_USER": "1", "PIP_TARGET": "/other"}
+    given = {
+        "PYTHONPATH": "/other",
+        "PYTHONHOME": "/nonsense",
+        "PYTHONOPTIMIZE": "2",
+        "PIP_USER": "1",
+        "PIP_TARGET": "/other",
+    }
     command = ["env", "-u", "HOME", "make", "-f", "Makefile", "-f", tmp_path / "show.mk", "show"]
     done = run(ROOT, *command, **given)
     assert done.returncode == 0, done.stderr
     seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    assert not {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET"} & seen.keys()
+    assert not {"PYTHONPATH", "PYTHONHOME", "PYTHONOPTIMIZE", "PIP_TARGET"} & seen.keys()
     assert (seen["PIP_USER"], seen["PYTHONUTF8"], seen["PYTHONNOUSERSITE"]) == ("0", "1", "1")
     assert seen["HOME"] == f"{ROOT}/build"
 
@@ -113,6 +120,12 @@ def test_data_are_made_in_a_path_with_spaces_and_umlauts_without_a_home_or_local
     assert json.loads((folder / "build/own/data/seed0/data.json").read_text("utf-8"))["labels"] == ["a", "b"]
 
 
+def test_a_script_writes_utf8_whatever_the_streams_encoding():
+    code = "import argparse, compress.cli as c; c.main_guard(lambda _: print('sch\\xf6n'), argparse.ArgumentParser())"
+    done = run(ROOT / "scripts", sys.executable, "-c", code, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stdout) == (0, "schön\n"), done.stderr
+
+
 def test_programs_that_a_script_starts_read_utf8(monkeypatch, capfd):
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setattr("sys.argv", ["script"])
@@ -121,8 +134,10 @@ def test_programs_that_a_script_starts_read_utf8(monkeypatch, capfd):
     assert capfd.readouterr().out == "C.UTF-8\n"
 
 
-def test_f1_needs_no_folder_in_the_home(monkeypatch):
+def test_f1_needs_no_folder_in_the_home_and_none_of_another_user(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", "/dev/null/cache")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "evaluate").touch()
     assert quality(np.eye(2), np.array([0, 1]))["f1"] == 1
 
 

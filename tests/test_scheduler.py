@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from compress.serving.batching import Model, choose_batch
+from compress.serving.batching import Model, choose_batch, fit_cost
 from compress.serving.scheduler import BackendError, Overloaded, Request, Scheduler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +91,12 @@ def test_free_calls_justify_no_padding_and_expensive_calls_fill_the_batch():
     assert choose_batch(lengths, 4, 1000, call_tokens=0) == [0]
     assert choose_batch(lengths, 4, 1000, call_tokens=30) == [0, 2, 3]
     assert len(choose_batch(lengths, 4, 1000, call_tokens=1000)) == 4
+
+
+def test_the_cost_is_measured_on_no_longer_texts_than_the_model_takes():
+    shapes = []
+    fit_cost(lambda ids, mask: shapes.append(ids.shape), 8)
+    assert set(shapes) == {(1, 8), (4, 8)}
 
 
 def test_a_single_request_runs_at_once_and_alone():

@@ -86,6 +86,7 @@ def read(folder, files, path=".", **about):
         ("a.jsonl", json.dumps([{"text": "x"}], indent=1), r"line 1 is an array.*jq -c '\.\[\]' a\.jsonl"),
         ("a.jsonl", lines("x"), "line 1 is of type str, not an object"),
         ("a.jsonl", '{"text": "x",\n', "line 1 is not JSON"),
+        ("a.jsonl", '{"text": "x", "label": ' + "[" * 100_000, "line 1 is not JSON: maximum recursion depth"),
         ("a.jsonl", '{"text": "x", "label": "a", "label": "b"}\n', "the key 'label' is there twice"),
         # classes
         ("a.csv", table("{},a"), "two classes; it has a"),
@@ -109,13 +110,18 @@ def test_a_bad_file_is_an_error_that_names_the_place(tmp_path, name, content, me
         ({"test": 100}, "holds out 100 sentences, but there are only 40"),
         ({"path": "nowhere.csv"}, "nowhere.csv: no such file"),
         ({"label_column": "text"}, "'text' is both text_column and label_column"),
-        ({"max_length": 513}, None),  # an error of the profile itself
+        (
+            {"text_column": "label", "label_column": "text"},
+            r"a\.csv: no row is left for train; dropped: with contra.*40",
+        ),
+        ({"max_length": 513}, None),  # errors of the profile itself
+        ({"path": ""}, None),
     ],
 )
 def test_a_bad_key_is_an_error_and_leaves_no_data(tmp_path, monkeypatch, about, message):
     monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
     (tmp_path / "a.csv").write_text(PLAIN)
-    with pytest.raises(UserError if message else ValueError, match=message or "max_length"):
+    with pytest.raises(UserError if message else ValueError, match=message or next(iter(about))):
         prepare(own_data(tmp_path, **about), [0])
     assert not (tmp_path / "build/own/data").exists()
 
@@ -167,6 +173,32 @@ def test_texts_of_a_typed_data_set_are_checked_like_those_of_a_file(tmp_path, va
     features = {"text": Value("string" if value is None else "int32"), "label": Value("float64")}
     parquet(tmp_path / "data/train.parquet", features, {"text": [value], "label": [1.0]})
     with pytest.raises(UserError, match=f"{tmp_path}: train: row 1:? {message}"):
+        read_tables(Data(path=str(tmp_path)))
+
+
+NAMES = "dataset_info: {features: [{name: text, dtype: string}, {name: label, dtype: {class_label: {names: [no]}}}]}"
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("configs: [a: b: c", "not a readable data set: while parsing a flow sequence"),
+        (NAMES, "train: the label 1 has no name: 1 are declared"),
+    ],
+)
+def test_a_data_set_whose_card_is_wrong_is_refused(tmp_path, card, message):
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    features = {"text": Value("string"), "label": Value("int64")}
+    parquet(tmp_path / "data/train.parquet", features, {"text": ["x", "y"], "label": [0, 1]})
+    with pytest.raises(UserError, match=f"{tmp_path}: {message}"):
+        read_tables(Data(path=str(tmp_path)))
+
+
+def test_files_of_a_data_set_with_other_columns_are_named(tmp_path):
+    for name, column in (("train-0", "label"), ("train-1", "stars")):
+        features = {"text": Value("string"), column: Value("string")}
+        parquet(tmp_path / f"data/{name}.parquet", features, {"text": ["x"], column: ["a"]})
+    with pytest.raises(UserError, match=r"not a readable data set: .*stars"):
         read_tables(Data(path=str(tmp_path)))
 
 

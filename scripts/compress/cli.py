@@ -81,6 +81,8 @@ def seed_list(text: str) -> list[int]:
 def main_guard(main, parser: argparse.ArgumentParser) -> None:
     """Runs main(args); a UserError ends the command with its text and status 1, without a traceback."""
     replace_closed_streams()
+    for stream in (sys.stdout, sys.stderr):  # in any locale: labels and texts have all characters
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     args = parser.parse_args()
     ignore_known_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

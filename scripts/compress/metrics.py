@@ -20,10 +20,12 @@ def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     f1 is that of the positive class for two classes, and the macro average for more.
     """
     average = "binary" if logits.shape[-1] == 2 else "macro"
-    return _metric(average).compute(predictions=np.argmax(logits, -1), references=labels)
+    # The library makes an empty folder even for a metric in memory: in the home by default, which may be read-only.
+    with tempfile.TemporaryDirectory() as folder:
+        return _metric(average, folder).compute(predictions=np.argmax(logits, -1), references=labels)
 
 
-def _metric(average: str):
+def _metric(average: str, folder: str):
     """An evaluate.Metric defined here, because evaluate.load would download a script from the hub."""
     import datasets  # noqa: PLC0415
     from sklearn.metrics import accuracy_score, f1_score  # noqa: PLC0415
@@ -44,8 +46,7 @@ def _metric(average: str):
                 "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0)),
             }
 
-    # The library makes an empty folder even for a metric in memory; the default place is a home that may be read-only.
-    return Classification(keep_in_memory=True, cache_dir=f"{tempfile.gettempdir()}/evaluate")
+    return Classification(keep_in_memory=True, cache_dir=folder)
 
 
 def _import_evaluate():

@@ -21,7 +21,7 @@ class Source(Strict):
 
     package: Package | None = None
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")] | None = None  # owner/name@commit
-    path: str | None = None  # relative to the root of the clone
+    path: Annotated[str, Field(min_length=1)] | None = None  # relative to the root of the clone
 
     @model_validator(mode="after")
     def one_source(self):

@@ -47,6 +47,7 @@ def save_backbone(backbone: Backbone, folder: Path, classes: int, max_length: in
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
         if not tokenizer.is_fast:
             raise ValueError("it has no fast version (tokenizer.json)")
+        tokenizer("\N{SNOWMAN}")  # fails if it has no piece for what it doesn't know
     with _readable(f"{name}: the weights"):
         if random:
             torch.manual_seed(0)

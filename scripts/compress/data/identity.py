@@ -20,7 +20,7 @@ def local_files(source: Source) -> list[Path]:
     path = ROOT / source.path
     files = [path] if path.is_file() else visible_files(path)
     if not files:
-        raise UserError(f"{path}: no such file, and no folder with files")
+        raise UserError(f"{path}: no such file, and no folder with files that this user may read")
     return files
 
 

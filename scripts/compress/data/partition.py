@@ -121,6 +121,11 @@ def split_tables(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], dic
     if not any(label is not None for _, label in tables.get("test", ())) and "validation" in tables:
         tables["test"] = tables.pop("validation") + tables.get("test", [])
     splits, dropped, contradicting = assign_texts(tables, labels)
+    if not splits["train"]:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
+        raise UserError(
+            f"{source}: no row is left for train; dropped: {reasons or 'none'}; check label_column and the splits"
+        )
     held_out = {
         "test": lambda rows: hold_out_block(rows, data.test, seed, data.split_seed),
         "validation": lambda rows: hold_out(rows, data.validation, seed),

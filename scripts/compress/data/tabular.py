@@ -18,7 +18,6 @@ from compress.data.textfiles import READERS, check_quotes, read_cells, refuse_po
 from compress.errors import UserError
 from compress.paths import ROOT
 from datasets import load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetsError
 
 SPLITS = ("train", "validation", "test")
 OTHER_NAMES = ("dev", "val", "valid", "eval")  # of splits elsewhere
@@ -126,14 +125,19 @@ def _read_dataset(folder: Path, data: Data) -> tuple[dict[str, Table], list[str]
             for file in read:
                 refuse_pointer(file)
             raw = load_dataset(str(folder), data.configuration, cache_dir=cache)
-        except (DatasetsError, ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"{where}: not a readable data set: {error}") from None
+        except UserError:
+            raise
+        except Exception as error:  # the library passes on those of its parsers
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise UserError(f"{where}: not a readable data set: {reason}") from None
         first = next(iter(raw.values()))
         text, label = _columns(where, data, first.column_names)
         declared, tables = getattr(first.features[label], "names", None), {}
         for split, part in raw.items():
             labels = part[label][:] if label in part.column_names else [None] * len(part)
             if declared:  # -1 stands for no label
+                if (most := max((i for i in labels if i is not None), default=0)) >= len(declared):
+                    raise UserError(f"{where}: {split}: the label {most} has no name: {len(declared)} are declared")
                 labels = [declared[i] if i is not None and i >= 0 else None for i in labels]
             tables[split] = [
                 (_cell(row, text, value), None if name is None else _cell(row, label, name, int, float).strip())

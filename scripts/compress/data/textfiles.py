@@ -105,7 +105,7 @@ def _read_json_lines(path: Path, content: str) -> tuple[list[str], Cells]:
         if line.strip():
             try:
                 value = json.loads(line, object_pairs_hook=_unique_keys)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is not JSON: {getattr(error, 'msg', error)}") from None
             if not isinstance(value, dict):
                 raise UserError(f"{path}: line {number} is of type {type(value).__name__}, not an object")

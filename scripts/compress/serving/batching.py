@@ -34,10 +34,14 @@ class Model:
         return self.seconds_per_call + self.seconds_per_token * tokens
 
 
-def fit_cost(predictor: Predictor) -> tuple[float, float]:
-    """(seconds per call, seconds per padded token) of a predictor, by least squares over a few shapes."""
+def fit_cost(predictor: Predictor, max_length: int) -> tuple[float, float]:
+    """(seconds per call, seconds per padded token) of a predictor, by least squares over a few shapes.
+
+    None is longer than max_length: a small encoder has no positions for more.
+    """
     tokens, seconds = [], []
     for batch, length in FIT_SHAPES:
+        length = min(length, max_length)
         ids = np.ones((batch, length), np.int64)
         predictor(ids, ids)
         started = time.perf_counter()

@@ -43,7 +43,7 @@ def load_models(folders: Sequence[Path], options: Options) -> tuple[list[Model],
         invariant = all([is_invariant(predictor, ids) for predictor in predictors])  # also warms up each of them
         max_batch = options.max_batch if invariant else 1
         about = (artifact.variant, artifact.labels, number, predictors, artifact.max_length, max_batch)
-        models.append(Model(*about, *fit_cost(predictors[-1])))
+        models.append(Model(*about, *fit_cost(predictors[-1], artifact.max_length)))
         infos.append(describe(folder, artifact, predictors[-1], invariant, max_batch))
     return models, list(tokenizers.values()), infos
 
