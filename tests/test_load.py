@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 
 import numpy as np
+import psutil
 import pytest
 from compress.errors import UserError
 from compress.loadtest import generator as load
@@ -14,6 +17,7 @@ from compress.loadtest import runs
 from compress.loadtest.processes import HOST, free_port
 from compress.loadtest.runs import Run, is_void
 from compress.loadtest.summary import serving_row
+from compress.paths import SCRIPTS
 
 
 @contextmanager
@@ -205,3 +209,22 @@ def test_damaged_void_and_other_runs_are_measured_again(tmp_path):
         runs.read_run(path)
     runs.remove_outdated(tmp_path)
     assert not path.exists()
+
+
+def test_a_killed_benchmark_leaves_no_server_behind(tmp_path):
+    code = f"""
+import signal, sys
+from pathlib import Path
+from compress.loadtest.processes import launched
+with launched([sys.executable, "-c", "import time; time.sleep(600)"], Path({str(tmp_path / "log")!r})) as process:
+    print(process.pid, flush=True)
+    signal.pause()
+"""
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    ) as benchmark:
+        server = psutil.Process(int(benchmark.stdout.readline()))
+        server.suspend()  # as the servers are that wait for their turn
+        benchmark.kill()
+    assert server.wait(timeout=5) is None or not server.is_running()

@@ -5,6 +5,7 @@ Resource numbers include a server's child processes; they come from Linux's /pro
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from compress.errors import UserError
 HOST = "127.0.0.1"
 PATH = "/process"  # every server takes a JSON string here, and is ready when it responds with 200
 STOP_SECONDS = 5  # between SIGTERM and SIGKILL
+SET_PARENT_DEATH_SIGNAL = 1  # Linux's PR_SET_PDEATHSIG
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for HOST
 
 
@@ -53,12 +55,22 @@ def launched(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
     try:
         yield process
     finally:
         stop(process)
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent dies: a killed benchmark must leave no server behind."""
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def stop(process: subprocess.Popen) -> None:
