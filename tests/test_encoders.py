@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from compress.config.budgets import Measure
 from compress.config.profile import Profile
 from compress.config.sources import Backbone
 from compress.data.backbone import save_backbone
@@ -208,6 +209,16 @@ def own_profile(folder, *variants, **backbone):
     data = {"path": str(folder / "a.csv"), "validation": 10, "test": 10, "max_length": 16}
     about = {"name": "own", "description": "-", "baseline": "bert-orig", "data": data, "backbone": backbone}
     return Profile.model_validate(about | {"variants": [{"name": "bert-orig", "method": "untrained"}, *variants]})
+
+
+def test_shapes_longer_than_the_encoder_are_refused_before_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
+    profile = own_profile(tmp_path, path=str(encoder(tmp_path / "encoder")))
+    shapes = Measure.model_validate({"shapes": {"variants": ["bert-orig"], "lengths": [16, 64]}})
+    with pytest.raises(
+        UserError, match=r"encoder: it has only 32 positions, but the profile needs 64: .*shapes\.lengths"
+    ):
+        prepare(profile.model_copy(update={"measure": shapes}), [0])
 
 
 @pytest.mark.parametrize("lowercases", [True, False])

@@ -114,6 +114,12 @@ class Profile(Strict):
         both = {"backbone": self.backbone, "student_backbone": self.student_backbone}
         return {key: source for key, source in both.items() if source}
 
+    @property
+    def longest_input(self) -> int:
+        """The most word pieces that a model gets: of a text, or of an input whose shape is timed."""
+        shapes = self.measure.shapes
+        return max([self.data.max_length, *(shapes.lengths if shapes.variants else ())])
+
     @cached_property
     def services(self) -> list[Classifier]:
         """The classifiers of the service. The one for movies is the parent without further training."""

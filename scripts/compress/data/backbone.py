@@ -170,4 +170,7 @@ def _check_sizes(config, tokenizer, name: str, length: int) -> None:
     offset = "roberta" in config.model_type or config.model_type == "mpnet"  # their first position
     first = config.pad_token_id + 1 if offset else 0
     if (most := config.max_position_embeddings - first) < length:
-        raise UserError(f"data.max_length: is {length}, but the backbone has only {most} positions")
+        raise UserError(
+            f"{name}: it has only {most} positions, but the profile needs {length}: "
+            "lower data.max_length, and measure.shapes.lengths if shapes are timed"
+        )

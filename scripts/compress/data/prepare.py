@@ -37,7 +37,7 @@ def prepare(profile: Profile, seeds: list[int]) -> dict[int, dict]:
         common = {"labels": labels, "source": identity(profile.data)}
         for key, encoder in profile.encoders.items():
             with atomic_path(folder / key) as new:  # its files are for every user
-                save_backbone(encoder, new, len(labels), profile.data.max_length)
+                save_backbone(encoder, new, len(labels), profile.longest_input)
             hashes = {path.name: sha256_file(path) for path in visible_files(folder / key)}
             common |= {key: identity(encoder), f"{key}_files": digest(hashes)}
             if not is_same_folder(folder / key, profile.encoder_folder(key)):

@@ -96,6 +96,7 @@ def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, 
     """Writes <plan folder>/<variant>.json, data.json, and plan.mk, which the Makefile includes."""
     plans = {"data": {key: getattr(profile, key).model_dump(mode="json") for key in ("data", *profile.encoders)}}
     stats = {str(file): file.stat() for file in profile_files(profile)}
+    plans["data"]["longest_input"] = profile.longest_input
     plans["data"]["files"] = {name: [stat.st_mtime_ns, stat.st_size] for name, stat in stats.items()}
     for variant in variants:
         options = variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
