@@ -9,12 +9,13 @@ from compress.cli import cores, main_guard, positive, run_parser
 
 
 def main(args: argparse.Namespace) -> None:
-    from compress.config.profile import load_profile
+    from compress.config.profile import load_profile, logits_file
     from compress.graph.teacher_logits import write_teacher_logits
 
     profile = load_profile(args.profile)
     count = write_teacher_logits(profile, args.seed, args.device, args.threads)
-    print(f"seed {args.seed}: logits of {profile.baseline} for {count} texts are in {profile.results / 'logits'}")
+    file = logits_file(profile.name, args.seed)
+    print(f"seed {args.seed}: logits of {profile.baseline} for {count} texts are in {file}")
 
 
 if __name__ == "__main__":

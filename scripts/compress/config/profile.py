@@ -198,7 +198,7 @@ class Profile(Strict):
 
     def teacher_file(self, seed: int) -> Path:
         """The logits of the large teacher on a seed's training, augmented and unlabelled sentences."""
-        return ROOT / "results" / self.teacher / "logits" / f"seed{seed}.npz"
+        return logits_file(self.teacher, seed)
 
     @property
     def figures(self) -> Path:
@@ -208,6 +208,11 @@ class Profile(Strict):
     def report(self) -> Path:
         """The default profile's report is the paper; the others are in folders below it."""
         return ROOT / "report" / ("" if self.name == DEFAULT_PROFILE else self.name)
+
+
+def logits_file(name: str, seed: int) -> Path:
+    """Where the logits of a profile's baseline are stored for the students of other profiles."""
+    return ROOT / "results" / name / "logits" / f"seed{seed}.npz"
 
 
 def load_profile(name: str) -> Profile:

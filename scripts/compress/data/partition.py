@@ -19,12 +19,17 @@ from compress.errors import UserError
 from datasets import Dataset, DatasetDict
 
 
+def check_enough(rows: Rows, size: int) -> None:
+    """Raises UserError unless a row is left when `size` rows are held out."""
+    if len(rows) <= size:
+        raise UserError(f"the profile holds out {size} sentences, but there are only {len(rows)}")
+
+
 def hold_out(rows: Rows, size: int, seed: int) -> tuple[Rows, Rows]:
     """(rest, part of `size` rows), shuffled by the seed, classes in the same proportion in both."""
     from sklearn.model_selection import train_test_split  # noqa: PLC0415
 
-    if len(rows) <= size:
-        raise UserError(f"the profile holds out {size} sentences, but there are only {len(rows)}")
+    check_enough(rows, size)
     try:
         rest, part = train_test_split(rows, test_size=size, random_state=seed, stratify=[label for _, label in rows])
     except ValueError as error:  # a class of one sentence, or fewer sentences than classes
@@ -38,8 +43,7 @@ def hold_out_block(rows: Rows, size: int, block: int, shuffle_seed: int) -> tupl
     The blocks have no row in common, and the classes are in the same proportion in all. Raises UserError for a block
     that the rows don't have.
     """
-    if len(rows) <= size:
-        raise UserError(f"the profile holds out {size} sentences, but there are only {len(rows)}")
+    check_enough(rows, size)
     if block >= (blocks := len(rows) // size):
         choice = f"seeds from 0 to {blocks - 1}" if blocks > 1 else "seed 0 alone"
         raise UserError(

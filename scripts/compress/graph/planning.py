@@ -21,8 +21,13 @@ from compress.storage.record import FILE as RECORD
 from compress.storage.record import read_record
 
 # Code that decides what a model becomes; other modules of the engines only run models.
-DECIDING = ("compress.methods.", "compress.storage.packed", "compress.storage.coding", "compress.engines.int8")
-DECIDING += ("compress.engines.mpnet",)
+DECIDING = (
+    "compress.methods.",
+    "compress.storage.packed",
+    "compress.storage.coding",
+    "compress.engines.int8",
+    "compress.engines.mpnet",
+)
 
 
 def parents_of(profile: Profile, variant) -> list[str]:

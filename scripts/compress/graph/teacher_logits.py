@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from compress.config.profile import Profile
+from compress.config.profile import Profile, logits_file
 from compress.data.card import load_card, load_splits
 from compress.engines.predictor import load, load_tokenizer, predict, token_ids
 from compress.errors import UserError
@@ -35,7 +35,7 @@ def write_teacher_logits(profile: Profile, seed: int, device: str, threads: int)
         "command": f"make teacher PROFILE={profile.name} SEEDS={seed}",
         "provenance": provenance(seed, threads, device),
     }
-    path = profile.results / "logits" / f"seed{seed}.npz"
+    path = logits_file(profile.name, seed)
     if not is_same(path, arrays, about):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(path, arrays | {"about": np.array(json.dumps(about, sort_keys=True))})

@@ -29,9 +29,10 @@ def large_teacher_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
         raise Skip(f"{path.relative_to(ROOT)}: no logits of the large teacher for this seed; they are made by: {again}")
     arrays = read_arrays(path)
     fingerprint = json.loads(str(arrays.get("about", "{}"))).get("data_fingerprint")
-    if fingerprint != load_card(profile, seed)["fingerprint"] or digest(list(texts)) not in arrays:
+    key = digest(list(texts))
+    if fingerprint != load_card(profile, seed)["fingerprint"] or key not in arrays:
         raise UserError(
             f"{path}: the large teacher learned from other sentences; give the profiles {profile.teacher} and "
             f"{profile.name} the same [data], then run: {again}"
         )
-    return arrays[digest(list(texts))].astype(np.float32)
+    return arrays[key].astype(np.float32)
