@@ -62,6 +62,35 @@ def test_the_percentile_interval_is_that_of_scipy():
     assert statistics.interval(samples) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0), (3, 0), (3, 0.02), (3, 0.03)])
+def test_intervals_hold_the_true_drop_as_often_as_they_say(seeds, spread):
+    """300 sentences per seed: their sampling gives a drop the standard deviation 0.029, the trainings `spread`."""
+    rng = np.random.default_rng(seeds)
+    labels, trials, error, true_drop = np.arange(300) % 2, 1000, 0.14, 0.02  # F1 = 1 - error for balanced classes
+    drops = []
+    for seed in range(seeds):
+        weights = np.vstack([np.ones((1, 300), np.float32), statistics.bootstrap_weights(300, 600, seed)])
+        errors = np.stack([np.full(trials, error), error + true_drop + rng.normal(0, spread, trials)])
+        predictions = labels ^ (rng.random((2, trials, 300)) < errors[..., None])
+        base, variant = (statistics.bootstrap_f1(of_model, labels, weights, 2).T for of_model in predictions)
+        drops.append(base - variant)
+    samples = [statistics.mean_over_seeds(of_trial, same_sentences=False)[1:] for of_trial in np.stack(drops, 1)]
+    low, upper, high = np.quantile(samples, [0.025, 0.95, 0.975], axis=1)
+    assert 0.91 < np.mean((low < true_drop) & (true_drop < high)) < 0.99
+    assert 0.91 < np.mean(true_drop < upper) < 0.99
+
+
+def test_seeds_of_the_same_sentences_do_not_make_them_more():
+    rng = np.random.default_rng(0)
+    of_one = np.concatenate([[1.0], rng.normal(1, 0.5, 20_000)])
+    together, apart = (statistics.mean_over_seeds([of_one] * 3, same) for same in (True, False))
+    assert together[0] == apart[0] == 1
+    assert together[1:].std() == pytest.approx(0.5, rel=0.02), "equal drops on the same sentences are one drop"
+    assert apart[1:].std() == pytest.approx(0.5 / 3**0.5, rel=0.02)
+    spread = statistics.mean_over_seeds([np.full(20_000, drop) for drop in (0.0, 1.0, 2.0)], False)
+    assert spread[1:].std() == pytest.approx((2 / 3 / 3) ** 0.5, rel=0.02), "the seeds are resampled, too"
+
+
 def test_bootstrap_of_a_full_table_is_fast():
     rng = np.random.default_rng(0)
     predictions, labels = rng.integers(0, 2, (35, 2000)), rng.integers(0, 2, 2000)

@@ -18,7 +18,7 @@ from compress.results import seedfile, statistics
 from compress.results.collating import collate, report_rows
 from compress.results.reading import read_results
 from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write_rows
-from compress.results.scoring import flip_rows, resampled_f1
+from compress.results.scoring import Scores, flip_rows, pooled_tests, resampled_f1
 from compress.results.seedfile import half_logits, read_seed_file, seed_path, write_seed_file
 from compress.results.selection import SCORES, Candidate, choose, chosen
 from compress.storage.record import Record, Sizes, write_record
@@ -426,6 +426,16 @@ def test_pooling_compares_each_seed_with_its_own_baseline_on_its_own_sentences(p
     assert ratio == pytest.approx(2**-0.5, abs=0.12)
 
 
+def test_copies_of_a_network_are_one_comparison():
+    labels = np.arange(200) % 2
+    base, one, other = (np.where(np.arange(200) < wrong, 1 - labels, labels) for wrong in (20, 30, 40))
+    copies = Scores(labels, 0, {"base": base, "a": one, "a-ort": one.copy(), "b": other}, {}, {})
+    tests = pooled_tests("base", ["a", "a-ort", "b"], [copies])
+    assert tests["a"] == tests["a-ort"]
+    p = [tests[name][0] for name in ("a", "b")]
+    assert [tests[name][1] for name in ("a", "b")] == statistics.holm(p), "two networks, not three rows"
+
+
 def test_seeds_with_equal_sentences_share_resamples_and_count_each_sentence_once(profile, built):
     built[1] = built[0]
     build_seed(profile, 1, built[0])
@@ -437,8 +447,9 @@ def test_seeds_with_equal_sentences_share_resamples_and_count_each_sentence_once
     )
     assert row.mcnemar_p == pytest.approx(statistics.mcnemar(mine == truth, base == truth), rel=1e-5)
     f1 = statistics.bootstrap_f1(np.vstack([base, mine]), truth, statistics.bootstrap_weights(len(truth)), 2)
-    drops = 100 * (f1[:, :2].mean(1) - f1[:, 2:].mean(1))
-    assert (row.drop_low, row.drop_high) == pytest.approx(statistics.interval(drops), rel=1e-5)
+    drops = 100 * (f1[:, :2] - f1[:, 2:]).T
+    samples = statistics.mean_over_seeds([[0, *of_seed] for of_seed in drops], same_sentences=True)[1:]
+    assert (row.drop_low, row.drop_high) == pytest.approx(statistics.interval(samples), rel=1e-5)
     seed = read_seed_file(seed_path(profile.results, 0))
     same, other = (resampled_f1(seed, "test", group)[BASE] for group in (0, 1))
     assert same[0] == other[0], "the set itself"

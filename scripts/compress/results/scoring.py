@@ -16,6 +16,7 @@ from compress.results.statistics import (
     f1_of,
     holm,
     interval,
+    mean_over_seeds,
     reliability,
     sign_flip_p,
 )
@@ -26,6 +27,7 @@ class Scores:
     """One seed's evaluated variants. The first of the resamples is the set itself, the others are bootstrap samples."""
 
     labels: np.ndarray  # of the test set
+    sentences: int  # the number of the first seed with the same test sentences
     predictions: dict[str, np.ndarray]  # by variant: classes of the test sentences, int [sentences]
     f1: dict[str, np.ndarray]  # on the test set, [resamples]
     domains: dict[str, dict[str, np.ndarray]]  # by domain and variant: macro F1, [resamples]
@@ -47,6 +49,7 @@ def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
     return {
         seed.number: Scores(
             seed.labels["test"],
+            seeds[groups["test"][i]].number,
             {name: entry.logits["test"].argmax(-1) for name, entry in seed.evaluated.items()},
             resampled_f1(seed, "test", seeds[groups["test"][i]].number),
             {
@@ -110,25 +113,35 @@ def pooled_rows(baseline: str, scores: dict[int, Scores]) -> list[SeedRow]:
     """A row for every variant of the seeds that have a baseline, in the order of their first seed."""
     usable = [of_seed for of_seed in scores.values() if baseline in of_seed.predictions]
     names = dict.fromkeys(name for of_seed in usable for name in of_seed.predictions)
-    compared = [name for name in names if name != baseline]
-    p_values = [pooled_p(name, baseline, usable) for name in compared]
-    tests = dict(zip(compared, zip(p_values, holm(p_values), strict=True), strict=True))
+    tests = pooled_tests(baseline, [name for name in names if name != baseline], usable)
     return [pooled_row(name, baseline, usable, *tests.get(name, (None, None))) for name in names]
+
+
+def pooled_tests(baseline: str, names: list[str], scores: list[Scores]) -> dict[str, tuple[float, float]]:
+    """(McNemar's p, Holm's adjusted p) by variant. Variants with equal predictions count as one comparison."""
+    keys = {
+        name: tuple(of_seed.predictions[name].tobytes() for of_seed in scores if name in of_seed.predictions)
+        for name in names
+    }
+    first = {key: name for name, key in reversed(keys.items())}
+    p_values = {key: pooled_p(name, baseline, scores) for key, name in first.items()}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return {name: (p_values[key], adjusted[key]) for name, key in keys.items()}
 
 
 def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, p_adjusted: float | None) -> SeedRow:
     """Means over the seeds of one variant.
 
-    The intervals resample the sentences of each seed and average over the seeds; the seeds themselves are not
-    resampled, so that the intervals hold for the mean of these seeds. f1_sd says how much the seeds differ.
+    The intervals resample sentences and seeds together, so that they hold for further seeds of the same recipe.
     """
     own = [of_seed for of_seed in scores if name in of_seed.predictions]
     f1 = np.array([of_seed.f1[name][0] for of_seed in own])
-    drop = np.mean([of_seed.drop(name, baseline) for of_seed in own], axis=0)
+    same_test = len({of_seed.sentences for of_seed in own}) == 1
+    drop = mean_over_seeds([of_seed.drop(name, baseline) for of_seed in own], same_test)
     low, high = interval(drop[1:])
     upper = float(np.quantile(drop[1:], 0.95))
     ood_drops = [points for of_seed in own if (points := of_seed.ood_drop(name, baseline)) is not None]
-    ood = np.mean(ood_drops, axis=0) if ood_drops else None
+    ood = mean_over_seeds(ood_drops, same_sentences=True) if ood_drops else None
     ood_low, ood_high = (None, None) if ood is None else interval(ood[1:])
     return SeedRow(
         variant=name,
@@ -152,9 +165,9 @@ def pooled_p(name: str, baseline: str, scores: list[Scores]) -> float:
     """McNemar's test over all seeds; a sentence that several seeds test counts once, with its summed difference."""
     own = [of_seed for of_seed in scores if name in of_seed.predictions]
     sums: dict[int, np.ndarray] = {}
-    for group, of_seed in zip(same_sentences([of_seed.labels for of_seed in own]), own, strict=True):
+    for of_seed in own:
         correct, base = (of_seed.predictions[which] == of_seed.labels for which in (name, baseline))
-        sums[group] = sums.get(group, 0) + correct.astype(int) - base
+        sums[of_seed.sentences] = sums.get(of_seed.sentences, 0) + correct.astype(int) - base
     return sign_flip_p(np.concatenate(list(sums.values())))
 
 
