@@ -1,9 +1,9 @@
-"""Recommends a variant: the best F1 within limits of megabytes, milliseconds and F1, and the commands to use it.
+"""Recommends a variant within limits of megabytes, milliseconds and F1, and says what it loses and how to use it.
 
 Reads only results/<profile>/. Status 1 if no variant keeps the limits; the output then says which limit excludes all.
-F1 is measured on the test set (mean over the training seeds), so a choice among near equals is slightly optimistic.
+Among the variants within the limits the one with the best F1 on validation is chosen; F1 shown is that of the test set.
 Milliseconds are the baseline's median latency divided by the variant's speed-up.
-Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.85
+Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
 """
 
 import argparse

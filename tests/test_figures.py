@@ -52,7 +52,8 @@ def test_speedups_have_error_bars_where_they_have_an_interval():
     ]
     (below,), (above,) = canvas.latency_errors([timed])
     assert (below, above) == (pytest.approx(0.2 * row.latency_ms), pytest.approx(0.25 * row.latency_ms))
-    assert all(math.isnan(length) for lengths in canvas.latency_errors([row]) for length in lengths)
+    without = replace(row, latency_speedup_low=None)
+    assert all(math.isnan(length) for lengths in canvas.latency_errors([without]) for length in lengths)
 
 
 def test_error_bars_of_f1_are_the_paired_interval_of_the_drop():
@@ -70,9 +71,9 @@ def test_intervals_of_speed_and_other_domains_are_drawn():
     seeds = [replace(row, ood_drop_mean=1.5 * row.drop_mean) for row in RESULTS.seeds]
     results = replace(RESULTS, rows=[measured(row) for row in RESULTS.rows], seeds=seeds)
     drawn = {name: draw() for name, draw in gallery.figures(PROFILE, results).items()}
-    assert set(drawn) == set(gallery.figures(PROFILE, RESULTS)) | {"domain_shift"}
-    texts = {text.get_text() for text in drawn["domain_shift"].axes[0].texts}
-    assert texts == set(RESULTS.champions)
+    assert "domain_shift" in drawn
+    labels = [text.get_text() for text in drawn["domain_shift"].axes[0].texts]
+    assert sorted(", ".join(labels).split(", ")) == sorted(RESULTS.champions)
     bars = drawn["f1_vs_latency"].axes[0].containers
     assert bars
     assert all(bar.has_xerr for bar in bars)

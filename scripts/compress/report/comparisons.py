@@ -12,7 +12,7 @@ from statistics import mean, median, stdev
 
 from compress.paths import ROOT
 from compress.results.reading import PooledRow, Results, by_variant
-from compress.results.statistics import MARGIN, rank_correlation
+from compress.results.statistics import rank_correlation
 
 CHAPTERS = ("HW1", "HW2", "HW3", "HW4", "HW6", "HW7")
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
@@ -48,9 +48,9 @@ def of_method(results: Results, method: str) -> list[PooledRow]:
     return [row for row in trained(results.variants) if row.method == method]
 
 
-def near(rows: Iterable[PooledRow]) -> list[PooledRow]:
-    """The trained rows that lose at most MARGIN points, by the mean; non-inferiority also bounds the interval."""
-    return [row for row in trained(rows) if row.f1_drop_points <= MARGIN]
+def keeping(rows: Iterable[PooledRow]) -> list[PooledRow]:
+    """The trained rows that keep the quality: they are non-inferior with the margin MARGIN."""
+    return [row for row in trained(rows) if row.non_inferior]
 
 
 def worse(rows: Iterable[PooledRow]) -> list[PooledRow]:
@@ -106,13 +106,13 @@ def champion_names(results: Results) -> dict[str, list[str]]:
 
 
 def headline_rows(results: Results) -> list[PooledRow]:
-    """The baselines, the champions, and of each chapter the smallest and the fastest variant near the baseline."""
+    """The baselines, the champions, and of each chapter the smallest and the fastest variant that keeps the quality."""
     measured = [row for row in results.variants if row.status == "ok"]
     if all(row.f1_test is None for row in measured):
         return measured
     shown = {row.variant for row in measured if row.chapter == "baseline"} | set(champion_names(results))
     for chapter in CHAPTERS:
-        rows = near(row for row in measured if row.chapter == chapter)
+        rows = keeping(row for row in measured if row.chapter == chapter)
         best = lowest(rows, "size_mb"), highest(rows, "latency_speedup")
         shown |= {row.variant for row in best if row}
     return [row for row in measured if row.variant in shown]
@@ -497,29 +497,3 @@ def silent_flips(results: Results) -> PooledRow | None:
     """The compressed row within SAME_F1 points of the baseline that changes most predictions; None if none does."""
     equal = [row for row in compressed_rows(results) if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
     return highest(equal, "flip_rate")
-
-
-def plan_bound(gpu: Results) -> list[PooledRow]:
-    """GPU rows whose throughput is that of cuDNN's planning, not of the model: none is half as fast as PyTorch."""
-    return [row for row in gpu.variants if row.throughput_speedup is not None and row.throughput_speedup < 0.5]
-
-
-def built_otherwise(gpu: Results, results: Results) -> list[PooledRow]:
-    """Measured GPU rows whose model, or an ancestor of it, has other options on the CPU, or is not there."""
-
-    def settings(options: dict) -> dict:  # non-empty ones at any level: older records lack newer options
-        groups = [value for value in options.values() if isinstance(value, dict)]
-        flat = dict(chain(options.items(), *(group.items() for group in groups)))
-        common = ("timed", "method", "parent")
-        return {name: value for name, value in flat.items() if value and value not in groups and name not in common}
-
-    def is_same(name: str) -> bool:
-        if not name:
-            return True
-        here, there = (of.get(name) for of in (by_name(results), by_name(gpu)))
-        if here is None or there is None or (here.method, here.parent) != (there.method, there.parent):
-            return here is there
-        options = [settings(of.methods[name]["options"]) for of in (results, gpu)]
-        return options[0] == options[1] and is_same(here.parent)
-
-    return [row for row in gpu.variants if row.status == "ok" and not is_same(row.variant)]

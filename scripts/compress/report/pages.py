@@ -141,10 +141,14 @@ def digits(value, places: int) -> str:
     return tables.format_number(value, f".{places}f")
 
 
-def drop(row, places: int = 1) -> str:
+def drop(row) -> str:
     """The F1 points that a row loses, with their interval."""
-    ends = ("f1_drop_ci_low", "f1_drop_ci_high")
-    return tables.table_cell(row, tables.Column("", "f1_drop_points", f".{places}f", ends))
+    return tables.table_cell(row, tables.Column("", "f1_drop_points", ".1f", ("f1_drop_ci_low", "f1_drop_ci_high")))
+
+
+def ood_drop(row) -> str:
+    """The points of macro F1 that a row loses out of domain, with their interval."""
+    return tables.table_cell(row, tables.Column("", "ood_drop_points", ".1f", ("ood_drop_low", "ood_drop_high")))
 
 
 def code_names(rows) -> str:
@@ -163,6 +167,7 @@ FILTERS = {
     "digits": digits,
     "number": tables.format_number,
     "drop": drop,
+    "ood_drop": ood_drop,
     "code_names": code_names,
     "deeper": deeper,
 }

@@ -1,10 +1,11 @@
-"""Which variant to use: the best F1 within limits of megabytes, milliseconds and F1."""
+"""Which variant to use: the best F1 on validation within limits of megabytes, milliseconds and F1."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from compress.config.profile import Profile
 from compress.report import comparisons
+from compress.report.comparisons import f1_on_validation
 from compress.results.reading import PooledRow, Results
 
 
@@ -23,7 +24,8 @@ LIMITS = {
 
 def recommendable(results: Results) -> list[PooledRow]:
     """The rows that can be recommended: trained models that were built and measured."""
-    return [row for row in comparisons.trained(results.variants) if row.status == "ok"]
+    rows = [row for row in comparisons.trained(results.variants) if row.status == "ok"]
+    return [row for row in rows if f1_on_validation(row, results) is not None]
 
 
 def fits(row: PooledRow, limits: dict[str, float]) -> bool:
@@ -36,9 +38,10 @@ def fits(row: PooledRow, limits: dict[str, float]) -> bool:
     return True
 
 
-def best(rows: Iterable[PooledRow], limits: dict[str, float]) -> PooledRow | None:
-    """The row of best F1 that keeps the limits, the smaller of equals; None if none does."""
-    return max((row for row in rows if fits(row, limits)), key=lambda row: (row.f1_test, -row.size_mb), default=None)
+def best(rows: Iterable[PooledRow], limits: dict[str, float], results: Results) -> PooledRow | None:
+    """The row of best F1 on validation that keeps the limits, the smaller of equals; None if none does."""
+    fitting = [row for row in rows if fits(row, limits)]
+    return max(fitting, key=lambda row: (f1_on_validation(row, results), -row.size_mb), default=None)
 
 
 def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tuple[str, PooledRow]]:
@@ -58,6 +61,12 @@ def describe_variant(row: PooledRow) -> str:
     return f"{row.variant}: F1 {row.f1_test:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
 
 
+def describe_losses(row: PooledRow) -> str:
+    verdict = {None: "", True: " (keeps the quality)", False: " (does not keep the quality)"}[row.non_inferior]
+    away = "" if row.ood_drop_points is None else f", {row.ood_drop_points:.1f} points of macro F1 out of domain"
+    return f"it loses {row.f1_drop_points:.1f} F1 points{verdict}{away}"
+
+
 def describe_binding(name: str, limit: float, row: PooledRow) -> str:
     """What a limit excludes: --max-mb 1 alone stands in the way; 2.26 MB is possible: ..."""
     column, unit, _ = LIMITS[name]
@@ -68,7 +77,7 @@ def describe_binding(name: str, limit: float, row: PooledRow) -> str:
 def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
     """(exit status, text): the best variant and the commands that build and serve it, or which limit excludes all."""
     rows = recommendable(results)
-    row = best(rows, limits)
+    row = best(rows, limits, results)
     if row is None:
         reasons = [describe_binding(name, limits[name], nearest) for name, nearest in binding_limits(rows, limits)]
         return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
@@ -76,6 +85,7 @@ def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> t
     is_core = row.variant in {variant.name for variant in profile.in_scope("core")}
     lines = [
         describe_variant(row) + (f", chosen as {', '.join(names)}" if names else ""),
+        describe_losses(row),
         f"build it: make all PROFILE={profile.name}{'' if is_core else ' SCOPE=full'}",
         f"serve it: make serve PROFILE={profile.name} MODEL={row.variant}",
     ]

@@ -108,6 +108,7 @@ def yes_no(value: bool | None) -> str | None:
 
 
 DROP = ("row.f1_drop_ci_low", "row.f1_drop_ci_high")
+OUT_OF_DOMAIN = ("row.ood_drop_low", "row.ood_drop_high")
 SPEEDUP = ("row.latency_speedup_low", "row.latency_speedup_high")
 DIRECT_SPEEDUP = ("direct.latency_speedup_low", "direct.latency_speedup_high")
 TIMES = [
@@ -136,6 +137,7 @@ TABLES = {
         Column("F1", "row.f1_test", ".3f", ("row.f1_ci_low", "row.f1_ci_high")),
         Column("Drop", "row.f1_drop_points", ".1f", DROP),
         Column("Non-inferior", lambda entry: yes_no(entry["row"].non_inferior)),
+        Column("Drop out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
         Column("p (Holm)", "row.p_adjusted", ".2g"),
         Column("Accuracy", "row.accuracy_test", ".3f"),
         Column("ECE", "row.ece_test", ".3f"),
@@ -154,9 +156,13 @@ TABLES = {
     "domains": [
         Column("Variant", "variant"),
         Column("Movies", "f1_macro_test", ".3f"),
+        Column("accuracy", "accuracy_test", ".3f"),
         Column("Amazon", "f1_macro_amazon", ".3f"),
+        Column("accuracy", "accuracy_amazon", ".3f"),
         Column("Tweets", "f1_macro_tweets", ".3f"),
+        Column("accuracy", "accuracy_tweets", ".3f"),
         Column("NYT", "f1_macro_nyt", ".3f"),
+        Column("accuracy", "accuracy_nyt", ".3f"),
         Column("Drop out of domain", "ood_drop_points", ".1f", ("ood_drop_low", "ood_drop_high")),
     ],
     "seeds": [
@@ -239,6 +245,8 @@ TABLES = {
         Column("Points lost, validation", "validation_drop_points", ".2f"),
         Column("standard error", "validation_standard_error", ".2f"),
         Column("test", "row.f1_drop_points", ".2f", DROP),
+        Column("Non-inferior", lambda line: yes_no(line["row"].non_inferior)),
+        Column("out of domain", "row.ood_drop_points", ".2f", OUT_OF_DOMAIN),
         Column("smaller", "row.size_ratio", ".2f"),
         Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
         Column("faster, batched", "row.throughput_speedup", ".2f"),

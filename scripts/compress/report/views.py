@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from compress.config.profile import Profile
 from compress.paths import ROOT
@@ -92,12 +92,11 @@ def prices(results: Results) -> list[dict]:
 
 def gpu_rows(results: Results) -> list[dict]:
     """The GPU's measured rows, with the same training's seconds on the CPU."""
-    cpu, bound = compare.by_name(results), compare.plan_bound(results.gpu)
+    cpu = compare.by_name(results)
     lines = []
     for row in (row for row in results.gpu.variants if row.status == "ok"):
-        shown = replace(row, throughput_per_s=None, throughput_speedup=None) if row in bound else row
         seconds = cpu[row.variant].train_seconds if row.train_seconds and row.variant in cpu else None
-        lines.append({"row": shown, "cpu_train_seconds": seconds})
+        lines.append({"row": row, "cpu_train_seconds": seconds})
     return lines
 
 

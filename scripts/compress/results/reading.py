@@ -16,7 +16,8 @@ OPTIONAL |= {"flips": FlipRow}  # tables that not every run has
 
 # Columns of quality without a pooled column in seeds.csv: the mean over the seeds stands for them.
 AVERAGED = (  # noqa: SIM905
-    "flip_rate batch_flip_rate accuracy_test f1_macro_test ece_test f1_macro_amazon f1_macro_tweets f1_macro_nyt"
+    "flip_rate batch_flip_rate accuracy_test f1_macro_test ece_test f1_macro_amazon f1_macro_tweets f1_macro_nyt "
+    "accuracy_amazon accuracy_tweets accuracy_nyt"
 ).split()
 # Columns of seeds.csv by the column of variants.csv that they replace, and those without a counterpart there.
 POOLED = {

@@ -45,6 +45,9 @@ class VariantRow:
     f1_macro_tweets: float | None = None
     f1_macro_nyt: float | None = None
     ood_drop_points: float | None = None
+    accuracy_amazon: float | None = None
+    accuracy_tweets: float | None = None
+    accuracy_nyt: float | None = None
     parameters: int | None = None
     nonzero_parameters: int | None = None
     size_mb: float | None = None

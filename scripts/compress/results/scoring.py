@@ -95,7 +95,9 @@ def quality_columns(seed: Seed, scores: Scores, name: str, baseline: str | None)
         "f1_macro_test": f1_of(predictions, truth, len(seed.classes), macro=True),
         "ece_test": expected_calibration_error(softmax(logits["test"]), truth),
     }
-    columns |= {f"f1_macro_{domain}": float(of_domain[name][0]) for domain, of_domain in scores.domains.items()}
+    for domain, of_domain in scores.domains.items():
+        columns[f"f1_macro_{domain}"] = float(of_domain[name][0])
+        columns[f"accuracy_{domain}"] = float(np.mean(logits[domain].argmax(-1) == seed.labels[domain]))
     if baseline is None:
         return columns
     drop, ood_drop = scores.drop(name, baseline), scores.ood_drop(name, baseline)
