@@ -11,7 +11,6 @@ import struct
 
 from compress.serving.limits import (
     HEAD_SECONDS,
-    IDLE_SECONDS,
     MAX_CONNECTIONS,
     MAX_HEAD,
     PROBE_SECONDS,
@@ -60,6 +59,7 @@ class Connection(HttpToolsProtocol):
         self._end_head()
         self._end_stall()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer running after a reset
         if self.running is not None and not self.running.response_complete:
             self.running.disconnected = True
             self.running.message_event.set()
@@ -149,7 +149,9 @@ class Connection(HttpToolsProtocol):
         if self.in_message:
             self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end, *LATE)
         else:
-            self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _parse(self, data: memoryview) -> None:
         """Feeds the parser. An offer of another protocol (Upgrade) is ignored, as RFC 9110 allows.

@@ -17,7 +17,7 @@ import uvicorn
 from compress.cli import base_url
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
-from compress.serving.limits import DRAIN_SECONDS, IDLE_SECONDS, MAX_CONNECTIONS, Options
+from compress.serving.limits import DRAIN_SECONDS, GRACE_SECONDS, MAX_CONNECTIONS, Options
 from compress.serving.loading import load_models
 from compress.serving.scheduler import Scheduler
 from compress.serving.state import Service
@@ -89,7 +89,8 @@ def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> in
         lifespan="off",
         access_log=False,
         log_level="error",  # uvicorn warns of every malformed request: clients could fill the log
-        timeout_keep_alive=IDLE_SECONDS,
+        timeout_keep_alive=options.keep_alive_s + GRACE_SECONDS,
+        headers=[("keep-alive", f"timeout={options.keep_alive_s}")],
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,
         proxy_headers=False,
