@@ -12,8 +12,8 @@ import urllib.request
 from contextlib import ExitStack
 
 import pytest
-from compress.loadtest.processes import HOST, free_port
-from compress.serving.limits import GRACE_SECONDS
+from compress.loadtest.processes import HOST, cpu_seconds, free_port
+from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, OWN_FILES
 from conftest import ROOT
 from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import HEAD, exchange, get, post, send, service
@@ -167,6 +167,30 @@ def test_an_idle_connection_is_never_closed_while_a_request_is_on_its_way(artifa
         idle = time.monotonic()
         assert {client.recv(1) for client in clients} == {b""}  # a clean end
         assert GRACE_SECONDS < time.monotonic() - idle < 1 + GRACE_SECONDS + 2
+
+
+def test_beyond_the_limit_of_files_clients_get_503_probes_work_and_the_service_recovers(artifact):  # noqa: F811
+    limited = ("bash", "-c", 'ulimit -n 256 && ulimit -Sn 100 && exec "$0" "$@"', sys.executable)
+    with service(ROOT, artifact, python=limited) as (port, process):
+        most = get(port, "/info")[1]["limits"]["connections"]
+        assert most == 256 - OWN_FILES - EXTRA_CONNECTIONS
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection((HOST, port), timeout=5)) for _ in range(300)]
+            responses = send_at(clients, [0] * 300)  # then they stay, idle
+            assert {response[:12] for response in responses} <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+            assert sum(b"connection: close" not in response for response in responses) == most
+            used, started = cpu_seconds(process), time.monotonic()
+            for _ in range(10):
+                assert post(port, "good")[1]["error_type"] == "too_many_connections"
+                assert get(port, "/readyz")[0] == 200
+            with socket.create_connection((HOST, port), timeout=5) as silent:
+                assert response_of(silent).startswith(b"HTTP/1.1 503")
+            assert time.monotonic() - started < 2
+            time.sleep(2)
+            assert cpu_seconds(process) - used < 0.5
+        last = time.monotonic() + 5
+        while post(port, "good")[0] != 200:
+            assert time.monotonic() < last
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
