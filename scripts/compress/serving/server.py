@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
-from compress.cli import base_url
+from compress.cli import base_url, cores
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
 from compress.serving.limits import (
@@ -97,6 +97,12 @@ def most_connections() -> int:
 def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> int:
     """Serves the models in these folders until a signal arrives or loading fails; returns the exit status."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    if options.workers * options.threads > cores():
+        print(
+            f"warning: --workers {options.workers} with --threads {options.threads} are more threads than cores "
+            f"({cores()}), which delays every request",
+            file=sys.stderr,
+        )
     service, most = Service(options.deadline_ms / 1000), most_connections()
     config = uvicorn.Config(
         create_app(service, asdict(options) | {"connections": most}),
