@@ -1,9 +1,12 @@
-"""What the process may use of the CPU: the quota of its cgroups."""
+"""What the process may use of the CPU (its cgroups' quota), and what the CPU lacks (exact 8-bit products)."""
 
 import math
+import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
 QUOTA_FILES = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # of cgroup versions 2 and 1, both in µs
 
 
@@ -30,3 +33,20 @@ def level_quota(folder: Path) -> float:
             quota, period = (int(word) for name in names for word in (folder / name).read_text("utf-8").split())
             return quota / period if quota > 0 else math.inf
     return math.inf
+
+
+def warn_of_saturation(model: str, backend: str, precision: str) -> None:
+    """Warns on standard error if this CPU may compute the model's 8-bit products wrongly.
+
+    Without VNNI, ONNX Runtime adds pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large sums. ARM
+    has exact instructions, and its /proc/cpuinfo no line "flags".
+    """
+    if (backend, precision) != ("onnxruntime", "int8") or not CPUINFO.exists():
+        return
+    flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8"), re.MULTILINE)
+    if flags and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split()):
+        print(
+            f"warning: {model}: this CPU has no VNNI instructions: 8-bit products of ONNX Runtime can overflow, and "
+            "predictions differ from the measured ones; compare it with an fp32 model on your texts",
+            file=sys.stderr,
+        )
