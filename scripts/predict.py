@@ -22,6 +22,7 @@ CHUNK = 512  # texts classified before the next are read
 
 def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
+    from compress.cpu import warn_of_saturation
     from compress.engines.predictor import load, load_tokenizer, predict, token_ids
     from compress.metrics import softmax
     from compress.results.models import model_folder
@@ -33,6 +34,7 @@ def main(args: argparse.Namespace) -> None:
     folder = model_folder(load_profile(args.profile), args.model, args.seed)
     model = load(folder, args.device, args.threads)  # verifies the files, the tokenizer's included
     artifact = read_artifact(folder, verify=False)
+    warn_of_saturation(artifact.variant, artifact.backend, model.precision)
     tokenizer = load_tokenizer(folder, artifact.max_length)
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.format == "csv":

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,8 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress.cli import main_guard
+from compress.cli import cores, main_guard
+from compress.config.profile import load_profile
 from compress.config.variants import TorchRuntime
+from compress.cpu import cpu_quota, warn_of_saturation
 from compress.data import hub
 from compress.data.prepare import prepare
 from compress.data.tasks import splits_for
@@ -25,10 +29,14 @@ from compress.methods import hf_optimum
 from compress.methods.baseline import untrained
 from compress.methods.hf_optimum import torch_runtime
 from compress.metrics import quality
+from compress.report.recommendation import best, recommendable
+from compress.results.reading import read_results
 from compress.storage.record import read_record
 from conftest import ROOT, copy_repository, run
 from packaging.specifiers import SpecifierSet
 from test_encoders import encoder, own_profile
+from test_peers import artifact  # noqa: F401  (a fixture)
+from test_service import get, service
 
 PROFILE = """
 name = "own"
@@ -87,6 +95,103 @@ def test_a_cold_start_compiles_next_to_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(coldstart.subprocess, "run", lambda *_, env, **__: seen.update(env) or done)
     coldstart.measure_cold(tmp_path, [], "cpu", 1, tmp_path / "cold.npz")
     assert Path(seen["TORCHINDUCTOR_CACHE_DIR"]).parent == tmp_path
+
+
+# Files below /sys/fs/cgroup, the process's line in /proc/self/cgroup, and the CPUs that they grant.
+QUOTAS = {
+    "version 2 in a container": ({"cpu.max": "150000 100000"}, "0::/", 1.5),
+    "version 2, a slice": ({"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 0.5),
+    "version 2 without a quota": ({"a/cpu.max": "max 100000"}, "0::/a", np.inf),
+    "version 1": ({"cpu/a/cpu.cfs_quota_us": "400000", "cpu/a/cpu.cfs_period_us": "100000"}, "3:cpuacct,cpu:/a", 4),
+    "version 1, the host's path": (
+        {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"},
+        "4:cpuset:/\n3:cpu:/docker/0a",
+        2,
+    ),
+    "version 1 without a quota": ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu:/", np.inf),
+    "no cgroups": ({}, "", np.inf),
+}
+
+
+@pytest.mark.parametrize("case", QUOTAS)
+def test_the_quota_of_a_container_limits_the_cores(tmp_path, monkeypatch, case):
+    files, group, granted = QUOTAS[case]
+    files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()} | {"proc/self/cgroup": group}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == granted
+    monkeypatch.setattr("compress.cli.cpu_quota", lambda: granted)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3))
+    assert cores() == {0.5: 1, 1.5: 1, 2: 2}.get(granted, 3)
+
+
+def test_the_service_has_a_worker_per_core_and_says_when_it_has_too_many_threads(artifact):  # noqa: F811
+    python = ("taskset", "-c", "0", sys.executable)
+    with service(ROOT, artifact, python=python, threads=2) as (port, process):
+        assert get(port, "/info")[1]["limits"]["workers"] == 1
+        process.terminate()
+        assert "warning: --workers 1 with --threads 2 are more threads than cores (1)" in process.stdout.read()
+
+
+AVX2 = "processor\t: 0\nflags\t\t: fpu avx2 avx512f\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "backend", "precision", "warned"),
+    [
+        (AVX2, "onnxruntime", "int8", True),
+        (AVX2, "onnxruntime", "fp32", False),
+        (AVX2, "openvino", "int8", False),
+        (AVX2.replace("avx512f", "avx_vnni"), "onnxruntime", "int8", False),
+        (AVX2.replace("avx512f", "avx512_vnni"), "onnxruntime", "int8", False),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", "onnxruntime", "int8", False),
+    ],
+)
+def test_8_bit_products_that_can_overflow_cause_a_warning(
+    tmp_path, monkeypatch, capsys, cpuinfo, backend, precision, warned
+):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr("compress.cpu.CPUINFO", tmp_path / "cpuinfo")
+    warn_of_saturation("m", backend, precision)
+    assert capsys.readouterr().err.startswith("warning: m: this CPU has no VNNI") == warned
+
+
+def test_predict_serve_and_recommend_warn_on_a_cpu_without_vnni(tmp_path, artifact):  # noqa: F811
+    (tmp_path / "cpuinfo").write_text(AVX2)
+    program = f"""
+import runpy, sys
+from pathlib import Path
+sys.path.insert(0, "scripts")
+import compress.cpu
+compress.cpu.CPUINFO = Path({str(tmp_path / "cpuinfo")!r})
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    python = (sys.executable, "-c", program)
+    int8 = tmp_path / "int8"
+    shutil.copytree(artifact, int8)
+    about = json.loads((int8 / "artifact.json").read_text())
+    about |= {"variant": "int8", "runtime": {"precision": "int8"}}
+    (int8 / "artifact.json").write_text(json.dumps(about))
+    done = run(ROOT, *python, "scripts/predict.py", "--model", str(int8), "good")
+    assert done.stderr.startswith("warning: int8: this CPU")
+    with service(ROOT, artifact, int8, python=python) as (_, process):
+        process.terminate()
+        assert re.findall(r"warning: (\S+): this CPU", process.stdout.read()) == ["int8"]
+    rows = recommendable(read_results(load_profile("minilm")))
+    best_of = [best(rows, {"max_mb": row.size_mb}) for row in rows]
+    row = next(row for row in best_of if (row.backend, row.precision) == ("onnxruntime", "int8"))
+    done = run(ROOT, *python, "scripts/recommend.py", f"--max-mb={row.size_mb!r}")
+    assert done.stdout.startswith(f"{row.variant}: F1")
+    assert done.stderr.startswith(f"warning: {row.variant}: this CPU")
+
+
+def test_make_has_one_thread_on_one_core(tmp_path):
+    (tmp_path / "nproc").write_text("#!/bin/sh\necho 99\n")  # does not know a quota
+    (tmp_path / "nproc").chmod(0o755)
+    done = run(ROOT, "taskset", "-c", "0", "make", "settings", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert re.search(r"^THREADS +1\nJOBS +1$", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
 def test_make_keeps_other_settings_of_python_and_pip_away(tmp_path):

@@ -1,4 +1,4 @@
-"""The service's HTTP on real sockets, with a tiny model: Upgrade, encodings, half-closed connections, its URL."""
+"""The service's HTTP on real sockets, with a tiny model: Upgrade, encodings, connections and their limits, its URL."""
 
 import gzip
 import json
@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 
 import pytest
-from compress.loadtest.processes import HOST, free_port
+from compress.loadtest.processes import HOST, cpu_seconds, free_port
+from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, OWN_FILES
 from conftest import ROOT
 from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import HEAD, exchange, get, post, send, service
 
 BODY = b'"good"'
 GOOD = HEAD % (len(BODY), b"") + BODY
+ALIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 SLOW_SECONDS = 0.1
 # Runs a script with ONNX models whose calls take SLOW_SECONDS.
@@ -120,6 +123,74 @@ def test_the_requests_of_a_client_that_is_gone_are_dropped(slow):
         assert time.monotonic() < last
     assert counted(r'^requests_total{path="/process",status="disconnected"} (\S+)') >= 20
     assert counted(r"^items_total{.*} (\S+)") - before <= 10
+
+
+def response_of(client):
+    """A whole JSON response; less if the connection ends before."""
+    received = b""
+    while not received.endswith(b"}") and (part := client.recv(4096)):
+        received += part
+    return received
+
+
+def send_at(clients, moments):
+    """The responses of clients that send a request at these moments, in order."""
+    for client, moment in zip(clients, moments, strict=True):
+        time.sleep(max(0, moment - time.monotonic()))
+        client.sendall(ALIVE)
+    return list(map(response_of, clients))
+
+
+def test_an_idle_connection_is_never_closed_while_a_request_is_on_its_way(artifact):  # noqa: F811
+    """200 clients send when the advertised time ends, and when the connection closes: all get a response."""
+    with ExitStack() as stack:
+        port, process = stack.enter_context(service(ROOT, artifact, keep_alive_s=1))
+        clients = [stack.enter_context(socket.create_connection((HOST, port), timeout=20)) for _ in range(200)]
+        started = time.monotonic() + 0.1
+        moments = [started + 0.001 * k for k in range(200)]
+        responses = send_at(clients, moments)
+        assert all(b"\r\nkeep-alive: timeout=1\r\n" in response for response in responses)
+
+        moments = [started + 1 + 0.0015 * (k - 100) + 0.001 * k for k in range(200)]  # 0.85 to 1.15 s idle
+        assert {response[:12] for response in send_at(clients, moments)} == {b"HTTP/1.1 200"}
+        read = time.monotonic()
+
+        # The service stops while its timers end and requests arrive: it sees both at once, and must read first.
+        time.sleep(moments[0] + 1 + GRACE_SECONDS - 0.1 - time.monotonic())
+        process.send_signal(signal.SIGSTOP)
+        for client in clients:
+            client.sendall(ALIVE)
+        time.sleep(read + 1 + GRACE_SECONDS + 0.1 - time.monotonic())
+        process.send_signal(signal.SIGCONT)
+        assert {response_of(client)[:12] for client in clients} == {b"HTTP/1.1 200"}
+
+        idle = time.monotonic()
+        assert {client.recv(1) for client in clients} == {b""}  # a clean end
+        assert GRACE_SECONDS < time.monotonic() - idle < 1 + GRACE_SECONDS + 2
+
+
+def test_beyond_the_limit_of_files_clients_get_503_probes_work_and_the_service_recovers(artifact):  # noqa: F811
+    limited = ("bash", "-c", 'ulimit -n 256 && ulimit -Sn 100 && exec "$0" "$@"', sys.executable)
+    with service(ROOT, artifact, python=limited) as (port, process):
+        most = get(port, "/info")[1]["limits"]["connections"]
+        assert most == 256 - OWN_FILES - EXTRA_CONNECTIONS
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection((HOST, port), timeout=5)) for _ in range(300)]
+            responses = send_at(clients, [0] * 300)  # then they stay, idle
+            assert {response[:12] for response in responses} <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+            assert sum(b"connection: close" not in response for response in responses) == most
+            used, started = cpu_seconds(process), time.monotonic()
+            for _ in range(10):
+                assert post(port, "good")[1]["error_type"] == "too_many_connections"
+                assert get(port, "/readyz")[0] == 200
+            with socket.create_connection((HOST, port), timeout=5) as silent:
+                assert response_of(silent).startswith(b"HTTP/1.1 503")
+            assert time.monotonic() - started < 2
+            time.sleep(2)
+            assert cpu_seconds(process) - used < 0.5
+        last = time.monotonic() + 5
+        while post(port, "good")[0] != 200:
+            assert time.monotonic() < last
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

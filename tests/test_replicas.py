@@ -8,17 +8,20 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 from compress.loadtest import generator as load
 from compress.loadtest.processes import HOST, free_port
-from compress.serving.limits import DRAIN_SECONDS
+from compress.serving.limits import DRAIN_SECONDS, GRACE_SECONDS
 from conftest import ROOT
+from test_http import ALIVE, response_of, send_at
+from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import STATIC, get, post, service, texts  # noqa: F401  (texts is a fixture)
 
 HAPROXY = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
@@ -36,21 +39,27 @@ def replica(folder, core):
     return service(folder, STATIC, python=("taskset", "--cpu-list", str(core), sys.executable), workers=1)
 
 
+@contextmanager
+def haproxy(first, second):
+    """(port, process) of haproxy in front of the services on these two ports."""
+    port = free_port()
+    ports = {"PORT": str(port), "FIRST": str(first), "SECOND": str(second)}
+    with subprocess.Popen([HAPROXY, "-db", "-f", ROOT / "deploy/haproxy.cfg"], env=os.environ | ports) as balancer:
+        try:
+            while get(port, "/readyz")[0] != 200:
+                assert balancer.poll() is None
+                time.sleep(0.05)
+            time.sleep(1)
+            yield port, balancer
+        finally:
+            balancer.kill()
+
+
 @pytest.fixture
 def replicas(smoke):
     """(port of haproxy, [(port, process) of each replica])."""
-    with ExitStack() as stack:
-        both = [stack.enter_context(replica(smoke[0], core)) for core in (0, 1)]
-        port = free_port()
-        ports = {"PORT": str(port), "FIRST": str(both[0][0]), "SECOND": str(both[1][0])}
-        balancer = subprocess.Popen([HAPROXY, "-db", "-f", "deploy/haproxy.cfg"], cwd=smoke[0], env=os.environ | ports)
-        stack.callback(balancer.wait)
-        stack.callback(balancer.kill)
-        while get(port, "/readyz")[0] != 200:
-            assert balancer.poll() is None
-            time.sleep(0.05)
-        time.sleep(1)
-        yield port, both
+    with replica(smoke[0], 0) as first, replica(smoke[0], 1) as second, haproxy(first[0], second[0]) as (port, _):
+        yield port, [first, second]
 
 
 def under_load(port, requests, rate, act):
@@ -95,6 +104,25 @@ def test_a_killed_replica_costs_at_most_its_open_requests(replicas, texts):  # n
     print(f"\n{len(outcome.status)} requests, {lost} lost")
     assert lost <= 16
     assert (outcome.status[-100:] == 200).all()
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="no haproxy: apt-get install haproxy")
+def test_haproxy_loses_no_request_when_idle_connections_close(artifact):  # noqa: F811
+    """200 requests reach haproxy while the services close the connections that it holds, and before it can see that."""
+    with ExitStack() as stack:
+        services = [stack.enter_context(service(ROOT, artifact, keep_alive_s=1, workers=1)) for _ in range(2)]
+        port, balancer = stack.enter_context(haproxy(*(port for port, _ in services)))
+        clients = [stack.enter_context(socket.create_connection((HOST, port), timeout=20)) for _ in range(200)]
+        started = time.monotonic()
+        assert {response[:12] for response in send_at(clients, [started] * 200)} == {b"HTTP/1.1 200"}
+        read = time.monotonic()
+        time.sleep(started + 1 + GRACE_SECONDS - 0.2 - time.monotonic())
+        balancer.send_signal(signal.SIGSTOP)
+        for client in clients:
+            client.sendall(ALIVE)
+        time.sleep(read + 1 + GRACE_SECONDS + 0.2 - time.monotonic())
+        balancer.send_signal(signal.SIGCONT)
+        assert {response_of(client)[:12] for client in clients} == {b"HTTP/1.1 200"}
 
 
 def test_the_manifests_are_valid_and_fit_the_service():

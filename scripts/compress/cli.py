@@ -1,11 +1,13 @@
 """The options that the scripts share, and how an error ends a command."""
 
 import argparse
+import math
 import os
 import shutil
 import sys
 import warnings
 
+from compress.cpu import cpu_quota
 from compress.errors import UserError
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 
@@ -38,8 +40,9 @@ def build_parser(doc: str) -> argparse.ArgumentParser:
 
 
 def cores() -> int:
-    """Cores that this process may use: fewer than the machine has, in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: fewer than the machine has, under taskset or with a container's CPU quota."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(available, cpu_quota())))
 
 
 def base_url(host: str, port: int) -> str:

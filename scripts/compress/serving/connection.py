@@ -10,9 +10,9 @@ import socket
 import struct
 
 from compress.serving.limits import (
+    EXTRA_CONNECTIONS,
+    EXTRA_SECONDS,
     HEAD_SECONDS,
-    IDLE_SECONDS,
-    MAX_CONNECTIONS,
     MAX_HEAD,
     PROBE_SECONDS,
     STALL_SECONDS,
@@ -22,6 +22,7 @@ from compress.serving.state import ON_DISCONNECT, Service
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+CROWDED = (503, "too_many_connections", "too many connections are open")
 LATE = (408, "slow_request", "the request's head did not arrive in time")
 TOO_LARGE = (431, "head_too_large", f"a request's head has at most {MAX_HEAD} bytes")
 
@@ -39,27 +40,30 @@ class Connection(HttpToolsProtocol):
     in_message = False  # between a request's first byte and its last
     new_message = False  # the message began in the current read
     in_head = True
+    is_extra = False  # above the limit: gets one response, which is 503 except to GET (probes and metrics)
     is_refused = False  # the current request already has its response
     ended = False  # ignores further input
     head_bytes = 0
     unfinished = 0  # bytes of reads that began and ended within one head
     running = None  # the cycle that the application works on; self.cycle is that of the last request read
 
-    def __init__(self, service: Service, *args, **options):
+    def __init__(self, service: Service, most: int, *args, **options):
         super().__init__(*args, **options)
-        self.service = service
+        self.service, self.most = service, most  # connections
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            self._end(503, "too_many_connections", "too many connections are open")
-            return
+        extra = len(self.connections) - self.most
+        self.is_extra = extra > 0
         self._start_head()
+        if extra > EXTRA_CONNECTIONS:
+            self._end(*CROWDED)
 
     def connection_lost(self, exc) -> None:
         self._end_head()
         self._end_stall()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer running after a reset
         if self.running is not None and not self.running.response_complete:
             self.running.disconnected = True
             self.running.message_event.set()
@@ -101,12 +105,16 @@ class Connection(HttpToolsProtocol):
             return
         if self.parser.get_method() == b"CONNECT":
             self._end(405, "method_not_allowed", "this is no proxy")
-        if self.parser.should_upgrade():
+        if self.is_extra and self.parser.get_method() != b"GET":
+            self._end(*CROWDED)
+        if self.ended or self.parser.should_upgrade():
             return
         is_queued = self._is_busy()  # behind another request of this connection
         if is_queued or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
             self._end_head()
             super().on_headers_complete()
+            if self.is_extra:
+                self.cycle.keep_alive = False
             return
         if self.flow.write_paused:  # the client sends requests and reads no response
             self._cut()
@@ -149,7 +157,9 @@ class Connection(HttpToolsProtocol):
         if self.in_message:
             self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end, *LATE)
         else:
-            self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _parse(self, data: memoryview) -> None:
         """Feeds the parser. An offer of another protocol (Upgrade) is ignored, as RFC 9110 allows.
@@ -230,7 +240,8 @@ class Connection(HttpToolsProtocol):
     def _start_head(self) -> None:
         self.in_head, self.head_bytes, self.unfinished = True, 0, 0
         if self.head_timer is None:
-            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end, *LATE)
+            seconds, reason = (EXTRA_SECONDS, CROWDED) if self.is_extra else (HEAD_SECONDS, LATE)
+            self.head_timer = self.loop.call_later(seconds, self._end, *reason)
 
     def _end_stall(self) -> None:
         if self.stall_timer is not None:

@@ -8,11 +8,14 @@ MAX_BODY = 64 * 1024  # bytes
 MAX_TEXT = 8192  # characters
 MAX_TEXTS = 32  # in one /predict
 MAX_HEAD = 16 * 1024  # bytes
-MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS = 4000  # of 9 kB while idle, and 80 kB with a body; fewer if the process may not open so many files
+EXTRA_CONNECTIONS = 64  # above the limit, which may each send one request; any further one gets 503 at once
+EXTRA_SECONDS = 0.25  # to send that request's head
+OWN_FILES = 64  # that the process opens besides its connections
 HEAD_SECONDS = 10  # to send a request's head, the rest of a refused request, or anything on a new connection
 STALL_SECONDS = 10  # that a client may leave its responses unread
 PROBE_SECONDS = 0.05  # between interim responses to a client that has ended its half of the connection
-IDLE_SECONDS = 30  # between two requests of a connection
+GRACE_SECONDS = 2  # that a connection stays open beyond the advertised keep-alive, for a request on its way
 DRAIN_SECONDS = 20  # from SIGTERM to the end of the last admitted request
 
 
@@ -31,3 +34,4 @@ class Options:
     window: int = option(64, "waiting texts of which a batch takes similar lengths; up to --max-batch: the oldest")
     deadline_ms: int = option(1000, "of every request")
     max_wait_ms: int = option(250, "expected wait beyond which requests get 429")
+    keep_alive_s: int = option(75, "that an idle connection is kept; more than a load balancer keeps it")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from compress.cpu import warn_of_saturation
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor, batches, load, load_tokenizer, token_ids
 from compress.errors import UserError
 from compress.files import sha256_file
@@ -44,6 +45,7 @@ def load_models(folders: Sequence[Path], options: Options) -> tuple[list[Model],
         max_batch = options.max_batch if invariant else 1
         about = (artifact.variant, artifact.labels, number, predictors, artifact.max_length, max_batch)
         models.append(Model(*about, *fit_cost(predictors[-1], artifact.max_length)))
+        warn_of_saturation(artifact.variant, artifact.backend, predictors[-1].precision)
         infos.append(describe(folder, artifact, predictors[-1], invariant, max_batch))
     return models, list(tokenizers.values()), infos
 

@@ -28,7 +28,7 @@ STATUSES = {
     429: "overloaded: try again after Retry-After seconds",
     431: "the head is too large",
     500: "a model failed on this text",
-    503: "starting or draining",
+    503: "starting or draining, or too many connections are open",
     504: "no response within the deadline",
 }
 

@@ -5,23 +5,33 @@ and the process exits with status 0. A second signal ends it at once.
 """
 
 import asyncio
+import resource
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import uvicorn
-from compress.cli import base_url
+from compress.cli import base_url, cores
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
-from compress.serving.limits import DRAIN_SECONDS, IDLE_SECONDS, MAX_CONNECTIONS, Options
+from compress.serving.limits import (
+    DRAIN_SECONDS,
+    EXTRA_CONNECTIONS,
+    GRACE_SECONDS,
+    MAX_CONNECTIONS,
+    OWN_FILES,
+    Options,
+)
 from compress.serving.loading import load_models
 from compress.serving.scheduler import Scheduler
 from compress.serving.state import Service
 
+BACKLOG = 1024  # connections that the kernel holds until they are accepted
 SWITCH_SECONDS = 0.0005  # workers that return from a model get the interpreter sooner than after Python's 5 ms
 
 
@@ -75,25 +85,41 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def most_connections() -> int:
+    """The connections that the process may hold, after it has raised its limit of open files as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS reports more than it grants
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return max(1, min(MAX_CONNECTIONS, soft - OWN_FILES - EXTRA_CONNECTIONS))
+
+
 def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> int:
     """Serves the models in these folders until a signal arrives or loading fails; returns the exit status."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    service = Service(options.deadline_ms / 1000)
+    if options.workers * options.threads > cores():
+        print(
+            f"warning: --workers {options.workers} with --threads {options.threads} are more threads than cores "
+            f"({cores()}), which delays every request",
+            file=sys.stderr,
+        )
+    service, most = Service(options.deadline_ms / 1000), most_connections()
     config = uvicorn.Config(
-        create_app(service, asdict(options)),
+        create_app(service, asdict(options) | {"connections": most}),
         host=host,
         port=port,
-        http=partial(Connection, service),
+        http=partial(Connection, service, most),
         ws="none",
         loop="uvloop",
         lifespan="off",
         access_log=False,
         log_level="error",  # uvicorn warns of every malformed request: clients could fill the log
-        timeout_keep_alive=IDLE_SECONDS,
+        timeout_keep_alive=options.keep_alive_s + GRACE_SECONDS,
+        headers=[("keep-alive", f"timeout={options.keep_alive_s}")],
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,
         proxy_headers=False,
-        backlog=MAX_CONNECTIONS,
+        backlog=BACKLOG,
     )
     DrainingServer(config, service, folders, options).run()
     if service.scheduler:

@@ -1,0 +1,52 @@
+"""What the process may use of the CPU (its cgroups' quota), and what the CPU lacks (exact 8-bit products)."""
+
+import math
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+QUOTA_FILES = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # of cgroup versions 2 and 1, both in µs
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """CPUs that the cgroups of this process grant it, the least of all levels; inf without a quota.
+
+    In a container the process may see the host's path of its cgroup, but only its own level, mounted as the root.
+    """
+    quotas = [math.inf]
+    with suppress(OSError):  # not Linux
+        for line in (root / "proc/self/cgroup").read_text("utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers or "cpu" in controllers.split(","):
+                own = Path(group.lstrip("/"))
+                mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+                quotas += [level_quota(mount / level) for level in (own, *own.parents)]
+    return min(quotas)
+
+
+def level_quota(folder: Path) -> float:
+    """CPUs that one cgroup grants; inf without a quota, or without the folder."""
+    for names in QUOTA_FILES:
+        with suppress(OSError, ValueError):  # "max" is no number
+            quota, period = (int(word) for name in names for word in (folder / name).read_text("utf-8").split())
+            return quota / period if quota > 0 else math.inf
+    return math.inf
+
+
+def warn_of_saturation(model: str, backend: str, precision: str) -> None:
+    """Warns on standard error if this CPU may compute the model's 8-bit products wrongly.
+
+    Without VNNI, ONNX Runtime adds pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large sums. ARM
+    has exact instructions, and its /proc/cpuinfo no line "flags".
+    """
+    if (backend, precision) != ("onnxruntime", "int8") or not CPUINFO.exists():
+        return
+    flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8"), re.MULTILINE)
+    if flags and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split()):
+        print(
+            f"warning: {model}: this CPU has no VNNI instructions: 8-bit products of ONNX Runtime can overflow, and "
+            "predictions differ from the measured ones; compare it with an fp32 model on your texts",
+            file=sys.stderr,
+        )
