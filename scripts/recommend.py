@@ -29,20 +29,16 @@ def share(text: str) -> float:
 
 def main(args: argparse.Namespace) -> int:
     from compress.config.profile import load_profile
-    from compress.cpu import warn_of_saturation
     from compress.errors import UserError
-    from compress.report.recommendation import LIMITS, best, recommend, recommendable
+    from compress.report.recommendation import LIMITS, recommend
     from compress.results.reading import read_results
 
     profile = load_profile(args.profile)
     if profile.no_quality:
         raise UserError(f"profile {profile.name}: nothing to recommend: {profile.no_quality}")
     limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
-    results = read_results(profile)
-    status, text = recommend(profile, results, limits)
+    status, text = recommend(profile, read_results(profile), limits)
     print(text)
-    if row := best(recommendable(results), limits):
-        warn_of_saturation(row.variant, row.backend, row.precision)
     return status
 
 

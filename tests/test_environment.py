@@ -179,8 +179,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     with service(ROOT, artifact, int8, python=python) as (_, process):
         process.terminate()
         assert re.findall(r"warning: (\S+): this CPU", process.stdout.read()) == ["int8"]
-    rows = recommendable(read_results(load_profile("minilm")))
-    best_of = [best(rows, {"max_mb": row.size_mb}) for row in rows]
+    results = read_results(load_profile("minilm"))
+    rows = recommendable(results)
+    best_of = [best(rows, {"max_mb": row.size_mb}, results) for row in rows]
     row = next(row for row in best_of if (row.backend, row.precision) == ("onnxruntime", "int8"))
     done = run(ROOT, *python, "scripts/recommend.py", f"--max-mb={row.size_mb!r}")
     assert done.stdout.startswith(f"{row.variant}: F1")

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from compress.config.profile import Profile
+from compress.cpu import warn_of_saturation
 from compress.report import comparisons
 from compress.report.comparisons import f1_on_validation
 from compress.results.reading import PooledRow, Results
@@ -75,12 +76,16 @@ def describe_binding(name: str, limit: float, row: PooledRow) -> str:
 
 
 def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
-    """(exit status, text): the best variant and the commands that build and serve it, or which limit excludes all."""
+    """(exit status, text): the best variant and the commands that build and serve it, or which limit excludes all.
+
+    Warns on standard error if this machine's CPU may compute the variant's products wrongly.
+    """
     rows = recommendable(results)
     row = best(rows, limits, results)
     if row is None:
         reasons = [describe_binding(name, limits[name], nearest) for name, nearest in binding_limits(rows, limits)]
         return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
+    warn_of_saturation(row.variant, row.backend, row.precision)
     names = comparisons.champion_names(results).get(row.variant)
     is_core = row.variant in {variant.name for variant in profile.in_scope("core")}
     lines = [
