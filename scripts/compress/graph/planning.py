@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from compress.config.profile import Profile
+from compress.config.variants import Classifier
 from compress.data.identity import profile_files
 from compress.errors import UserError
 from compress.files import remove, write_text
@@ -124,15 +125,17 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
     lines = [f"# Written by scripts/plan.py from scripts/profiles/{profile.name}.toml: do not edit."]
     lines += [f"PASSES := {profile.measure.passes}", f"BASELINE := {profile.baseline}"]
     for stage, of_stage in by_stage(profile, variants).items():
-        targets = [target(profile, variant.name, seed, device) for seed in seeds for variant in of_stage]
+        built = [(variant, seed) for seed in seeds for variant in variants_of(profile, of_stage, seed)]
+        targets = [target(profile, variant.name, seed, device) for variant, seed in built]
         lines.append(f"RECORDS_OF_{stage} := {' '.join(targets)}")
     for seed in seeds:
         data = relative(profile.data_folder(seed) / "data.json")
         # The longest trainings first: one that starts last would leave the other cores idle.
-        order = sorted(variants, key=lambda variant: -variant.training.epochs if variant.has_training else 0)
+        built = variants_of(profile, variants, seed)
+        order = sorted(built, key=lambda variant: -variant.training.epochs if variant.has_training else 0)
         targets = [target(profile, variant.name, seed, device) for variant in order]
         lines.append(f"RECORDS_{seed} := {' '.join(targets)}")
-        for number, variant in enumerate(variants, 1):
+        for number, variant in enumerate(built, 1):
             needed = [relative(profile.plan_folder / f"{variant.name}.json"), data]
             needed += [relative(path) for path in sources_of(variant)]
             needed += [relative(path) for path in teacher_files(profile, variant, seed)]
@@ -140,8 +143,13 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
             start = "$(START_TRAINING)" if variant.has_training else "$(PY)"
             command = f"{start} scripts/{variant.script} $(BUILD_OPTIONS) --seed {seed}"
             lines.append(f"{target(profile, variant.name, seed, device)}: {' '.join(needed)}")
-            lines.append(f"\t@{command} --number '[{number}/{len(variants)}]' {variant.name}")
+            lines.append(f"\t@{command} --number '[{number}/{len(built)}]' {variant.name}")
     return "\n".join(lines) + "\n"
+
+
+def variants_of(profile: Profile, variants: list, seed: int) -> list:
+    """Those to build for a seed: the service runs the classifiers of seed 0."""
+    return [variant for variant in variants if seed == 0 or not isinstance(variant, Classifier)]
 
 
 def by_stage(profile: Profile, variants: list) -> dict[str, list]:
