@@ -1,4 +1,5 @@
-"""Baselines: the pretrained encoder with an untrained head (bert-orig), and the same network fine-tuned (finetuned).
+"""Baselines: the pretrained encoder with an untrained head (bert-orig), the same network fine-tuned (finetuned), and
+classifiers without an encoder (tfidf, static).
 
 Reads build/<profile>/data/; writes the model and its record to build/<profile>/seed<k>/<variant>/.
 An interrupted training resumes from its last checkpoint. `make all` runs this script for each of its variants.
@@ -13,8 +14,9 @@ from compress.cli import build_parser, main_guard
 def main(args: argparse.Namespace) -> int:
     from compress.graph.building import build
     from compress.methods.baseline import finetuned, untrained
+    from compress.methods.no_encoder import static, tfidf
 
-    return build(args, {"finetune": finetuned, "untrained": untrained})
+    return build(args, {"finetune": finetuned, "untrained": untrained, "tfidf": tfidf, "static": static})
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def test_a_folder_that_can_not_run_is_a_clear_error(folder, monkeypatch):
     with pytest.raises(UserError, match="runs on the CPU here, not on cuda"):
         load(folder, "cuda")
     edit(folder, backend="tensorrt")
-    with pytest.raises(UserError, match="unknown 'tensorrt', known: onnxruntime, openvino, torch"):
+    with pytest.raises(UserError, match="unknown 'tensorrt', known: numpy, onnxruntime, openvino, torch"):
         load(folder)
     edit(folder, backend="openvino")
     with pytest.raises(UserError, match=r"model\.xml: OpenVINO can't load it"):
@@ -269,6 +269,8 @@ def test_any_text_is_classified_by_any_backend(smoke, variant):
         "int8-dynamic",
         "qat-int4",
         "bf16",
+        "tfidf",
+        "static",
     ],
 )
 def test_every_kind_of_model_runs_at_every_shape(smoke, variant):

@@ -326,7 +326,7 @@ def test_a_wrong_backend_or_a_missing_library_is_a_clear_error(artifact, monkeyp
         load(artifact)
     content = json.loads((artifact / "artifact.json").read_text()) | {"backend": "abacus"}
     write_json(artifact / "artifact.json", content)
-    with pytest.raises(UserError, match="unknown 'abacus', known: onnxruntime, openvino, torch"):
+    with pytest.raises(UserError, match="unknown 'abacus', known: numpy, onnxruntime, openvino, torch"):
         load(artifact)
 
 

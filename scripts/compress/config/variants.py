@@ -117,6 +117,34 @@ class Finetune(Baseline):
         return self
 
 
+class Tfidf(Baseline):
+    """Logistic regression on tf-idf of word pieces and their bigrams."""
+
+    module: ClassVar[str] = "no_encoder"
+    cpu_only: ClassVar[str] = NO_ENGINE
+    method: Literal["tfidf"]
+    has_training: ClassVar[bool] = True  # scikit-learn's, which has no options here
+
+
+class Static(Derived):
+    """A vector per word piece from the parent, and a small head, trained on labels and the teacher's logits."""
+
+    script: ClassVar[str] = "01_finetune.py"
+    module: ClassVar[str] = "no_encoder"
+    cpu_only: ClassVar[str] = NO_ENGINE
+    chapter: Chapter = "baseline"
+    family: Family = "baseline"
+    method: Literal["static"]
+    width: Positive = 256  # of a vector
+    training: Training
+
+    @model_validator(mode="after")
+    def trains_its_vectors(self):
+        if self.training.freeze_embeddings:
+            raise ValueError("training.freeze_embeddings: the vectors of static are trained")
+        return self
+
+
 class Quantized(Derived):
     """Weights in fewer bits, in PyTorch."""
 
@@ -415,7 +443,8 @@ class Classifier(Derived):
 
 
 OPTIONS = (
-    Untrained, Finetune, Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, Prune, Structured, Cluster, DeepCompression,
+    Untrained, Finetune, Tfidf, Static,
+    Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, Prune, Structured, Cluster, DeepCompression,
     Distill, Cut, Trim, Onnx, OpenVINO, OptimumOrt, OptimumIntel, TorchRuntime,
 )  # fmt: skip
 METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}

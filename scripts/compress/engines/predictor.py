@@ -22,6 +22,7 @@ BACKENDS = {
     "torch-int8-saved": ("torch", "pytorch", "load_int8_saved"),
     "onnxruntime": ("onnxruntime", "ort", "load_onnx"),
     "openvino": ("openvino", "ov", "load_openvino"),
+    "numpy": ("safetensors", "shallow", "load_shallow"),
 }
 BATCH_TOLERANCE = 1e-4  # logits: the largest difference between a sentence alone and in a batch
 

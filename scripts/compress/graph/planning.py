@@ -28,6 +28,7 @@ DECIDING = (
     "compress.storage.coding",
     "compress.engines.int8",
     "compress.engines.mpnet",
+    "compress.engines.shallow",
 )
 
 
@@ -132,7 +133,7 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
         data = relative(profile.data_folder(seed) / "data.json")
         # The longest trainings first: one that starts last would leave the other cores idle.
         built = variants_of(profile, variants, seed)
-        order = sorted(built, key=lambda variant: -variant.training.epochs if variant.has_training else 0)
+        order = sorted(built, key=lambda variant: -sum(training.epochs for training in variant.trainings))
         targets = [target(profile, variant.name, seed, device) for variant in order]
         lines.append(f"RECORDS_{seed} := {' '.join(targets)}")
         for number, variant in enumerate(built, 1):

@@ -363,7 +363,7 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
 
 
 MIX, ENGINE_ALONE = "a mix", "another engine alone"
-FAMILIES = ("int8", "int4", "16-bit floats", "clustering", "pruning", "smaller student", MIX, ENGINE_ALONE)
+FAMILIES = ("int8", "int4", "16-bit floats", "clustering", "pruning", "smaller student", "shallow", MIX, ENGINE_ALONE)
 BY_METHOD = {
     "int8-dynamic": {"int8"},
     "int8-saved": {"int8"},
@@ -375,6 +375,8 @@ BY_METHOD = {
     "distill": {"smaller student"},
     "cut": {"smaller student"},
     "trim": {"smaller student"},
+    "tfidf": {"shallow"},
+    "static": {"shallow"},
 }
 # Options of the other methods that say how weights are stored; the first word of the value decides.
 STORAGE_OPTIONS = ("precision", "compression", "quantization", "scheme", "dtype", "level")
