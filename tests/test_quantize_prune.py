@@ -8,14 +8,14 @@ import torch
 from compress.config.variants import Prune, Training
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
+from compress.methods.criteria import CRITERIA, BlockFisher, Movement, add_gradients, fisher, magnitude, remove_weights
 from compress.methods.integers import quantize_weight, start_quantization_aware, stop_quantization_aware
 from compress.methods.made import Context
 from compress.methods.masks import (
     GradualPruning,
     cubic_sparsity,
-    fisher,
     global_masks,
-    magnitude,
+    set_zeros,
     two_of_four_masks,
 )
 from compress.methods.networks import encoder_matrices, is_matrix
@@ -196,7 +196,8 @@ def dataset():
 
 
 @pytest.mark.parametrize(
-    ("criterion", "pattern"), [("magnitude", "unstructured"), ("fisher", "unstructured"), ("magnitude", "2:4")]
+    ("criterion", "pattern"),
+    [(criterion, "unstructured") for criterion in CRITERIA] + [("magnitude", "2:4")],
 )
 def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp_path, criterion, pattern):
     before = copy.deepcopy(model.state_dict())
@@ -222,6 +223,7 @@ def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp
     ("options", "says"),
     [
         ({"sparsity": 0.7, "criterion": "fisher"}, "needs a training"),
+        ({"sparsity": 0.7, "criterion": "movement"}, "needs a training"),
         ({"sparsity": 0.7, "pattern": "2:4"}, 'needs sparsity = 0.5 and criterion = "magnitude"'),
         (
             {"sparsity": 0.5, "pattern": "2:4", "criterion": "fisher"},
@@ -248,6 +250,91 @@ def test_the_fisher_score_equals_optimal_brain_damage(model):
             w.copy_(values[name])
     for name, score in fisher(weights, optimizer).items():
         torch.testing.assert_close(score, expected[name])
+
+
+def test_the_block_inverse_and_its_update_equal_dense_linear_algebra():
+    """Against one inverse of lambda I + 1/m sum g g^T per block, and the constrained least squares of all removals."""
+    rng = torch.Generator().manual_seed(3)
+    blocks, size, m, damping = 4, 12, 40, 1e-2
+    g = torch.randn(m, blocks, size, generator=rng, dtype=torch.float64)
+    P = torch.eye(size, dtype=torch.float64).repeat(blocks, 1, 1) / damping
+    for part in g.split([1, 8, 8, 23]):
+        add_gradients(P, part.transpose(0, 1), m)
+    F = damping * torch.eye(size) + torch.einsum("mbi,mbj->bij", g, g) / m
+    torch.testing.assert_close(P, torch.linalg.inv(F))
+
+    w = torch.randn(blocks, size, generator=rng, dtype=torch.float64)
+    gone = torch.rand(blocks, size, generator=rng) < torch.tensor([[0.0], [0.3], [0.6], [1.0]])
+    updated = w.clone()
+    remove_weights(updated, P, gone)
+    for b in range(blocks):
+        kept, lost = ~gone[b], gone[b]
+        # min d^T F d with d = -w at the lost weights: F_kk d_k = F_kl w_l
+        expected = w[b].clone()
+        expected[kept] += torch.linalg.solve(F[b][kept][:, kept], F[b][kept][:, lost] @ w[b][lost])
+        torch.testing.assert_close(updated[b][kept], expected[kept])
+        torch.testing.assert_close(P[b][kept][:, kept], torch.linalg.inv(F[b][kept][:, kept]))
+    assert updated[gone].abs().max() < 1e-10
+    assert P.diagonal(dim1=1, dim2=2)[gone].abs().max() < 1e-10
+
+
+def test_block_fisher_scores_are_those_of_the_survivors_of_each_block():
+    rng = torch.Generator().manual_seed(4)
+    weights = {"a": torch.randn(3, 64, generator=rng), "b": torch.randn(5, 7, generator=rng)}
+    weights["a"][0, ::2] = 0
+    masks = {name: w != 0 for name, w in weights.items()}
+    gradients = [{name: 1e-3 * torch.randn(w.shape, generator=rng) for name, w in weights.items()} for _ in range(11)]
+    criterion = BlockFisher(weights, 11)
+    for step in gradients:
+        for name, w in weights.items():
+            w.grad = step[name]
+        criterion.observe(weights)
+    scores = criterion.scores(weights, masks, None)
+    assert (scores["a"][~masks["a"]] == -1).all()
+    for name, size in (("a", 32), ("b", 7)):
+        g = torch.stack([step[name] for step in gradients]).double().view(11, -1, size)
+        for b, (w, mask) in enumerate(
+            zip(weights[name].double().view(-1, size), masks[name].view(-1, size), strict=True)
+        ):
+            F = 1e-7 * torch.eye(size) + g[:, b].T @ g[:, b] / 11
+            expected = w[mask] ** 2 / (2 * torch.linalg.inv(F[mask][:, mask]).diagonal())
+            ours = scores[name].view(-1, size)[b][mask].double()
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=0)
+
+
+def test_movement_equals_scores_trained_by_the_straight_through_estimator():
+    """Against autograd on W M with latent weights W: d(W M)/dS passes the mask M unchanged."""
+    rng = torch.Generator().manual_seed(5)
+    x, y = torch.randn(20, 6, generator=rng), torch.randn(20, 4, generator=rng)
+    start = torch.randn(4, 6, generator=rng)
+    start[0, 0] = 0  # never returns
+    latent, S = start.clone().requires_grad_(), torch.zeros(4, 6, requires_grad=True)
+    weights = {"w": torch.nn.Parameter(start.clone())}
+    masks = {"w": start != 0}
+    criterion, reference = Movement(weights, 40), masks["w"]
+    optimizers = torch.optim.SGD([latent, S], lr=0.1), torch.optim.SGD(weights.values(), lr=0.1)
+    returned = 0
+    for step in range(40):
+        straight_through = reference + S - S.detach()
+        ((x @ (latent * straight_through).T - y) ** 2).mean().backward()
+        ((x @ weights["w"].T - y) ** 2).mean().backward()
+        criterion.observe(weights)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if step % 4 == 3:
+            count = round(24 * (0.5 if step < 20 else 0.6))
+            lowest = S.detach().masked_fill(start == 0, -torch.inf).flatten().argsort()[:count]
+            before, reference = reference, torch.ones(24, dtype=bool).index_fill(0, lowest, False).view(4, 6)
+            returned += int((reference & ~before).sum())
+            new = global_masks(criterion.scores(weights, masks, None), count / 24)
+            criterion.change(weights, masks, new)
+            masks = new
+        set_zeros(weights, masks)
+        assert torch.equal(masks["w"], reference)
+        torch.testing.assert_close(weights["w"].detach(), (latent * reference).detach())
+        torch.testing.assert_close(0.1 * criterion.S["w"][start != 0], S.detach()[start != 0])
+    assert returned, "no weight came back: the case is not tested"
 
 
 def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp_path):

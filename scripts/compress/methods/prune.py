@@ -1,15 +1,9 @@
 """Pruning: zeros in the encoder's matrices, or whole heads and neurons removed."""
 
 from compress.engines.pytorch import load_model
+from compress.methods.criteria import magnitude
 from compress.methods.made import Context, Made, made
-from compress.methods.masks import (
-    GradualPruning,
-    global_masks,
-    magnitude,
-    set_zeros,
-    sparsity_of,
-    two_of_four_masks,
-)
+from compress.methods.masks import GradualPruning, global_masks, set_zeros, sparsity_of, two_of_four_masks
 from compress.methods.networks import encoder_matrices
 from compress.methods.teaching import teach, tokenized
 from compress.methods.units import choose_heads, remove_units, unit_importance
