@@ -21,7 +21,18 @@ from compress.methods.masks import (
 from compress.methods.networks import encoder_matrices, is_matrix
 from compress.methods.sensitivity import choose_bits, groups_of, logits_of, sensitivity
 from compress.methods.training import train
-from compress.methods.units import choose_heads, remove_units, unit_importance
+from compress.methods.units import (
+    choose_heads,
+    inputs_of,
+    outputs_of,
+    rearrange,
+    rearranged,
+    remove_units,
+    tune_units,
+    unit_gradients,
+    unit_importance,
+    unit_scales,
+)
 from compress.storage.packed import FILE, INT8, Sparse, write_packed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
@@ -379,12 +390,17 @@ def test_removing_units_equals_masking_them_and_reloads(model, tmp_path, heads, 
     torch.testing.assert_close(logits(reloaded), logits(model), atol=0, rtol=0)
 
 
+LABELS = torch.tensor([0, 1, 0, 1, 1, 0])
+
+
+def batches():
+    return [
+        {"input_ids": IDS[i : i + 3], "attention_mask": MASK[i : i + 3], "labels": LABELS[i : i + 3]} for i in (0, 3)
+    ]
+
+
 def test_importance_equals_the_squared_derivative_by_gates(model):
-    labels = torch.tensor([0, 1, 0, 1, 1, 0])
-    heads, neurons = unit_importance(
-        model,
-        [{"input_ids": IDS[i : i + 3], "attention_mask": MASK[i : i + 3], "labels": labels[i : i + 3]} for i in (0, 3)],
-    )
+    heads, neurons = unit_importance(unit_gradients(model, batches()))
     expected_heads, expected_neurons = torch.zeros(2, 4), torch.zeros(2, 48)
     for s in range(6):
         gates = [(torch.ones(4, requires_grad=True), torch.ones(48, requires_grad=True)) for _ in range(2)]
@@ -396,7 +412,7 @@ def test_importance_equals_the_squared_derivative_by_gates(model):
                 )
             )
             hooks.append(layer.output.dense.register_forward_pre_hook(lambda _, x, g=neuron: (x[0] * g,)))
-        model(input_ids=IDS[s : s + 1], attention_mask=MASK[s : s + 1], labels=labels[s : s + 1]).loss.backward()
+        model(input_ids=IDS[s : s + 1], attention_mask=MASK[s : s + 1], labels=LABELS[s : s + 1]).loss.backward()
         for hook in hooks:
             hook.remove()
         for i, (head, neuron) in enumerate(gates):
@@ -410,3 +426,62 @@ def test_every_layer_keeps_a_head_and_the_most_important_stay():
     importance = torch.tensor([[9.0, 8.0, 7.0, 6.0], [0.1, 0.2, 0.05, 0.3]])
     gone = choose_heads(importance, 4)
     assert gone == {0: [3], 1: [0, 1, 2]}
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 99))
+def test_rearranged_masks_equal_the_papers_own_search(units, count, seed):
+    """greedy_rearrange of the paper's published code, which sums gradient vectors."""
+    g = torch.randn(5, units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    count = min(count, units)
+    order = g.square().sum(0).argsort().tolist()
+    masked = order[:count]
+    for unit in order[count:] if count else []:
+        masked.append(unit)
+        vectors = g.T[masked]
+        del masked[(vectors.sum(0) - vectors).square().sum(1).argmin()]
+    assert set(rearranged(g, count).nonzero().flatten().tolist()) == set(masked)
+
+
+def test_rearranging_keeps_the_counts_and_lowers_the_fisher_loss(model):
+    gradients = list(unit_gradients(model, batches()))
+    heads, neurons = unit_importance(gradients)
+    before = choose_heads(heads, 5), neurons.topk(30, dim=1).indices
+    after = rearrange(gradients, *before)
+    assert [len(gone) for gone in after[0].values()] == [len(gone) for gone in before[0].values()]
+    g = torch.cat([batch["neuron", 1] for batch in gradients])
+    loss = [(g.sum(1) - g[:, kept[1]].sum(1)).square().sum() for kept in (before[1], after[1])]
+    assert loss[1] < loss[0]
+    assert all(len(set(row.tolist())) == 30 for row in after[1])
+
+
+@pytest.mark.parametrize("units", [4, 12])
+def test_unit_scales_equal_damped_least_squares(units):
+    rng = torch.Generator().manual_seed(6)
+    x, weight = torch.randn(50, 12, generator=rng), torch.randn(7, 12, generator=rng)
+    missing = torch.randn(50, 7, generator=rng)
+    size = 12 // units
+    columns = [x[:, u * size :][:, :size] @ weight[:, u * size :][:, :size].T for u in range(units)]
+    A = torch.stack([column.flatten() for column in columns], 1).double()
+    damping = (0.01 * A.square().sum(0).mean()).sqrt()
+    rows = torch.cat([A, damping * torch.eye(units)])
+    expected = 1 + torch.linalg.lstsq(rows, torch.cat([missing.flatten().double(), torch.zeros(units)])).solution
+    torch.testing.assert_close(unit_scales(x, missing, weight, units), expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_tuning_brings_every_layer_closer_to_the_parent_and_undoes_nothing_else(model):
+    before = copy.deepcopy(model.state_dict())
+    tune_units(model, copy.deepcopy(model), batches())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])  # nothing is missing: all scales are 1
+    parent = copy.deepcopy(model)
+    remove_units(model, {0: [1], 1: [0, 2]}, torch.arange(24).repeat(2, 1))
+    tuned = copy.deepcopy(model)
+    tune_units(tuned, parent, batches())
+    (_, _, target), (_, _, untuned_norm), (_, _, norm) = (outputs_of(net)[-1] for net in (parent, model, tuned))
+    with torch.no_grad():
+        (wanted,), (untuned,), (ours,) = (
+            inputs_of(net, [layer], batches())
+            for net, layer in ((parent, target), (model, untuned_norm), (tuned, norm))
+        )
+    assert torch.dist(ours, wanted) < 0.95 * torch.dist(untuned, wanted)
+    assert len(wanted) == MASK.sum()

@@ -207,7 +207,8 @@ class Structured(Pruned):
     method: Literal["structured"]
     heads: Share  # of all heads, that stays
     intermediate_size: Positive  # FFN neurons that stay in each layer
-    sentences: Positive = 1024  # of the training split, to rank heads and neurons
+    sentences: Positive = 1024  # of the training split, to rank and tune heads and neurons
+    tuned: bool = False  # swap units inside each layer, then scale them so that its outputs come close to the parent's
     training: Training | None = None
 
 
