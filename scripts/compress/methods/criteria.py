@@ -32,7 +32,7 @@ class Criterion:
         self.score = score
 
     def observe(self, weights: dict[str, torch.Tensor]) -> None:
-        """Takes the gradients of one of the `m` steps before masks are final."""
+        """Takes the gradients of one step; there are m steps before the first masks."""
 
     def scores(self, weights, masks, optimizer) -> dict[str, torch.Tensor]:
         # Dropped weights get the lowest score of all, so that they are never chosen to return.
@@ -46,7 +46,8 @@ class BlockFisher(Criterion):
     """w_i^2 / (2 [F^-1]_ii), and the optimal update of the remaining weights (oBERT: Kurtic et al., 2022).
 
     F = lambda I + 1/m sum g g^T for blocks of neighbours in a row; g are the training's own mini-batch gradients, as
-    for `fisher`, so that both cost the same backward passes. A resumed training starts F anew.
+    for `fisher`, so that both cost the same backward passes. m is their number at the first masks; the sum goes on, so
+    that the damping loses weight as gradients accumulate. A resumed training starts F anew.
     """
 
     def __init__(self, weights, m):

@@ -73,7 +73,7 @@ class GradualPruning(TrainerCallback):
         else:  # zeros stay zero, also those of a resumed checkpoint
             self.masks = {name: weight != 0 for name, weight in weights.items()}
         set_zeros(weights, self.masks)
-        self.criterion = CRITERIA[self.name](weights, self.last_change(state))
+        self.criterion = CRITERIA[self.name](weights, self.every)
 
     def last_change(self, state) -> int:
         """The step whose masks are final."""
