@@ -10,8 +10,9 @@ import torch
 from compress.engines.pytorch import load_model
 from compress.errors import UserError
 from compress.methods.cluster import Lookup, choose_sizes, start_clustering
+from compress.methods.criteria import magnitude
 from compress.methods.kmeans import cluster_weights, initial_centroids, kmeans, lloyd
-from compress.methods.masks import global_masks, magnitude
+from compress.methods.masks import global_masks
 from compress.methods.networks import encoder_matrices, remove_parametrizations
 from compress.storage import packed
 from compress.storage.coding import (

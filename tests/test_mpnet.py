@@ -20,7 +20,7 @@ from compress.errors import UserError
 from compress.methods.losses import inner_losses
 from compress.methods.onnx_files import export_onnx
 from compress.methods.student import make_student
-from compress.methods.units import remove_units, unit_importance
+from compress.methods.units import remove_units, unit_gradients, unit_importance
 from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from compress.storage.packed import write_packed
 from openvino import convert_model, save_model
@@ -101,7 +101,7 @@ def test_removing_heads_equals_masking_them_in_torch_onnx_and_openvino(model, ar
 def test_importance_and_inner_losses_see_every_head_and_layer(model, arrays):
     ids, mask = map(torch.from_numpy, arrays[1])
     batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 1])}
-    heads, neurons = unit_importance(copy.deepcopy(model), [batch])
+    heads, neurons = unit_importance(unit_gradients(copy.deepcopy(model), [batch]))
     assert (heads.shape, neurons.shape) == ((3, 4), (3, 48))
     assert (heads > 0).all()
     assert (neurons > 0).any(1).all()

@@ -8,20 +8,31 @@ import torch
 from compress.config.variants import Prune, Training
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
+from compress.methods.criteria import CRITERIA, BlockFisher, Movement, add_gradients, fisher, magnitude, remove_weights
 from compress.methods.integers import quantize_weight, start_quantization_aware, stop_quantization_aware
 from compress.methods.made import Context
 from compress.methods.masks import (
     GradualPruning,
     cubic_sparsity,
-    fisher,
     global_masks,
-    magnitude,
+    set_zeros,
     two_of_four_masks,
 )
 from compress.methods.networks import encoder_matrices, is_matrix
 from compress.methods.sensitivity import choose_bits, groups_of, logits_of, sensitivity
 from compress.methods.training import train
-from compress.methods.units import choose_heads, remove_units, unit_importance
+from compress.methods.units import (
+    choose_heads,
+    inputs_of,
+    outputs_of,
+    rearrange,
+    rearranged,
+    remove_units,
+    tune_units,
+    unit_gradients,
+    unit_importance,
+    unit_scales,
+)
 from compress.storage.packed import FILE, INT8, Sparse, write_packed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
@@ -196,7 +207,8 @@ def dataset():
 
 
 @pytest.mark.parametrize(
-    ("criterion", "pattern"), [("magnitude", "unstructured"), ("fisher", "unstructured"), ("magnitude", "2:4")]
+    ("criterion", "pattern"),
+    [(criterion, "unstructured") for criterion in CRITERIA] + [("magnitude", "2:4")],
 )
 def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp_path, criterion, pattern):
     before = copy.deepcopy(model.state_dict())
@@ -222,6 +234,7 @@ def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp
     ("options", "says"),
     [
         ({"sparsity": 0.7, "criterion": "fisher"}, "needs a training"),
+        ({"sparsity": 0.7, "criterion": "movement"}, "needs a training"),
         ({"sparsity": 0.7, "pattern": "2:4"}, 'needs sparsity = 0.5 and criterion = "magnitude"'),
         (
             {"sparsity": 0.5, "pattern": "2:4", "criterion": "fisher"},
@@ -248,6 +261,91 @@ def test_the_fisher_score_equals_optimal_brain_damage(model):
             w.copy_(values[name])
     for name, score in fisher(weights, optimizer).items():
         torch.testing.assert_close(score, expected[name])
+
+
+def test_the_block_inverse_and_its_update_equal_dense_linear_algebra():
+    """Against one inverse of lambda I + 1/m sum g g^T per block, and the constrained least squares of all removals."""
+    rng = torch.Generator().manual_seed(3)
+    blocks, size, m, damping = 4, 12, 40, 1e-2
+    g = torch.randn(m, blocks, size, generator=rng, dtype=torch.float64)
+    P = torch.eye(size, dtype=torch.float64).repeat(blocks, 1, 1) / damping
+    for part in g.split([1, 8, 8, 23]):
+        add_gradients(P, part.transpose(0, 1), m)
+    F = damping * torch.eye(size) + torch.einsum("mbi,mbj->bij", g, g) / m
+    torch.testing.assert_close(P, torch.linalg.inv(F))
+
+    w = torch.randn(blocks, size, generator=rng, dtype=torch.float64)
+    gone = torch.rand(blocks, size, generator=rng) < torch.tensor([[0.0], [0.3], [0.6], [1.0]])
+    updated = w.clone()
+    remove_weights(updated, P, gone)
+    for b in range(blocks):
+        kept, lost = ~gone[b], gone[b]
+        # min d^T F d with d = -w at the lost weights: F_kk d_k = F_kl w_l
+        expected = w[b].clone()
+        expected[kept] += torch.linalg.solve(F[b][kept][:, kept], F[b][kept][:, lost] @ w[b][lost])
+        torch.testing.assert_close(updated[b][kept], expected[kept])
+        torch.testing.assert_close(P[b][kept][:, kept], torch.linalg.inv(F[b][kept][:, kept]))
+    assert updated[gone].abs().max() < 1e-10
+    assert P.diagonal(dim1=1, dim2=2)[gone].abs().max() < 1e-10
+
+
+def test_block_fisher_scores_are_those_of_the_survivors_of_each_block():
+    rng = torch.Generator().manual_seed(4)
+    weights = {"a": torch.randn(3, 64, generator=rng), "b": torch.randn(5, 7, generator=rng)}
+    weights["a"][0, ::2] = 0
+    masks = {name: w != 0 for name, w in weights.items()}
+    gradients = [{name: 1e-3 * torch.randn(w.shape, generator=rng) for name, w in weights.items()} for _ in range(11)]
+    criterion = BlockFisher(weights, 11)
+    for step in gradients:
+        for name, w in weights.items():
+            w.grad = step[name]
+        criterion.observe(weights)
+    scores = criterion.scores(weights, masks, None)
+    assert (scores["a"][~masks["a"]] == -1).all()
+    for name, size in (("a", 32), ("b", 7)):
+        g = torch.stack([step[name] for step in gradients]).double().view(11, -1, size)
+        for b, (w, mask) in enumerate(
+            zip(weights[name].double().view(-1, size), masks[name].view(-1, size), strict=True)
+        ):
+            F = 1e-7 * torch.eye(size) + g[:, b].T @ g[:, b] / 11
+            expected = w[mask] ** 2 / (2 * torch.linalg.inv(F[mask][:, mask]).diagonal())
+            ours = scores[name].view(-1, size)[b][mask].double()
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=0)
+
+
+def test_movement_equals_scores_trained_by_the_straight_through_estimator():
+    """Against autograd on W M with latent weights W: d(W M)/dS passes the mask M unchanged."""
+    rng = torch.Generator().manual_seed(5)
+    x, y = torch.randn(20, 6, generator=rng), torch.randn(20, 4, generator=rng)
+    start = torch.randn(4, 6, generator=rng)
+    start[0, 0] = 0  # never returns
+    latent, S = start.clone().requires_grad_(), torch.zeros(4, 6, requires_grad=True)
+    weights = {"w": torch.nn.Parameter(start.clone())}
+    masks = {"w": start != 0}
+    criterion, reference = Movement(weights, 40), masks["w"]
+    optimizers = torch.optim.SGD([latent, S], lr=0.1), torch.optim.SGD(weights.values(), lr=0.1)
+    returned = 0
+    for step in range(40):
+        straight_through = reference + S - S.detach()
+        ((x @ (latent * straight_through).T - y) ** 2).mean().backward()
+        ((x @ weights["w"].T - y) ** 2).mean().backward()
+        criterion.observe(weights)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if step % 4 == 3:
+            count = round(24 * (0.5 if step < 20 else 0.6))
+            lowest = S.detach().masked_fill(start == 0, -torch.inf).flatten().argsort()[:count]
+            before, reference = reference, torch.ones(24, dtype=bool).index_fill(0, lowest, False).view(4, 6)
+            returned += int((reference & ~before).sum())
+            new = global_masks(criterion.scores(weights, masks, None), count / 24)
+            criterion.change(weights, masks, new)
+            masks = new
+        set_zeros(weights, masks)
+        assert torch.equal(masks["w"], reference)
+        torch.testing.assert_close(weights["w"].detach(), (latent * reference).detach())
+        torch.testing.assert_close(0.1 * criterion.S["w"][start != 0], S.detach()[start != 0])
+    assert returned, "no weight came back: the case is not tested"
 
 
 def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp_path):
@@ -292,12 +390,17 @@ def test_removing_units_equals_masking_them_and_reloads(model, tmp_path, heads, 
     torch.testing.assert_close(logits(reloaded), logits(model), atol=0, rtol=0)
 
 
+LABELS = torch.tensor([0, 1, 0, 1, 1, 0])
+
+
+def batches():
+    return [
+        {"input_ids": IDS[i : i + 3], "attention_mask": MASK[i : i + 3], "labels": LABELS[i : i + 3]} for i in (0, 3)
+    ]
+
+
 def test_importance_equals_the_squared_derivative_by_gates(model):
-    labels = torch.tensor([0, 1, 0, 1, 1, 0])
-    heads, neurons = unit_importance(
-        model,
-        [{"input_ids": IDS[i : i + 3], "attention_mask": MASK[i : i + 3], "labels": labels[i : i + 3]} for i in (0, 3)],
-    )
+    heads, neurons = unit_importance(unit_gradients(model, batches()))
     expected_heads, expected_neurons = torch.zeros(2, 4), torch.zeros(2, 48)
     for s in range(6):
         gates = [(torch.ones(4, requires_grad=True), torch.ones(48, requires_grad=True)) for _ in range(2)]
@@ -309,7 +412,7 @@ def test_importance_equals_the_squared_derivative_by_gates(model):
                 )
             )
             hooks.append(layer.output.dense.register_forward_pre_hook(lambda _, x, g=neuron: (x[0] * g,)))
-        model(input_ids=IDS[s : s + 1], attention_mask=MASK[s : s + 1], labels=labels[s : s + 1]).loss.backward()
+        model(input_ids=IDS[s : s + 1], attention_mask=MASK[s : s + 1], labels=LABELS[s : s + 1]).loss.backward()
         for hook in hooks:
             hook.remove()
         for i, (head, neuron) in enumerate(gates):
@@ -323,3 +426,62 @@ def test_every_layer_keeps_a_head_and_the_most_important_stay():
     importance = torch.tensor([[9.0, 8.0, 7.0, 6.0], [0.1, 0.2, 0.05, 0.3]])
     gone = choose_heads(importance, 4)
     assert gone == {0: [3], 1: [0, 1, 2]}
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 99))
+def test_rearranged_masks_equal_the_papers_own_search(units, count, seed):
+    """greedy_rearrange of the paper's published code, which sums gradient vectors."""
+    g = torch.randn(5, units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    count = min(count, units)
+    order = g.square().sum(0).argsort().tolist()
+    masked = order[:count]
+    for unit in order[count:] if count else []:
+        masked.append(unit)
+        vectors = g.T[masked]
+        del masked[(vectors.sum(0) - vectors).square().sum(1).argmin()]
+    assert set(rearranged(g, count).nonzero().flatten().tolist()) == set(masked)
+
+
+def test_rearranging_keeps_the_counts_and_lowers_the_fisher_loss(model):
+    gradients = list(unit_gradients(model, batches()))
+    heads, neurons = unit_importance(gradients)
+    before = choose_heads(heads, 5), neurons.topk(30, dim=1).indices
+    after = rearrange(gradients, *before)
+    assert [len(gone) for gone in after[0].values()] == [len(gone) for gone in before[0].values()]
+    g = torch.cat([batch["neuron", 1] for batch in gradients])
+    loss = [(g.sum(1) - g[:, kept[1]].sum(1)).square().sum() for kept in (before[1], after[1])]
+    assert loss[1] < loss[0]
+    assert all(len(set(row.tolist())) == 30 for row in after[1])
+
+
+@pytest.mark.parametrize("units", [4, 12])
+def test_unit_scales_equal_damped_least_squares(units):
+    rng = torch.Generator().manual_seed(6)
+    x, weight = torch.randn(50, 12, generator=rng), torch.randn(7, 12, generator=rng)
+    missing = torch.randn(50, 7, generator=rng)
+    size = 12 // units
+    columns = [x[:, u * size :][:, :size] @ weight[:, u * size :][:, :size].T for u in range(units)]
+    A = torch.stack([column.flatten() for column in columns], 1).double()
+    damping = (0.01 * A.square().sum(0).mean()).sqrt()
+    rows = torch.cat([A, damping * torch.eye(units)])
+    expected = 1 + torch.linalg.lstsq(rows, torch.cat([missing.flatten().double(), torch.zeros(units)])).solution
+    torch.testing.assert_close(unit_scales(x, missing, weight, units), expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_tuning_brings_every_layer_closer_to_the_parent_and_undoes_nothing_else(model):
+    before = copy.deepcopy(model.state_dict())
+    tune_units(model, copy.deepcopy(model), batches())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])  # nothing is missing: all scales are 1
+    parent = copy.deepcopy(model)
+    remove_units(model, {0: [1], 1: [0, 2]}, torch.arange(24).repeat(2, 1))
+    tuned = copy.deepcopy(model)
+    tune_units(tuned, parent, batches())
+    (_, _, target), (_, _, untuned_norm), (_, _, norm) = (outputs_of(net)[-1] for net in (parent, model, tuned))
+    with torch.no_grad():
+        (wanted,), (untuned,), (ours,) = (
+            inputs_of(net, [layer], batches())
+            for net, layer in ((parent, target), (model, untuned_norm), (tuned, norm))
+        )
+    assert torch.dist(ours, wanted) < 0.95 * torch.dist(untuned, wanted)
+    assert len(wanted) == MASK.sum()

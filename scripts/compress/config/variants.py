@@ -215,7 +215,7 @@ class Prune(Pruned):
     """Single weights of the encoder's matrices set to zero: gradually with a teacher, or at once without training."""
 
     method: Literal["prune"]
-    criterion: Literal["magnitude", "fisher"] = "magnitude"
+    criterion: Literal["magnitude", "fisher", "block-fisher", "movement"] = "magnitude"
     pattern: Literal["unstructured", "2:4"] = "unstructured"
     sparsity: Annotated[float, Field(gt=0, lt=1)]
     training: Training | None = None
@@ -224,8 +224,8 @@ class Prune(Pruned):
     def options_fit(self):
         if self.pattern == "2:4" and (self.sparsity, self.criterion) != (0.5, "magnitude"):
             raise ValueError('pattern: "2:4" needs sparsity = 0.5 and criterion = "magnitude"')
-        if self.criterion == "fisher" and self.training is None:
-            raise ValueError('criterion: "fisher" needs a training, whose gradients it uses')
+        if self.criterion != "magnitude" and self.training is None:
+            raise ValueError(f'criterion: "{self.criterion}" needs a training, whose gradients it uses')
         return self
 
 
@@ -235,7 +235,8 @@ class Structured(Pruned):
     method: Literal["structured"]
     heads: Share  # of all heads, that stays
     intermediate_size: Positive  # FFN neurons that stay in each layer
-    sentences: Positive = 1024  # of the training split, to rank heads and neurons
+    sentences: Positive = 1024  # of the training split, to rank and tune heads and neurons
+    tuned: bool = False  # swap units inside each layer, then scale them so that its outputs come close to the parent's
     training: Training | None = None
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from compress.methods.criteria import CRITERIA, magnitude
 from compress.methods.networks import encoder_matrices
 from torch import nn
 from transformers import TrainerCallback
@@ -44,23 +45,6 @@ def cubic_sparsity(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 - min(max(progress, 0.0), 1.0)) ** 3
 
 
-def magnitude(weights: dict[str, torch.Tensor], _optimizer) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().abs() for name, weight in weights.items()}
-
-
-def fisher(weights: dict[str, torch.Tensor], optimizer) -> dict[str, torch.Tensor]:
-    """w^2 F / 2, the saliency of Optimal Brain Damage (LeCun et al., 1990) with a Fisher diagonal F for the Hessian's.
-
-    F is Adam's second moment, the running mean of squared mini-batch gradients of the training's loss. It estimates the
-    mean of squared gradients per sentence up to a factor, which does not change the ranking.
-    """
-    state = optimizer.state
-    return {name: weight.detach() ** 2 * state[weight]["exp_avg_sq"] / 2 for name, weight in weights.items()}
-
-
-CRITERIA = {"magnitude": magnitude, "fisher": fisher}
-
-
 class GradualPruning(TrainerCallback):
     """Raises the sparsity from `start` to `end` along the cubic schedule, then holds it while the network recovers.
 
@@ -78,7 +62,7 @@ class GradualPruning(TrainerCallback):
         every: int = 16,
         ramp: float = 0.6,
     ):
-        self.model, self.criterion, self.pattern = model, CRITERIA[criterion], pattern
+        self.model, self.name, self.pattern = model, criterion, pattern
         self.start, self.end, self.every, self.ramp = start, end, every, ramp
         self.masks: dict[str, torch.Tensor] = {}
 
@@ -89,14 +73,23 @@ class GradualPruning(TrainerCallback):
         else:  # zeros stay zero, also those of a resumed checkpoint
             self.masks = {name: weight != 0 for name, weight in weights.items()}
         set_zeros(weights, self.masks)
+        self.criterion = CRITERIA[self.name](weights, self.every)
+
+    def last_change(self, state) -> int:
+        """The step whose masks are final."""
+        return max(int(self.ramp * state.max_steps), 1)
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        if state.global_step < self.last_change(state):
+            self.criterion.observe(encoder_matrices(self.model))
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **_):
         weights = encoder_matrices(self.model)
         step = state.global_step + 1
-        last = int(self.ramp * state.max_steps)
-        if self.pattern != "2:4" and ((step % self.every == 0 and step < last) or step == max(last, 1)):
-            scores = self.criterion(weights, getattr(optimizer, "optimizer", optimizer))
-            # Dropped weights get the lowest score of all, so that they are never chosen to return.
-            scores = {name: score.masked_fill(~self.masks[name], -1.0) for name, score in scores.items()}
-            self.masks = global_masks(scores, cubic_sparsity(self.start, self.end, step / max(last, 1)))
+        last = self.last_change(state)
+        if self.pattern != "2:4" and ((step % self.every == 0 and step < last) or step == last):
+            scores = self.criterion.scores(weights, self.masks, getattr(optimizer, "optimizer", optimizer))
+            masks = global_masks(scores, cubic_sparsity(self.start, self.end, step / last))
+            self.criterion.change(weights, self.masks, masks)
+            self.masks = masks
         set_zeros(weights, self.masks)

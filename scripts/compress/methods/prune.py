@@ -1,18 +1,12 @@
 """Pruning: zeros in the encoder's matrices, or whole heads and neurons removed."""
 
 from compress.engines.pytorch import load_model
+from compress.methods.criteria import magnitude
 from compress.methods.made import Context, Made, made
-from compress.methods.masks import (
-    GradualPruning,
-    global_masks,
-    magnitude,
-    set_zeros,
-    sparsity_of,
-    two_of_four_masks,
-)
+from compress.methods.masks import GradualPruning, global_masks, set_zeros, sparsity_of, two_of_four_masks
 from compress.methods.networks import encoder_matrices
 from compress.methods.teaching import teach, tokenized
-from compress.methods.units import choose_heads, remove_units, unit_importance
+from compress.methods.units import choose_heads, rearrange, remove_units, tune_units, unit_gradients, unit_importance
 from compress.storage.packed import Sparse, write_packed
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding
@@ -39,12 +33,18 @@ def structured(variant, context: Context) -> Made:
     """Whole heads and FFN neurons removed, the least important first; the result is a smaller network."""
     model = load_model(context.parent)
     before = sum(weight.numel() for weight in encoder_matrices(model).values())
-    heads, neurons = unit_importance(model, ranking_batches(variant, context))
+    batches = ranking_batches(variant, context)
+    gradients = list(unit_gradients(model, batches))
+    heads, neurons = unit_importance(gradients)
     keep_heads = max(len(heads), round(variant.heads * heads.numel()))
     if variant.intermediate_size > neurons.shape[1]:
         raise ValueError(f"intermediate_size {variant.intermediate_size} is more than the parent's {neurons.shape[1]}")
-    pruned = choose_heads(heads, keep_heads)
-    remove_units(model, pruned, neurons.topk(variant.intermediate_size, dim=1).indices)
+    pruned, kept = choose_heads(heads, keep_heads), neurons.topk(variant.intermediate_size, dim=1).indices
+    if variant.tuned:
+        pruned, kept = rearrange(gradients, pruned, kept)
+    remove_units(model, pruned, kept)
+    if variant.tuned:
+        tune_units(model, load_model(context.parent), batches)
     removed = 1 - sum(weight.numel() for weight in encoder_matrices(model).values()) / before
     seconds = teach(model, variant, context)
     details = {"encoder_removed": removed, "heads_left": [heads.shape[1] - len(gone) for gone in pruned.values()]}
@@ -52,7 +52,7 @@ def structured(variant, context: Context) -> Made:
 
 
 def ranking_batches(variant, context: Context) -> DataLoader:
-    """Padded batches of the first training sentences, to rank heads and neurons."""
+    """Padded batches of the first training sentences, to rank and tune heads and neurons."""
     tokenizer = AutoTokenizer.from_pretrained(context.parent)
     split = context.splits["train"].select(range(min(variant.sentences, len(context.splits["train"]))))
     rows = tokenized(split["text"], split["label"], tokenizer, context.profile.data.max_length)
