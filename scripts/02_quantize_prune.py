@@ -12,6 +12,7 @@ from compress.cli import build_parser, main_guard
 
 def main(args: argparse.Namespace) -> int:
     from compress.graph.building import build
+    from compress.methods.gptq import weight_only
     from compress.methods.prune import prune, structured
     from compress.methods.quantize import cast, int8_dynamic, int8_saved, mixed_precision, qat, torchao
 
@@ -24,6 +25,7 @@ def main(args: argparse.Namespace) -> int:
             "cast": cast,
             "mixed-precision": mixed_precision,
             "qat": qat,
+            "weight-only": weight_only,
             "prune": prune,
             "structured": structured,
         },

@@ -8,6 +8,7 @@ import torch
 from compress.config.variants import Prune, Training
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
+from compress.methods.gptq import DAMPING, gptq, gptq_encoder, layer_hessians
 from compress.methods.integers import quantize_weight, start_quantization_aware, stop_quantization_aware
 from compress.methods.made import Context
 from compress.methods.masks import (
@@ -126,6 +127,50 @@ def test_quantization_aware_training_ends_on_the_grid(model):
         assert np.abs(integer.codes).max() <= 7
         np.testing.assert_allclose(integer.dense(), model.get_parameter(name).detach().numpy(), atol=1e-6)
     assert (logits(model) - trained).abs().max() < 0.05
+
+
+def exact_gptq(W, H, scale, bits):
+    """GPTQ without Cholesky: the inverse of the remaining columns' Hessian is computed anew for every column."""
+    W, Q, top = W.double().clone(), torch.zeros(W.shape).double(), 2 ** (bits - 1) - 1
+    H = H.double() + DAMPING * H.double().diagonal().mean() * torch.eye(len(H))
+    for j in range(W.shape[1]):
+        inverse = torch.linalg.inv(H[j:, j:])
+        Q[:, j] = (W[:, j] / scale).round().clamp(-top, top) * scale
+        W[:, j:] -= ((W[:, j] - Q[:, j]) / inverse[0, 0]).outer(inverse[0])
+    return Q
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+def test_gptq_equals_exact_inverses_and_beats_the_nearest_on_the_same_grid(bits):
+    chance = torch.Generator().manual_seed(4)
+    W = torch.randn(12, 24, generator=chance)
+    X = torch.randn(24, 6, generator=chance) @ torch.randn(6, 200, generator=chance)  # correlated inputs
+    X += 0.1 * torch.randn(24, 200, generator=chance)
+    H, nearest = 2 * X @ X.T, quantize_weight(W, bits)
+    scale = torch.from_numpy(nearest.scale)
+    ours = gptq(W, H, scale, bits)
+    np.testing.assert_allclose(ours.dense(), exact_gptq(W, H, scale, bits), atol=1e-6)
+    errors = [torch.dist(torch.from_numpy(Q.dense()) @ X, W @ X) for Q in (ours, nearest)]
+    assert errors[0] < 0.7 * errors[1]
+    # Inputs without correlation leave nothing to make up for.
+    assert np.array_equal(gptq(W, H.diagonal().diag(), scale, bits).codes, nearest.codes)
+
+
+def test_gptq_takes_each_layers_inputs_from_the_rounded_layers_before_it(model):
+    ids = [row[mask.bool()].tolist() for row, mask in zip(IDS, MASK, strict=True)]
+    layers, weights = model.bert.encoder.layer, copy.deepcopy(encoder_matrices(model))
+    with torch.inference_mode():
+        X = model(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states[0][MASK.bool()].T
+    H = layer_hessians(model, layers[0], ids)[layers[0].attention.self.query]
+    torch.testing.assert_close(H, 2 * X @ X.T, atol=1e-4, rtol=1e-4)
+    integers = gptq_encoder(model, ids, 3)
+    assert set(integers) == set(weights)
+    for name, integer in integers.items():
+        assert np.array_equal(integer.dense(), model.get_parameter(name).detach().numpy())
+    name, module = "bert.encoder.layer.1.attention.self.query.weight", layers[1].attention.self.query
+    H = layer_hessians(model, layers[1], ids)[module]
+    again = gptq(weights[name].detach(), H, torch.from_numpy(quantize_weight(weights[name], 3).scale), 3)
+    assert np.array_equal(again.codes, integers[name].codes)
 
 
 def test_sensitivity_restores_the_model_and_four_bits_cost_more(model, monkeypatch):

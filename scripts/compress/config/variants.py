@@ -174,6 +174,16 @@ class QAT(Quantized):
     training: Training
 
 
+class WeightOnly(Quantized):
+    """The encoder's matrices in few bits with a scale per row, rounded to the nearest or by GPTQ; not trained."""
+
+    module: ClassVar[str] = "gptq"
+    method: Literal["weight-only"]
+    bits: Annotated[int, Field(ge=2, le=8)]
+    rounding: Literal["nearest", "gptq"]
+    calibration_sentences: Positive = 256  # of the training split, for GPTQ
+
+
 class Pruned(Derived):
     """Parts of the network removed."""
 
@@ -415,7 +425,8 @@ class Classifier(Derived):
 
 
 OPTIONS = (
-    Untrained, Finetune, Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, Prune, Structured, Cluster, DeepCompression,
+    Untrained, Finetune, Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, WeightOnly, Prune, Structured,
+    Cluster, DeepCompression,
     Distill, Cut, Trim, Onnx, OpenVINO, OptimumOrt, OptimumIntel, TorchRuntime,
 )  # fmt: skip
 METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}
