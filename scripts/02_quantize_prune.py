@@ -15,6 +15,7 @@ def main(args: argparse.Namespace) -> int:
     from compress.methods.gptq import weight_only
     from compress.methods.prune import prune, structured
     from compress.methods.quantize import cast, int8_dynamic, int8_saved, mixed_precision, qat, torchao
+    from compress.methods.ternary_bert import ternary_bert
 
     return build(
         args,
@@ -26,6 +27,7 @@ def main(args: argparse.Namespace) -> int:
             "mixed-precision": mixed_precision,
             "qat": qat,
             "weight-only": weight_only,
+            "ternary-bert": ternary_bert,
             "prune": prune,
             "structured": structured,
         },

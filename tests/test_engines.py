@@ -268,6 +268,7 @@ def test_any_text_is_classified_by_any_backend(smoke, variant):
         "optimum-ov-int8-weights",
         "int8-dynamic",
         "qat-int4",
+        "ternary-bert",
         "bf16",
     ],
 )

@@ -21,6 +21,7 @@ from compress.methods.masks import (
 )
 from compress.methods.networks import encoder_matrices, is_matrix
 from compress.methods.sensitivity import choose_bits, groups_of, logits_of, sensitivity
+from compress.methods.ternary_bert import start_ternary, ternarize
 from compress.methods.training import train
 from compress.methods.units import choose_heads, remove_units, unit_importance
 from compress.storage.packed import FILE, INT8, Sparse, write_packed
@@ -111,8 +112,15 @@ def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):
     assert (logits(load_model(tmp_path)) - logits(theirs)).abs().max() < 0.03
 
 
-def test_quantization_aware_training_ends_on_the_grid(model):
-    hooks = start_quantization_aware(model, 4)
+@pytest.mark.parametrize(
+    ("start", "top", "left_out"),
+    [
+        (lambda model: start_quantization_aware(model, 4), 7, set()),
+        (lambda model: start_ternary(model.base_model), 1, {"classifier.weight"}),
+    ],
+)
+def test_quantization_aware_training_ends_on_the_grid(model, start, top, left_out, tmp_path):
+    hooks = start(model)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     labels = torch.tensor([0, 1, 0, 1, 1, 0])
@@ -122,11 +130,27 @@ def test_quantization_aware_training_ends_on_the_grid(model):
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert any("query.parametrizations.weight.original" in name for name in changed), "no gradient passed the rounding"
     integers = stop_quantization_aware(model, hooks)
-    assert len(integers) == sum(map(is_matrix, model.modules()))
+    assert set(integers) | left_out == {f"{name}.weight" for name, m in model.named_modules() if is_matrix(m)}
     for name, integer in integers.items():
-        assert np.abs(integer.codes).max() <= 7
+        assert np.abs(integer.codes).max() == top
         np.testing.assert_allclose(integer.dense(), model.get_parameter(name).detach().numpy(), atol=1e-6)
     assert (logits(model) - trained).abs().max() < 0.05
+    write_packed(model, tmp_path, integers, execution=INT8)
+    assert torch.equal(logits(load_model(tmp_path, dense=True)), logits(model))
+    assert torch_precision(load_model(tmp_path)) == "int8"
+
+
+def test_ternary_weights_have_nearly_the_least_possible_error():
+    W = torch.randn(5, 2000, generator=torch.Generator().manual_seed(3))
+    codes, scale = ternarize(W)
+    assert codes.unique().tolist() == [-1, 0, 1]
+    torch.testing.assert_close(scale, (W * codes).sum(1, keepdim=True) / codes.abs().sum(1, keepdim=True))
+    # If the k largest of a row are not zero, the best scale leaves |w|^2 - (their sum)^2 / k.
+    sums = W.abs().sort(descending=True).values.cumsum(1)
+    least = W.square().sum(1) - (sums.square() / torch.arange(1, 2001)).amax(1)
+    error = (codes * scale - W).square().sum(1)
+    assert (least * (1 - 1e-5) <= error).all()
+    assert (error < 1.01 * least).all()
 
 
 def exact_gptq(W, H, scale, bits):

@@ -184,6 +184,15 @@ class WeightOnly(Quantized):
     calibration_sentences: Positive = 256  # of the training split, for GPTQ
 
 
+class TernaryBERT(Quantized):
+    """Weights of three values, trained with the baseline as teacher."""
+
+    module: ClassVar[str] = "ternary_bert"
+    cpu_only: ClassVar[str] = NO_INT8
+    method: Literal["ternary-bert"]
+    training: Training
+
+
 class Pruned(Derived):
     """Parts of the network removed."""
 
@@ -425,7 +434,7 @@ class Classifier(Derived):
 
 
 OPTIONS = (
-    Untrained, Finetune, Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, WeightOnly, Prune, Structured,
+    Untrained, Finetune, Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, WeightOnly, TernaryBERT, Prune, Structured,
     Cluster, DeepCompression,
     Distill, Cut, Trim, Onnx, OpenVINO, OptimumOrt, OptimumIntel, TorchRuntime,
 )  # fmt: skip
