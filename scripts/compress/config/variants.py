@@ -346,7 +346,7 @@ class Onnx(Exported):
     """An ONNX file for ONNX Runtime."""
 
     method: Literal["onnx"]
-    precision: Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+    precision: Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int4"]
     fused: bool = True  # use ONNX Runtime's fused operators for BERT
     calibration: Literal["minmax", "percentile"] | None = None
 
@@ -357,6 +357,8 @@ class Onnx(Exported):
             raise ValueError('calibration: belongs to precision "int8-static" only, which needs it')
         if static and self.fused:
             raise ValueError('fused: must be false for "int8-static": the quantizer leaves fused attention in float')
+        if self.precision == "int4" and self.fused:
+            raise ValueError('fused: must be false for "int4": the 4-bit kernel takes the place of plain products')
         if self.precision == "fp16" and not self.fused:
             raise ValueError('fused: must be true for "fp16"')
         return self
