@@ -12,8 +12,10 @@ from compress.cli import build_parser, main_guard
 
 def main(args: argparse.Namespace) -> int:
     from compress.graph.building import build
+    from compress.methods.gptq import weight_only
     from compress.methods.prune import prune, structured
     from compress.methods.quantize import cast, int8_dynamic, int8_saved, mixed_precision, qat, torchao
+    from compress.methods.ternary_bert import ternary_bert
 
     return build(
         args,
@@ -24,6 +26,8 @@ def main(args: argparse.Namespace) -> int:
             "cast": cast,
             "mixed-precision": mixed_precision,
             "qat": qat,
+            "weight-only": weight_only,
+            "ternary-bert": ternary_bert,
             "prune": prune,
             "structured": structured,
         },

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 import torch
@@ -21,6 +22,7 @@ from compress.measure.coldstart import time_new_lengths
 from compress.measure.latency import time_shapes
 from compress.methods.engine_files import PARITY, check_parity, of_one_length
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
+from compress.methods.onnx_int4 import quantize_onnx_int4
 from compress.methods.openvino_files import post_training
 from compress.storage.artifact import save_artifact
 from conftest import ROOT, run
@@ -53,6 +55,7 @@ def files(model, ids, tmp_path_factory):
     fuse(folder / "plain.onnx", folder / "fused.onnx")
     fuse(folder / "plain.onnx", folder / "half.onnx", half=True)
     quantize_onnx_dynamic(folder / "fused.onnx", folder / "dynamic.onnx")
+    quantize_onnx_int4(folder / "plain.onnx", folder / "int4.onnx")
     for method in ("minmax", "percentile"):
         quantize_onnx_static(folder / "plain.onnx", folder / f"{method}.onnx", of_one_length(ids, 16), method)
     openvino.save_model(openvino.convert_model(folder / "plain.onnx"), folder / "fp32.xml", compress_to_fp16=False)
@@ -85,12 +88,32 @@ def test_fp32_files_have_pytorchs_logits_at_every_shape(files, model, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["half.onnx", "dynamic.onnx", "minmax.onnx", "percentile.onnx", "int8.xml", "smooth.xml"]
+    "name", ["half.onnx", "dynamic.onnx", "int4.onnx", "minmax.onnx", "percentile.onnx", "int8.xml", "smooth.xml"]
 )
 def test_rounded_files_give_mostly_the_same_labels(files, model, ids, name):
     actual, expected = (predict(m, ids) for m in (predictor(files / name), reference(model)))
     assert np.mean(actual.argmax(1) == expected.argmax(1)) >= 0.8
     assert np.abs(actual - expected).max() > 0, "the same logits: nothing was rounded"
+
+
+def test_four_bit_weights_run_in_the_engines_kernel_and_equal_the_same_weights_in_floats(files, ids, tmp_path):
+    ort.open_session(files / "int4.onnx", 1, tmp_path / "runs.onnx")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "runs.onnx").graph.node]
+    # Six products with weights in each of two layers; three embedding tables.
+    assert [kinds.count(kind) for kind in ("MatMulNBits", "GatherBlockQuantized")] == [12, 3]
+    parts = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(files / "int4.onnx").graph.initializer}
+    model = onnx.load(files / "plain.onnx")
+    for tensor in [t for t in model.graph.initializer if f"{t.name}.codes" in parts]:
+        packed, scales = parts[f"{tensor.name}.codes"], parts[f"{tensor.name}.scales"]
+        codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, 32)
+        rows = ((codes.astype(np.float32) - 8) * scales[..., None]).reshape(len(scales), -1)
+        dense = rows if "embeddings" in tensor.name else np.ascontiguousarray(rows.T)
+        original = onnx.numpy_helper.to_array(tensor)
+        assert np.linalg.norm(dense - original) < 0.1 * np.linalg.norm(original), tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(dense, tensor.name))
+    onnx.save(model, tmp_path / "dense.onnx")
+    actual, expected = (predict(predictor(path), ids) for path in (files / "int4.onnx", tmp_path / "dense.onnx"))
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
 def test_operators_are_counted_in_the_engines_own_graph(files):
@@ -259,6 +282,7 @@ def test_any_text_is_classified_by_any_backend(smoke, variant):
     "variant",
     [
         "finetuned-ort-int8",
+        "finetuned-ort-int4",
         "qat-int4-ort-fp16",
         "ort-int8-static-percentile",
         "finetuned-ov-fp32",
@@ -268,6 +292,7 @@ def test_any_text_is_classified_by_any_backend(smoke, variant):
         "optimum-ov-int8-weights",
         "int8-dynamic",
         "qat-int4",
+        "ternary-bert",
         "bf16",
         "tfidf",
         "static",
@@ -361,6 +386,7 @@ def test_recommend_names_a_variant_or_the_limit_that_binds(smoke):
         (Onnx, {"precision": "fp32", "calibration": "minmax"}, "calibration"),
         (Onnx, {"precision": "int8-static", "calibration": "minmax"}, "fused"),
         (Onnx, {"precision": "fp16", "fused": False}, "fused"),
+        (Onnx, {"precision": "int4"}, "fused"),
         (OpenVINO, {"compression": "int3"}, "compression"),
         (OpenVINO, {"hint": "BOTH"}, "hint"),
     ],

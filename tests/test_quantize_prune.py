@@ -9,6 +9,7 @@ from compress.config.variants import Prune, Training
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
 from compress.methods.criteria import CRITERIA, BlockFisher, Movement, add_gradients, fisher, magnitude, remove_weights
+from compress.methods.gptq import DAMPING, gptq, gptq_encoder, layer_hessians
 from compress.methods.integers import quantize_weight, start_quantization_aware, stop_quantization_aware
 from compress.methods.made import Context
 from compress.methods.masks import (
@@ -20,6 +21,7 @@ from compress.methods.masks import (
 )
 from compress.methods.networks import encoder_matrices, is_matrix
 from compress.methods.sensitivity import choose_bits, groups_of, logits_of, sensitivity
+from compress.methods.ternary_bert import start_ternary, ternarize
 from compress.methods.training import train
 from compress.methods.units import (
     choose_heads,
@@ -121,8 +123,15 @@ def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):
     assert (logits(load_model(tmp_path)) - logits(theirs)).abs().max() < 0.03
 
 
-def test_quantization_aware_training_ends_on_the_grid(model):
-    hooks = start_quantization_aware(model, 4)
+@pytest.mark.parametrize(
+    ("start", "top", "left_out"),
+    [
+        (lambda model: start_quantization_aware(model, 4), 7, set()),
+        (lambda model: start_ternary(model.base_model), 1, {"classifier.weight"}),
+    ],
+)
+def test_quantization_aware_training_ends_on_the_grid(model, start, top, left_out, tmp_path):
+    hooks = start(model)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     labels = torch.tensor([0, 1, 0, 1, 1, 0])
@@ -132,11 +141,71 @@ def test_quantization_aware_training_ends_on_the_grid(model):
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert any("query.parametrizations.weight.original" in name for name in changed), "no gradient passed the rounding"
     integers = stop_quantization_aware(model, hooks)
-    assert len(integers) == sum(map(is_matrix, model.modules()))
+    assert set(integers) | left_out == {f"{name}.weight" for name, m in model.named_modules() if is_matrix(m)}
     for name, integer in integers.items():
-        assert np.abs(integer.codes).max() <= 7
+        assert np.abs(integer.codes).max() == top
         np.testing.assert_allclose(integer.dense(), model.get_parameter(name).detach().numpy(), atol=1e-6)
     assert (logits(model) - trained).abs().max() < 0.05
+    write_packed(model, tmp_path, integers, execution=INT8)
+    assert torch.equal(logits(load_model(tmp_path, dense=True)), logits(model))
+    assert torch_precision(load_model(tmp_path)) == "int8"
+
+
+def test_ternary_weights_have_nearly_the_least_possible_error():
+    W = torch.randn(5, 2000, generator=torch.Generator().manual_seed(3))
+    codes, scale = ternarize(W)
+    assert codes.unique().tolist() == [-1, 0, 1]
+    torch.testing.assert_close(scale, (W * codes).sum(1, keepdim=True) / codes.abs().sum(1, keepdim=True))
+    # If the k largest of a row are not zero, the best scale leaves |w|^2 - (their sum)^2 / k.
+    sums = W.abs().sort(descending=True).values.cumsum(1)
+    least = W.square().sum(1) - (sums.square() / torch.arange(1, 2001)).amax(1)
+    error = (codes * scale - W).square().sum(1)
+    assert (least * (1 - 1e-5) <= error).all()
+    assert (error < 1.01 * least).all()
+
+
+def exact_gptq(W, H, scale, bits):
+    """GPTQ without Cholesky: the inverse of the remaining columns' Hessian is computed anew for every column."""
+    W, Q, top = W.double().clone(), torch.zeros(W.shape).double(), 2 ** (bits - 1) - 1
+    H = H.double() + DAMPING * H.double().diagonal().mean() * torch.eye(len(H))
+    for j in range(W.shape[1]):
+        inverse = torch.linalg.inv(H[j:, j:])
+        Q[:, j] = (W[:, j] / scale).round().clamp(-top, top) * scale
+        W[:, j:] -= ((W[:, j] - Q[:, j]) / inverse[0, 0]).outer(inverse[0])
+    return Q
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+def test_gptq_equals_exact_inverses_and_beats_the_nearest_on_the_same_grid(bits):
+    chance = torch.Generator().manual_seed(4)
+    W = torch.randn(12, 24, generator=chance)
+    X = torch.randn(24, 6, generator=chance) @ torch.randn(6, 200, generator=chance)  # correlated inputs
+    X += 0.1 * torch.randn(24, 200, generator=chance)
+    H, nearest = 2 * X @ X.T, quantize_weight(W, bits)
+    scale = torch.from_numpy(nearest.scale)
+    ours = gptq(W, H, scale, bits)
+    np.testing.assert_allclose(ours.dense(), exact_gptq(W, H, scale, bits), atol=1e-6)
+    errors = [torch.dist(torch.from_numpy(Q.dense()) @ X, W @ X) for Q in (ours, nearest)]
+    assert errors[0] < 0.7 * errors[1]
+    # Inputs without correlation leave nothing to make up for.
+    assert np.array_equal(gptq(W, H.diagonal().diag(), scale, bits).codes, nearest.codes)
+
+
+def test_gptq_takes_each_layers_inputs_from_the_rounded_layers_before_it(model):
+    ids = [row[mask.bool()].tolist() for row, mask in zip(IDS, MASK, strict=True)]
+    layers, weights = model.bert.encoder.layer, copy.deepcopy(encoder_matrices(model))
+    with torch.inference_mode():
+        X = model(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states[0][MASK.bool()].T
+    H = layer_hessians(model, layers[0], ids)[layers[0].attention.self.query]
+    torch.testing.assert_close(H, 2 * X @ X.T, atol=1e-4, rtol=1e-4)
+    integers = gptq_encoder(model, ids, 3)
+    assert set(integers) == set(weights)
+    for name, integer in integers.items():
+        assert np.array_equal(integer.dense(), model.get_parameter(name).detach().numpy())
+    name, module = "bert.encoder.layer.1.attention.self.query.weight", layers[1].attention.self.query
+    H = layer_hessians(model, layers[1], ids)[module]
+    again = gptq(weights[name].detach(), H, torch.from_numpy(quantize_weight(weights[name], 3).scale), 3)
+    assert np.array_equal(again.codes, integers[name].codes)
 
 
 def test_sensitivity_restores_the_model_and_four_bits_cost_more(model, monkeypatch):

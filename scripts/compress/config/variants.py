@@ -202,6 +202,25 @@ class QAT(Quantized):
     training: Training
 
 
+class WeightOnly(Quantized):
+    """The encoder's matrices in few bits with a scale per row, rounded to the nearest or by GPTQ; not trained."""
+
+    module: ClassVar[str] = "gptq"
+    method: Literal["weight-only"]
+    bits: Annotated[int, Field(ge=2, le=8)]
+    rounding: Literal["nearest", "gptq"]
+    calibration_sentences: Positive = 256  # of the training split, for GPTQ
+
+
+class TernaryBERT(Quantized):
+    """Weights of three values, trained with the baseline as teacher."""
+
+    module: ClassVar[str] = "ternary_bert"
+    cpu_only: ClassVar[str] = NO_INT8
+    method: Literal["ternary-bert"]
+    training: Training
+
+
 class Pruned(Derived):
     """Parts of the network removed."""
 
@@ -356,7 +375,7 @@ class Onnx(Exported):
     """An ONNX file for ONNX Runtime."""
 
     method: Literal["onnx"]
-    precision: Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+    precision: Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int4"]
     fused: bool = True  # use ONNX Runtime's fused operators for BERT
     calibration: Literal["minmax", "percentile"] | None = None
 
@@ -367,6 +386,8 @@ class Onnx(Exported):
             raise ValueError('calibration: belongs to precision "int8-static" only, which needs it')
         if static and self.fused:
             raise ValueError('fused: must be false for "int8-static": the quantizer leaves fused attention in float')
+        if self.precision == "int4" and self.fused:
+            raise ValueError('fused: must be false for "int4": the 4-bit kernel takes the place of plain products')
         if self.precision == "fp16" and not self.fused:
             raise ValueError('fused: must be true for "fp16"')
         return self
@@ -445,7 +466,8 @@ class Classifier(Derived):
 
 OPTIONS = (
     Untrained, Finetune, Tfidf, Static,
-    Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, Prune, Structured, Cluster, DeepCompression,
+    Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, WeightOnly, TernaryBERT,
+    Prune, Structured, Cluster, DeepCompression,
     Distill, Cut, Trim, Onnx, OpenVINO, OptimumOrt, OptimumIntel, TorchRuntime,
 )  # fmt: skip
 METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}

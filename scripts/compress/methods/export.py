@@ -17,6 +17,7 @@ from compress.methods.engine_files import (
 )
 from compress.methods.made import Context, Made, made
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
+from compress.methods.onnx_int4 import quantize_onnx_int4
 from compress.methods.openvino_files import compress_weights, post_training, with_accuracy_control
 from compress.metrics import quality
 from openvino import convert_model, save_model
@@ -30,6 +31,8 @@ def onnx(variant, context: Context) -> Made:
     if variant.precision == "int8-static":
         ids = of_one_length(sentences(context, "train"), variant.calibration_sentences)
         quantize_onnx_static(plain, target, ids, variant.calibration)
+    elif variant.precision == "int4":
+        quantize_onnx_int4(plain, target)
     else:
         source = plain
         if variant.fused:

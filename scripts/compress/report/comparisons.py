@@ -363,11 +363,15 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
 
 
 MIX, ENGINE_ALONE = "a mix", "another engine alone"
-FAMILIES = ("int8", "int4", "16-bit floats", "clustering", "pruning", "smaller student", "shallow", MIX, ENGINE_ALONE)
+FAMILIES = (
+    *("int8", "int4", "int3", "ternary", "16-bit floats", "clustering", "pruning", "smaller student", "shallow"),
+    *(MIX, ENGINE_ALONE),
+)
 BY_METHOD = {
     "int8-dynamic": {"int8"},
     "int8-saved": {"int8"},
     "mixed-precision": {"int8", "int4"},
+    "ternary-bert": {"ternary"},
     "prune": {"pruning"},
     "structured": {"pruning"},
     "cluster": {"clustering"},
