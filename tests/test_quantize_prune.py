@@ -27,9 +27,9 @@ from compress.methods.units import (
     choose_heads,
     inputs_of,
     outputs_of,
-    rearrange,
     rearranged,
     remove_units,
+    swap_units,
     tune_units,
     unit_gradients,
     unit_importance,
@@ -515,7 +515,7 @@ def test_rearranging_keeps_the_counts_and_lowers_the_fisher_loss(model):
     gradients = list(unit_gradients(model, batches()))
     heads, neurons = unit_importance(gradients)
     before = choose_heads(heads, 5), neurons.topk(30, dim=1).indices
-    after = rearrange(gradients, *before)
+    after = swap_units(gradients, *before)
     assert [len(gone) for gone in after[0].values()] == [len(gone) for gone in before[0].values()]
     g = torch.cat([batch["neuron", 1] for batch in gradients])
     loss = [(g.sum(1) - g[:, kept[1]].sum(1)).square().sum() for kept in (before[1], after[1])]

@@ -6,7 +6,7 @@ from compress.methods.made import Context, Made, made
 from compress.methods.masks import GradualPruning, global_masks, set_zeros, sparsity_of, two_of_four_masks
 from compress.methods.networks import encoder_matrices
 from compress.methods.teaching import teach, tokenized
-from compress.methods.units import choose_heads, rearrange, remove_units, tune_units, unit_gradients, unit_importance
+from compress.methods.units import choose_heads, remove_units, swap_units, tune_units, unit_gradients, unit_importance
 from compress.storage.packed import Sparse, write_packed
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding
@@ -41,7 +41,7 @@ def structured(variant, context: Context) -> Made:
         raise ValueError(f"intermediate_size {variant.intermediate_size} is more than the parent's {neurons.shape[1]}")
     pruned, kept = choose_heads(heads, keep_heads), neurons.topk(variant.intermediate_size, dim=1).indices
     if variant.tuned:
-        pruned, kept = rearrange(gradients, pruned, kept)
+        pruned, kept = swap_units(gradients, pruned, kept)
     remove_units(model, pruned, kept)
     if variant.tuned:
         tune_units(model, load_model(context.parent), batches)

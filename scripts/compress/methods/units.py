@@ -94,7 +94,7 @@ def _sliced(linear: nn.Linear, kept: torch.Tensor, dim: int) -> nn.Linear:
     return new
 
 
-def rearrange(gradients, prune_heads: dict[int, list[int]], neurons: torch.Tensor) -> tuple[dict, torch.Tensor]:
+def swap_units(gradients, prune_heads: dict[int, list[int]], neurons: torch.Tensor) -> tuple[dict, torch.Tensor]:
     """The arguments of remove_units() after swaps inside each layer; gradients: a list from unit_gradients()."""
     g = {key: torch.cat([batch[key] for batch in gradients]) for key in gradients[0]}
     heads = {i: rearranged(g["head", i], len(gone)).nonzero().flatten().tolist() for i, gone in prune_heads.items()}

@@ -130,7 +130,7 @@ TABLES = {
         Column("Training", "trained"),
         Column("F1_test", "f1_test", ".3f"),
         Column("Size(mb)", "size_mb", ".3f"),
-        Column("Time for 1 predict(s)", "seconds", ".4f"),
+        Column("Time for 1 predict(s)", "seconds", ".5f"),
     ],
     "quality": [
         Column("Variant", labelled),
