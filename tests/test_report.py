@@ -285,20 +285,23 @@ def captions(results: Results) -> dict[str, str]:
 
 
 def shaken(results: Results, seed: int) -> Results:
-    """The results with every measured number multiplied by a factor of its own, from 1.5 to 3."""
+    """The results with every measured number multiplied by a factor of its own, from 1.5 to 3, times 2 to the power of `seed`."""
     chance = random.Random(seed)
+
+    def factor():
+        return chance.uniform(1.5, 3) * 2**seed
 
     def row(of):
         values = {f.name: getattr(of, f.name) for f in fields(of) if f.name != "share"}
         numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-        return replace(of, **{name: value * chance.uniform(1.5, 3) for name, value in numbers.items()})
+        return replace(of, **{name: value * factor() for name, value in numbers.items()})
 
     def number(value, key=""):
         if isinstance(value, dict):
             return {name: number(of, name) for name, of in value.items()}
         if isinstance(value, list):
             return [number(of, key) for of in value]
-        return value * chance.uniform(1.5, 3) if isinstance(value, float) and key != "sparsity" else value
+        return value * factor() if isinstance(value, float) and key != "sparsity" else value
 
     lists = {name: [row(of) for of in getattr(results, name)] for name in ("rows", "seeds", "serving")}
     return replace(results, methods=number(results.methods), **lists)

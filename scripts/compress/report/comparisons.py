@@ -113,7 +113,8 @@ def headline_rows(results: Results) -> list[PooledRow]:
     shown = {row.variant for row in measured if row.chapter == "baseline"} | set(champion_names(results))
     for chapter in CHAPTERS:
         rows = keeping(row for row in measured if row.chapter == chapter)
-        best = lowest(rows, "size_mb"), highest(rows, "latency_speedup")
+        faster = [row for row in rows if row.latency_speedup and row.latency_speedup > 1]
+        best = lowest(rows, "size_mb"), highest(faster, "latency_speedup")
         shown |= {row.variant for row in best if row}
     return [row for row in measured if row.variant in shown]
 
@@ -131,15 +132,14 @@ def uneven_f1(rows: Iterable[PooledRow], results: Results) -> dict[str, list[flo
 
 
 def drop_deviations(results: Results) -> list[float]:
-    """The standard deviation over seeds of the points lost, for every variant of several seeds but the baseline."""
-    drops = _by_seed(results.variants, results, "f1_drop_points")
-    drops.pop(results.environment["baseline"], None)
+    """The standard deviation over seeds of the points lost, of every variant that changes a prediction."""
+    drops = _by_seed((row for row in results.variants if row.flip_rate), results, "f1_drop_points")
     return [stdev(values) for values in drops.values() if len(values) > 1]
 
 
 def median_width(rows: Iterable[PooledRow]) -> float | None:
-    """The median width in points of the rows' intervals of the drop."""
-    known = [row for row in rows if row.f1_drop_ci_low is not None]
+    """The median width in points of the intervals of the drop, of rows that change a prediction."""
+    known = [row for row in rows if row.f1_drop_ci_low is not None and row.flip_rate]
     return median(row.f1_drop_ci_high - row.f1_drop_ci_low for row in known) if known else None
 
 
@@ -479,17 +479,25 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
     return [row for row in trained(rows) if row.ood_drop_points is not None]
 
 
-def domain_facts(results: Results) -> dict | None:
-    """Of the useful rows: their number, the median loss at home and out of domain, how many lose more out of domain."""
-    rows = domain_losses(useful(results))
-    if not rows:
+def domain_facts(results: Results) -> dict[str, dict] | None:
+    """Of networks with fewer parameters than the baseline and of the others: the number and the median losses.
+
+    Counted are the rows that lose at most SHOWN_LOSS points and change a prediction; None without such networks.
+    """
+    rows = [row for row in domain_losses(compressed_rows(results)) if row.flip_rate and row.parameters]
+    rows = [row for row in rows if row.f1_drop_points <= SHOWN_LOSS and row.chapter != "baseline"]
+    full = baseline_row(results).parameters
+    groups = {"fewer": [row for row in rows if row.parameters < 0.99 * full]}
+    groups["same"] = [row for row in rows if row not in groups["fewer"]]
+    if not all(groups.values()):
         return None
-    away = [row.ood_drop_points for row in rows]
     return {
-        "rows": len(rows),
-        "home": median(row.f1_drop_points for row in rows),
-        "away": median(away),
-        "worse_away": sum(row.ood_drop_points > row.f1_drop_points for row in rows),
+        name: {
+            "rows": len(rows),
+            "home": median(row.f1_drop_points for row in rows),
+            "away": median(row.ood_drop_points for row in rows),
+        }
+        for name, rows in groups.items()
     }
 
 

@@ -37,7 +37,7 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     for seed in seeds:
         rows += variant_rows(profile, seed, scores.get(seed.number), device, scope if seed is first else None)
     write_rows(folder / "variants.csv", rows)
-    write_json(folder / "methods.json", methods(profile, first))
+    write_json(folder / "methods.json", methods(profile, seeds))
     write_json(folder / "environment.json", environment(profile, seeds))
     write_json(folder / "data.json", first.card | {"older_splits": older_splits(seeds)})
     write_rows(folder / "seeds.csv", pooled_rows(profile.baseline, scores))

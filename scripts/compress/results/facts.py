@@ -8,9 +8,10 @@ from compress.results.statistics import f1_of
 IDENTITY = ("name", "chapter", "family", "scope")  # fields of a variant that have columns of their own
 
 
-def methods(profile: Profile, seed: Seed) -> dict[str, dict]:
-    """Options, details, seconds, and measurements without a column, of each variant in the seed file."""
-    described = {}
+def methods(profile: Profile, seeds: list[Seed]) -> dict[str, dict]:
+    """Options, details, seconds, and measurements without a column, of each variant of the first seed."""
+    described, seed = {}, seeds[0]
+    validation = {} if profile.no_quality else validation_f1(seeds, profile.baseline)
     for variant in profile.variants:
         if entry := seed.entries.get(variant.name):
             parts = [part.about["seconds"] for part in (entry.predictions, *entry.passes) if part]
@@ -18,17 +19,37 @@ def methods(profile: Profile, seed: Seed) -> dict[str, dict]:
                 "options": {name: value for name, value in entry.record.options.items() if name not in IDENTITY},
                 "details": entry.record.details,
                 "seconds": round(entry.record.build_seconds + sum(parts), 1),
-                "measured": further_measurements(profile, seed, entry) if entry.evaluated else {},
+                "measured": further_measurements(profile, entry) if entry.evaluated else {},
             }
+            if variant.name in validation:
+                described[variant.name]["measured"]["validation_f1"] = rounded(validation[variant.name])
     return described
 
 
-def further_measurements(profile: Profile, seed: Seed, entry: Entry) -> dict:
-    """Validation F1 and, if measured, first calls in ms, the best batch size, and latency over input shapes."""
+def validation_f1(seeds: list[Seed], baseline: str) -> dict[str, float]:
+    """Mean F1 on validation by variant of the first seed.
+
+    A variant that lacks some seeds has the baseline's mean over all seeds less its mean drop on its own seeds, so that
+    easy and hard seeds don't decide between variants.
+    """
+    f1 = [
+        {
+            name: f1_of(entry.logits["validation"].argmax(-1), seed.labels["validation"], len(seed.classes))
+            for name, entry in seed.evaluated.items()
+        }
+        for seed in seeds
+    ]
+    usable = [of_seed for of_seed in f1 if baseline in of_seed] or f1[:1]
+    base = np.mean([of_seed.get(baseline, 0) for of_seed in usable])
+    return {
+        name: float(base + np.mean([of[name] - of.get(baseline, 0) for of in usable if name in of]))
+        for name in usable[0]
+    }
+
+
+def further_measurements(profile: Profile, entry: Entry) -> dict:
+    """If measured: first calls in ms, the best batch size, and latency over input shapes."""
     facts = {}
-    if not profile.no_quality:
-        predictions = entry.logits["validation"].argmax(-1)
-        facts["validation_f1"] = rounded(f1_of(predictions, seed.labels["validation"], len(seed.classes)))
     if entry.passes:
         facts["batch_size"] = entry.passes[0].about["batch_size"]
     if entry.cold:
