@@ -285,7 +285,7 @@ def captions(results: Results) -> dict[str, str]:
 
 
 def shaken(results: Results, seed: int) -> Results:
-    """The results with every measured number multiplied by a factor of its own, from 1.5 to 3, times 2 to the power of `seed`."""
+    """The results with every measured number multiplied by a factor of its own, from 1.5 to 3 times 2^seed."""
     chance = random.Random(seed)
 
     def factor():
