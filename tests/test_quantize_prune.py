@@ -165,7 +165,7 @@ def test_ternary_weights_have_nearly_the_least_possible_error():
 
 
 def exact_gptq(W, H, scale, bits):
-    """GPTQ without Cholesky: the inverse of the remaining columns' Hessian is computed anew for every column."""
+    """GPTQ without Cholesky: the inverse of the remaining columns' Hessian is inverted again for every column."""
     W, Q, top = W.double().clone(), torch.zeros(W.shape).double(), 2 ** (bits - 1) - 1
     H = H.double() + DAMPING * H.double().diagonal().mean() * torch.eye(len(H))
     for j in range(W.shape[1]):

@@ -47,7 +47,7 @@ class BlockFisher(Criterion):
 
     F = lambda I + 1/m sum g g^T for blocks of neighbours in a row; g are the training's own mini-batch gradients, as
     for `fisher`, so that both cost the same backward passes. m is their number at the first masks; the sum goes on, so
-    that the damping loses weight as gradients accumulate. A resumed training starts F anew.
+    that the damping loses weight as gradients accumulate. A resumed training starts F from zero.
     """
 
     def __init__(self, weights, m):
