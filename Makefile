@@ -20,7 +20,7 @@ DEVICE ?= cpu# cpu or cuda: where models are measured
 TRAIN_DEVICE ?= $(DEVICE)# where they are trained; cuda also works with DEVICE=cpu
 # The cores that this machine, taskset and a container's quota leave; nproc does not know quotas.
 CORES = cd scripts && $(PYTHON) -E -c 'import compress.cli as c; print(c.cores())' 2>/dev/null || nproc || getconf _NPROCESSORS_ONLN
-THREADS ?= $(shell $(CORES))# CPU threads of every backend while it is timed
+THREADS ?= $(eval THREADS := $$(shell $$(CORES)))$(THREADS)# CPU threads of every backend while it is timed; counted once, when first used
 JOBS ?= $(THREADS)# variants built in parallel
 PYTHON ?= python3# the interpreter that makes .venv (3.11.5 to 3.12)
 # Starts the scripts that train, if set: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun).
