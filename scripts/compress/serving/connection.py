@@ -6,6 +6,7 @@ for it; and a client that has ended only its own half of the connection still ge
 """
 
 import asyncio
+import select
 import socket
 import struct
 
@@ -160,6 +161,14 @@ class Connection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes an idle connection, unless bytes wait that the loop has not read yet: timers may run before reads."""
+        self.timeout_keep_alive_task = None
+        waiting = select.poll()
+        waiting.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        if not waiting.poll(0):
+            super().timeout_keep_alive_handler()
 
     def _parse(self, data: memoryview) -> None:
         """Feeds the parser. An offer of another protocol (Upgrade) is ignored, as RFC 9110 allows.
