@@ -19,7 +19,7 @@ from compress.methods.losses import UNLABELLED, distillation_loss, hidden_loss, 
 from compress.methods.student import make_student, shared_indices
 from compress.methods.teaching import tokenized
 from compress.methods.training import set_dropout, train
-from compress.methods.transfer import augment, transfer_set
+from compress.methods.transfer import augment, held_out, transfer_set
 from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from compress.storage.artifact import save_artifact
 from datasets import Dataset
@@ -31,7 +31,7 @@ from scipy.stats import entropy
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, TrainerCallback
 
-PARTS = {"train": ["good film", "the bad plot of the film"], "unlabelled": ["great stories"]}
+PARTS = {"train": ["good film", "the bad plot of the film"], "unlabelled": [f"{word} stories" for word in "abcdefghij"]}
 WORDS = ["good", "bad", "film", "films", "plot", "great", "story", "stories", "the", "of", "dull"]
 WORDS += ["un", "##ing", "##ed", "##ory", "##believ", "##able"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz.,!#é中"
@@ -366,20 +366,25 @@ def large(teacher, folder, tmp_path, monkeypatch):
     return SimpleNamespace(profile=smoke.model_copy(update={"teacher": "smoke"}), seed=3, splits=splits)
 
 
+def stored_logits(large, texts):
+    return large_teacher.large_teacher_logits(large.profile, large.seed, texts)
+
+
 def test_a_large_teachers_logits_are_read_for_their_own_texts_only(large, teacher, folder, monkeypatch):
     again = "make teacher PROFILE=smoke SEEDS=3"
     with pytest.raises(Skip, match=again):
-        large_teacher.large_teacher_logits(large, PARTS["train"])
-    assert teacher_logits.write_teacher_logits(large.profile, 3, "cpu", 1) == 2 * len(PARTS["train"]) + 1
+        stored_logits(large, PARTS["train"])
+    assert teacher_logits.write_teacher_logits(large.profile, 3, "cpu", 1) == 2 * len(PARTS["train"]) + 10
     ids = [torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]]) for text in PARTS["train"]]
     expected = torch.cat([logits(teacher, {"input_ids": row}) for row in ids]).numpy()
-    stored = large_teacher.large_teacher_logits(large, PARTS["train"])
+    stored = stored_logits(large, PARTS["train"])
+    assert stored_logits(large, held_out(large.splits)).shape == (1, 2)
     np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-5)
     with pytest.raises(UserError, match=f"learned from other sentences(.|\n)*{again}"):
-        large_teacher.large_teacher_logits(large, [*PARTS["train"], "more"])
+        stored_logits(large, [*PARTS["train"], "more"])
     monkeypatch.setattr(large_teacher, "load_card", lambda *_: {"fingerprint": "of another fold"})
     with pytest.raises(UserError, match="learned from other sentences"):
-        large_teacher.large_teacher_logits(large, PARTS["train"])
+        stored_logits(large, PARTS["train"])
 
 
 def test_a_student_learns_from_the_large_teacher_on_its_transfer_set(large, folder):
@@ -390,8 +395,8 @@ def test_a_student_learns_from_the_large_teacher_on_its_transfer_set(large, fold
     assert path.stat().st_mtime_ns == date, "equal logits must leave the file alone"
     options = Training(epochs=1.0, learning_rate=1e-3, teacher="large", transfer=["train", "augmented", "unlabelled"])
     rows = teaching.student_data(large, AutoTokenizer.from_pretrained(folder), options)
-    wanted = [PARTS["train"], augment(PARTS["train"], 3), PARTS["unlabelled"]]
-    expected = np.concatenate([large_teacher.large_teacher_logits(large, part) for part in wanted])
+    wanted = [PARTS["train"], augment(PARTS["train"], 3), PARTS["unlabelled"][1:]]  # the first tenth is held out
+    expected = np.concatenate([stored_logits(large, part) for part in wanted])
     np.testing.assert_allclose(rows["teacher_logits"][:], expected, atol=1e-6)
 
 
@@ -448,12 +453,16 @@ def test_augmentation_depends_on_the_seed_and_reaches_all_lengths():
 def test_the_transfer_set_holds_labels_for_the_training_part_only():
     splits = {
         "train": Dataset.from_dict({"text": ["a b c d e f", "g h"], "label": [0, 1]}),
-        "unlabelled": Dataset.from_dict({"text": ["x"], "label": [-1]}),
+        "unlabelled": Dataset.from_dict({"text": [*map(str, range(20_000))], "label": [-1] * 20_000}),
     }
     assert transfer_set(splits, 0, ["train"]) == [(["a b c d e f", "g h"], [0, 1])]
     augmented, unlabelled = transfer_set(splits, 0, ["augmented", "unlabelled"])
     assert augmented == (augment(["a b c d e f", "g h"], 0), [-1, -1])
-    assert unlabelled == (["x"], [-1])
+    assert unlabelled == ([*map(str, range(1000, 20_000))], [-1] * 19_000)
+    assert held_out(splits) == [*map(str, range(1000))]
+    few = splits | {"unlabelled": splits["unlabelled"].select(range(20))}
+    assert held_out(few) == ["0", "1"]
+    assert held_out({"train": splits["train"]}) == []
 
 
 @pytest.fixture(scope="module")

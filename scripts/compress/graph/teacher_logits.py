@@ -8,7 +8,7 @@ from compress.data.card import load_card, load_splits
 from compress.engines.predictor import load, load_tokenizer, predict, token_ids
 from compress.errors import UserError
 from compress.files import digest, read_arrays, sha256_file, write_arrays
-from compress.methods.transfer import PARTS, transfer_set
+from compress.methods.transfer import PARTS, held_out, transfer_set
 from compress.provenance import provenance
 from compress.storage.artifact import read_artifact
 
@@ -16,7 +16,7 @@ BATCH = 32
 
 
 def write_teacher_logits(profile: Profile, seed: int, device: str, threads: int) -> int:
-    """Stores the logits of the profile's baseline for the transfer set of a seed; returns the number of texts.
+    """Stores the logits of the profile's baseline for a seed's transfer set and held-out texts; returns their number.
 
     A file with the same logits is left alone, so that no student becomes stale.
     """
@@ -25,7 +25,8 @@ def write_teacher_logits(profile: Profile, seed: int, device: str, threads: int)
     predictor, tokenizer = load(folder, device, threads), load_tokenizer(folder, artifact.max_length)
     splits, card = load_splits(profile, seed), load_card(profile, seed)
     arrays = {}
-    for texts, _ in transfer_set(splits, seed, [part for part in PARTS if part == "augmented" or part in splits]):
+    parts = transfer_set(splits, seed, [part for part in PARTS if part == "augmented" or part in splits])
+    for texts in filter(None, [*(texts for texts, _ in parts), held_out(splits)]):
         logits = predict(predictor, token_ids(tokenizer, texts), BATCH)
         arrays[digest(list(texts))] = logits.astype(np.float16)
     about = {

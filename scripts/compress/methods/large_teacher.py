@@ -1,28 +1,27 @@
 """The logits of a large teacher, stored once so that students can learn from it without training it.
 
 results/<teacher's profile>/logits/seed<k>.npz, written by compress.graph.teacher_logits: for each part of the transfer
-set of a seed the logits as half floats [texts, classes], under the hash of the part's texts; "about" says what made
-them.
+set of a seed, and for the held-out texts, the logits as half floats [texts, classes], under the hash of the part's
+texts; "about" says what made them.
 """
 
 import json
 from collections.abc import Sequence
 
 import numpy as np
+from compress.config.profile import Profile
 from compress.data.card import load_card
 from compress.errors import Skip, UserError
 from compress.files import digest, read_arrays
-from compress.methods.made import Context
 from compress.paths import ROOT
 
 
-def large_teacher_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
-    """The large teacher's logits float32 [texts, classes] of one part of the seed's transfer set.
+def large_teacher_logits(profile: Profile, seed: int, texts: Sequence[str]) -> np.ndarray:
+    """The large teacher's logits float32 [texts, classes] of a part of the seed's transfer set, or the held-out texts.
 
     Raises Skip if they are missing for this seed, UserError if the teacher was trained on other sentences: these could
     be test sentences of the student.
     """
-    profile, seed = context.profile, context.seed
     path = profile.teacher_file(seed)
     again = f"make teacher PROFILE={profile.teacher} SEEDS={seed}"
     if not path.exists():

@@ -58,6 +58,13 @@ def teacher_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
     return np.load(path)
 
 
+def logits_of(context: Context, part: Sequence[str], teacher: str) -> np.ndarray:
+    """Of one part, float32 [texts, classes]; variants share the logits of common parts."""
+    if teacher == "large":
+        return large_teacher_logits(context.profile, context.seed, part)
+    return teacher_logits(context, part)
+
+
 def student_data(context: Context, tokenizer, options: Training) -> Dataset:
     """The transfer set as one Dataset for train(), with the teacher's logits if they count."""
     parts = transfer_set(context.splits, context.seed, options.transfer)
@@ -65,9 +72,7 @@ def student_data(context: Context, tokenizer, options: Training) -> Dataset:
     dataset = tokenized(texts, labels, tokenizer, context.profile.data.max_length)
     if options.soft_weight == 0:
         return dataset
-    logits_of = large_teacher_logits if options.teacher == "large" else teacher_logits
-    # Part by part, so that variants share the logits of common parts.
-    logits = [row for part, _ in parts for row in logits_of(context, part).tolist()]
+    logits = [row for part, _ in parts for row in logits_of(context, part, options.teacher).tolist()]
     return dataset.add_column("teacher_logits", logits)
 
 

@@ -8,12 +8,14 @@ from compress.errors import Skip
 from compress.methods.vocabulary import LEARNING_SPLITS
 
 PARTS = (*LEARNING_SPLITS, "augmented")
+MOST_HELD_OUT = 1000  # of the unlabelled texts
 
 
 def transfer_set(splits: Mapping, seed: int, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:
     """(texts, labels) of every part; the label is -1 for texts that only the teacher labels.
 
-    splits: Datasets with the columns text and label. Raises Skip for a part that the data don't have.
+    splits: Datasets with the columns text and label. Held-out texts are in no part. Raises Skip for a part that the
+    data don't have.
     """
     if "unlabelled" in parts and "unlabelled" not in splits:
         raise Skip("the profile's data have no unlabelled text")
@@ -21,7 +23,19 @@ def transfer_set(splits: Mapping, seed: int, parts: Sequence[str]) -> list[tuple
     if "augmented" in parts:
         copies = augment(known["train"][0], seed)
         known["augmented"] = copies, [-1] * len(copies)
+    if "unlabelled" in known:
+        count = len(held_out(splits))
+        known["unlabelled"] = tuple(column[count:] for column in known["unlabelled"])
     return [known[part] for part in parts]
+
+
+def held_out(splits: Mapping) -> list[str]:
+    """A tenth of the unlabelled texts, in random order already. No student learns from them.
+
+    Champions are chosen by the agreement with the large teacher on these texts, too.
+    """
+    texts = splits["unlabelled"]["text"] if "unlabelled" in splits else []
+    return list(texts[: min(MOST_HELD_OUT, len(texts) // 10)])
 
 
 def augment(texts: Sequence[str], seed: int) -> list[str]:
