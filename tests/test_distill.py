@@ -10,6 +10,7 @@ import pytest
 import torch
 from compress.config.profile import load_profile
 from compress.config.variants import Distill, Student, Training
+from compress.data.card import held_out
 from compress.engines.predictor import load
 from compress.errors import Skip, UserError
 from compress.graph import teacher_logits
@@ -19,7 +20,7 @@ from compress.methods.losses import UNLABELLED, distillation_loss, hidden_loss, 
 from compress.methods.student import make_student, shared_indices
 from compress.methods.teaching import tokenized
 from compress.methods.training import set_dropout, train
-from compress.methods.transfer import augment, held_out, transfer_set
+from compress.methods.transfer import augment, transfer_set
 from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
 from compress.storage.artifact import save_artifact
 from datasets import Dataset

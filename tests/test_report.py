@@ -1,6 +1,8 @@
 """The report's layer: tables from columns, choices of rows, captions from templates, and what missing values do."""
 
 import csv
+import json
+import math
 import random
 import re
 from dataclasses import dataclass, fields, replace
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from compress.config.profile import load_profile
+from compress.data.card import MOST_HELD_OUT
 from compress.paths import ROOT
 from compress.report import comparisons, gallery, load_facts, pages, plots, tables, views
 from compress.report.tables import Column, markdown_table
@@ -155,6 +158,38 @@ def test_every_pair_of_one_thing_at_a_time_is_in_the_default_profile():
         for line in csv.DictReader(file):
             assert {line["with"], line["without"]} <= names, line
             assert line["chapter"] in comparisons.CHAPTERS
+
+
+def test_two_variants_of_one_method_differ_in_one_thing():
+    """Levels of pruning differ in their parents, too, and epochs may differ where the numbers of steps don't."""
+    options = {variant.name: variant.model_dump() for variant in PROFILE.variants}
+    splits = json.loads((PROFILE.results / "data.json").read_text("utf-8"))["splits"]
+    sentences = {name: splits[name]["sentences"] for name in ("train", "unlabelled")}
+    sentences |= {"augmented": sentences["train"]}
+    sentences["unlabelled"] -= min(MOST_HELD_OUT, sentences["unlabelled"] // 10)
+
+    def facts(name: str) -> dict:
+        own = options[name] | {key: None for key in ("name", "timed", "scope", "chapter", "family", "counterpart")}
+        if training := dict(own.pop("training", None) or {}):
+            batches = math.ceil(sum(sentences[part] for part in training["transfer"]) / training["batch_size"])
+            training["steps"] = round(training.pop("epochs") * batches)
+        return own | {f"training.{key}": value for key, value in training.items()}
+
+    compared = 0
+    with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            new, old = options[line["with"]], options[line["without"]]
+            if new["method"] != old["method"] or line["without"] == new["parent"]:
+                continue
+            new, old = facts(line["with"]), facts(line["without"])
+            different = {key for key in new | old if new.get(key) != old.get(key)}
+            if new["method"] == "prune":
+                different.discard("parent")
+            if any(key.startswith("training.") for key in different) and new.keys() != old.keys():
+                different = {"training"}  # only one of them is trained
+            assert len(different) == 1, (line, different)
+            compared += 1
+    assert compared > 20
 
 
 def test_a_change_is_measured_on_every_seed_that_both_variants_have():

@@ -10,7 +10,7 @@ import pytest
 from compress.config.profile import load_profile
 from compress.config.variants import Finetune, Onnx, Prune, Training
 from compress.data.card import OUT_OF_DOMAIN
-from compress.errors import UserError
+from compress.errors import Skip, UserError
 from compress.files import read_arrays, write_arrays, write_json
 from compress.metrics import softmax
 from compress.provenance import provenance
@@ -552,6 +552,45 @@ def test_a_champion_has_the_best_score_within_the_tolerance():
     assert (facts["chosen"], facts["seeds"]) == ("quick", [0, 2])
     assert facts["validation_drop_points"] < 0
     assert choose([candidate("base", 98, 1.0, 0.0)], labels, "fast", 3.0) is None
+
+
+def test_a_champion_must_agree_with_the_large_teacher_almost_as_often_as_the_baseline():
+    rows = [candidate("base", 98, 1.0, 1.0), candidate("quick", 98, 1.0, 9.0), candidate("taught", 98, 1.0, 7.0)]
+    shares = [{0: 0.80, 1: 0.70}, {0: 0.77, 1: 0.69}, {0: 0.85}]
+    rows = [replace(row, agreement=share) for row, share in zip(rows, shares, strict=True)]
+    labels = {0: np.ones(100, int)}
+    assert choose(rows, labels, "fast", 2.1)["chosen"] == "quick"  # loses 3 and 1 points
+    facts = choose(rows, labels, "fast", 1.9)
+    assert (facts["chosen"], facts["within_tolerance"]) == ("taught", 2)
+    assert facts["agreement_drop_points"] == pytest.approx(-5)
+
+
+def test_agreement_is_counted_on_the_held_out_texts_of_seeds_with_logits_of_the_teacher(profile, built, monkeypatch):
+    answers = np.array([0, 1, 1, 0])
+
+    def teacher_logits(profile, seed, texts):
+        if seed == 1:
+            raise Skip("no logits")
+        assert texts == ["text 0", "text 1", "text 2", "text 3"]
+        return np.eye(2)[answers]
+
+    monkeypatch.setattr(seedfile, "large_teacher_logits", teacher_logits)
+    for seed in built:
+        built[seed]["unlabelled"] = {"text": [f"text {i}" for i in range(40)], "label": [-1] * 40}
+        for variant in VARIANTS[:4]:
+            right = 4 if variant.name == "ort-int8" else 3
+            own = {"logits/unlabelled": 2 * np.eye(2)[np.where(np.arange(4) < right, answers, 1 - answers)]}
+            own["logits/validation"] = raw(profile, BASE, seed)["logits/validation"]
+            path = profile.variant_folder(variant.name, seed) / "predictions.npz"
+            write_arrays(path, raw(profile, variant.name, seed) | own)
+    taught = profile.model_copy(update={"teacher": "base"})
+    tables(taught, [0, 1])
+    facts = json.loads((profile.results / "champions.json").read_text("utf-8"))["champion-tiny"]
+    assert facts["chosen_on"] == "validation and unlabelled texts"
+    assert (facts["chosen"], facts["agreement_drop_points"]) == ("ort-int8", -25)
+    tables(profile, [0, 1])
+    facts = json.loads((profile.results / "champions.json").read_text("utf-8"))["champion-tiny"]
+    assert (facts["chosen_on"], facts["agreement_drop_points"]) == ("validation", None)
 
 
 def test_a_champions_name_resolves_to_the_variant_that_collate_chose(profile, built):

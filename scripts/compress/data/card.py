@@ -4,6 +4,7 @@ Many modules need the card alone, so the library that reads the splits is import
 """
 
 import json
+from collections.abc import Mapping
 
 from compress.config.profile import Profile
 from compress.data.sentences import fingerprint
@@ -11,6 +12,7 @@ from compress.errors import UserError
 
 FILE = "data.json"
 OUT_OF_DOMAIN = ("amazon", "tweets", "nyt")  # test sets that the rated snippets have besides movies
+MOST_HELD_OUT = 1000  # of the unlabelled texts
 
 
 def load_card(profile: Profile, seed: int) -> dict:
@@ -42,3 +44,12 @@ def load_splits(profile: Profile, seed: int):
     if fingerprint(rows) != load_card(profile, seed)["fingerprint"]:
         raise UserError(f"{path}: the sentences are not those of {FILE}; {remedy}")
     return splits
+
+
+def held_out(splits: Mapping) -> list[str]:
+    """A tenth of the unlabelled texts, in random order already. No student learns from them.
+
+    Champions are chosen by the agreement with the large teacher on these texts, too.
+    """
+    texts = splits["unlabelled"]["text"] if "unlabelled" in splits else []
+    return list(texts[: min(MOST_HELD_OUT, len(texts) // 10)])

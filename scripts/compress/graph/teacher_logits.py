@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 from compress.config.profile import Profile, logits_file
-from compress.data.card import load_card, load_splits
+from compress.data.card import held_out, load_card, load_splits
 from compress.engines.predictor import load, load_tokenizer, predict, token_ids
 from compress.errors import UserError
 from compress.files import digest, read_arrays, sha256_file, write_arrays
-from compress.methods.transfer import PARTS, held_out, transfer_set
+from compress.methods.transfer import PARTS, transfer_set
 from compress.provenance import provenance
 from compress.storage.artifact import read_artifact
 

@@ -16,6 +16,7 @@ import numpy as np
 from compress import console
 from compress.cli import cores, ignore_known_warnings
 from compress.config.profile import Profile, load_profile
+from compress.data.card import held_out
 from compress.data.tasks import splits_for
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_tokenizer, predict, token_ids
 from compress.errors import Skip, UserError
@@ -73,6 +74,8 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)  # shared with the timing passes
     splits, _, _ = splits_for(profile, variant, seed)
     texts = {key: split["text"][:] for key, split in splits.items() if key not in ("train", "unlabelled")}
+    if profile.teacher and (unlabelled := held_out(splits)):
+        texts["unlabelled"] = unlabelled
     try:
         arrays = evaluate_folder(folder, texts, device)
     except Skip as skip:

@@ -4,11 +4,11 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
+from compress.data.card import held_out
 from compress.errors import Skip
 from compress.methods.vocabulary import LEARNING_SPLITS
 
 PARTS = (*LEARNING_SPLITS, "augmented")
-MOST_HELD_OUT = 1000  # of the unlabelled texts
 
 
 def transfer_set(splits: Mapping, seed: int, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:
@@ -27,15 +27,6 @@ def transfer_set(splits: Mapping, seed: int, parts: Sequence[str]) -> list[tuple
         count = len(held_out(splits))
         known["unlabelled"] = tuple(column[count:] for column in known["unlabelled"])
     return [known[part] for part in parts]
-
-
-def held_out(splits: Mapping) -> list[str]:
-    """A tenth of the unlabelled texts, in random order already. No student learns from them.
-
-    Champions are chosen by the agreement with the large teacher on these texts, too.
-    """
-    texts = splits["unlabelled"]["text"] if "unlabelled" in splits else []
-    return list(texts[: min(MOST_HELD_OUT, len(texts) // 10)])
 
 
 def augment(texts: Sequence[str], seed: int) -> list[str]:

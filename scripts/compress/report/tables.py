@@ -244,6 +244,7 @@ TABLES = {
         Column("Tolerance", "rule.tolerance", ".1f"),
         Column("Points lost, validation", "validation_drop_points", ".2f"),
         Column("standard error", "validation_standard_error", ".2f"),
+        Column("Agreement lost", "agreement_drop_points", ".2f"),
         Column("test", "row.f1_drop_points", ".2f", DROP),
         Column("Non-inferior", lambda line: yes_no(line["row"].non_inferior)),
         Column("out of domain", "row.ood_drop_points", ".2f", OUT_OF_DOMAIN),

@@ -1,24 +1,28 @@
 """results/<profile>/seed<k>.npz: every record, prediction and time of a seed in one file, without any model.
 
 Its arrays: "<variant>/record" (the text of record.json), "<variant>/predictions/<array>", "<variant>/cold/<array>",
-"<variant>/timing-<pass>/<array>", "labels/<set>", "texts/test", "classes" and "card" (the text of data.json). Logits
-are half floats less their row's maximum, times are float32. Equal content gives equal bytes.
+"<variant>/timing-<pass>/<array>", "labels/<set>", "texts/test", "classes" and "card" (the text of data.json). The
+labels of the held-out unlabelled texts are the large teacher's answers. Logits are half floats less their row's
+maximum, times are float32. Equal content gives equal bytes.
 """
 
 import json
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from compress.config.profile import Profile
-from compress.data.card import OUT_OF_DOMAIN, load_card, load_splits
-from compress.errors import UserError
+from compress.data.card import OUT_OF_DOMAIN, held_out, load_card, load_splits
+from compress.errors import Skip, UserError
 from compress.files import atomic_path, read_arrays
+from compress.methods.large_teacher import large_teacher_logits
 from compress.storage import record as records
 from compress.storage.record import Record, parse_record, read_record
 
 SETS = ("test", "validation", *OUT_OF_DOMAIN)
+UNLABELLED = "unlabelled"  # texts that no student learns from; missing without a large teacher
 HALF = np.finfo(np.float16)
 ABOUT = {  # facts that rows are computed from
     "predictions": ("precision", "threads", "seconds"),
@@ -84,6 +88,8 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
     """Packs a seed of build/<profile>/; raises UserError naming a file that is damaged or of other data."""
     splits, card = load_splits(profile, seed), load_card(profile, seed)
     packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
+    if (answers := teacher_answers(profile, seed, held_out(splits))) is not None:
+        packed[f"labels/{UNLABELLED}"] = answers
     packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
     packed["card"] = np.array(json.dumps(card, sort_keys=True))
     for variant in profile.variants:
@@ -102,6 +108,15 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
     _write_npz(path, packed)
 
 
+def teacher_answers(profile: Profile, seed: int, texts: list[str]) -> np.ndarray | None:
+    """The large teacher's classes, int64 [texts]; None without texts or without its logits for this seed."""
+    if profile.teacher is None or not texts:
+        return None
+    with suppress(Skip):
+        return large_teacher_logits(profile, seed, texts).argmax(-1)
+    return None
+
+
 def half_logits(logits: np.ndarray) -> np.ndarray:
     """Logits [sentences, classes] less their row's maximum as float16, with exactly the same argmax.
 
@@ -118,7 +133,8 @@ def read_seed_file(path: Path) -> Seed:
     arrays = read_arrays(path)
     try:
         number = int(path.stem.removeprefix("seed"))
-        labels = {name: arrays.pop(f"labels/{name}") for name in SETS if f"labels/{name}" in arrays}
+        sets = [name for name in (*SETS, UNLABELLED) if f"labels/{name}" in arrays]
+        labels = {name: arrays.pop(f"labels/{name}") for name in sets}
         texts, classes, card = (arrays.pop(name) for name in ("texts/test", "classes", "card"))
         if len(labels["test"]) != len(texts):
             raise ValueError("as many labels as texts expected")

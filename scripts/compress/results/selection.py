@@ -1,6 +1,10 @@
-"""Champions: names for the best variants, chosen on validation F1 and measured cost, never on a test set."""
+"""Champions: names for the best variants, chosen by measured cost and two losses, never on a test set.
 
-from dataclasses import dataclass
+The losses are F1 on validation and, where the profile has a large teacher, agreement with its answers to held-out
+unlabelled texts of other domains. Neither may exceed the rule's tolerance.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.files import remove, write_json
 from compress.results.reading import read_champions
-from compress.results.seedfile import Seed
+from compress.results.seedfile import UNLABELLED, Seed
 from compress.results.statistics import bootstrap_f1, bootstrap_weights, f1_of, paired_speedup
 
 # What each goal maximizes.
@@ -25,6 +29,7 @@ class Candidate:
     logits: dict[int, np.ndarray]  # of the validation set by seed, [sentences, classes]
     size_ratio: float  # the baseline's bytes over its own
     latency_speedup: float  # 0 if it was not timed
+    agreement: dict[int, float] = field(default_factory=dict)  # with the large teacher by seed: share of texts, 0 to 1
 
 
 def chosen(profile: Profile, name: str) -> str:
@@ -45,7 +50,8 @@ def write_champions(path: Path, profile: Profile, seeds: list[Seed]) -> None:
         rows = candidates(profile, seeds, {variant.name for variant in profile.in_scope(rule.scope)})
         if rows and (facts := choose(rows, labels, rule.goal, rule.tolerance)):
             about = {"goal": rule.goal, "tolerance": rule.tolerance, "scope": rule.scope}
-            champions[rule.name] = facts | {"rule": about, "chosen_on": "validation"}
+            chosen_on = "validation and unlabelled texts" if rows[0].agreement else "validation"
+            champions[rule.name] = facts | {"rule": about, "chosen_on": chosen_on}
     if champions:
         write_json(path, champions)
     else:
@@ -72,25 +78,38 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
                     {seed.number: seed.entries[name].logits["validation"] for seed in usable if name in seed.evaluated},
                     bytes_of[profile.baseline] / bytes_of[name],
                     paired_speedup(passes)[0] if passes else 0.0,
+                    agreement(usable, name),
                 )
             )
     return rows
 
 
-def choose(rows: list[Candidate], labels: dict[int, np.ndarray], goal: str, tolerance: float) -> dict | None:
-    """The choice and its facts: the largest score of the goal among candidates within `tolerance` F1 points.
+def agreement(seeds: list[Seed], name: str) -> dict[int, float]:
+    """The share of held-out texts with the large teacher's answer, by seed; only of seeds with such texts."""
+    answers = {seed.number: seed.labels[UNLABELLED] for seed in seeds if UNLABELLED in seed.labels}
+    return {
+        seed.number: float(np.mean(seed.entries[name].logits[UNLABELLED].argmax(-1) == answers[seed.number]))
+        for seed in seeds
+        if seed.number in answers and name in seed.evaluated
+    }
 
-    rows[0] is the baseline. Points are paired with the baseline of the same seed and averaged over the candidate's
-    seeds; labels are by seed. A candidate that was not timed can only be "tiny". The best of many near equals was also
-    lucky: the standard error of its points, from a paired bootstrap, shows by how much. None if no candidate fits.
+
+def choose(rows: list[Candidate], labels: dict[int, np.ndarray], goal: str, tolerance: float) -> dict | None:
+    """The choice and its facts: the largest score of the goal among candidates that lose at most `tolerance` points.
+
+    rows[0] is the baseline. Points of F1, and of agreement where it is known, are paired with the baseline of the same
+    seed and averaged over the candidate's seeds; labels are by seed. A candidate that was not timed can only be "tiny".
+    The best of many near equals was also lucky: the standard error of its F1 points, from a paired bootstrap, shows by
+    how much. None if no candidate fits.
     """
     base, score = rows[0], SCORES[goal]
     classes = next(iter(base.logits.values())).shape[-1]
     f1 = [
         {seed: f1_of(logits.argmax(-1), labels[seed], classes) for seed, logits in row.logits.items()} for row in rows
     ]
-    drops = [100 * np.mean([f1[0][seed] - value for seed, value in own.items()]) for own in f1]
-    fit = [i for i, row in enumerate(rows) if drops[i] <= tolerance and score(row) > 0]
+    drops = [mean_points(f1[0], own) for own in f1]
+    ood_drops = [mean_points(base.agreement, row.agreement) for row in rows]
+    fit = [i for i, row in enumerate(rows) if max(drops[i], ood_drops[i] or 0) <= tolerance and score(row) > 0]
     if not fit:
         return None
     best = max(fit, key=lambda i: score(rows[i]))
@@ -99,10 +118,16 @@ def choose(rows: list[Candidate], labels: dict[int, np.ndarray], goal: str, tole
         "candidates": len(rows),
         "within_tolerance": len(fit),
         "seeds": list(rows[best].logits),
-        "validation_drop_points": float(drops[best]),
+        "validation_drop_points": drops[best],
+        "agreement_drop_points": ood_drops[best],
         "validation_standard_error": standard_error(base, rows[best], labels, classes),
         "score": score(rows[best]),
     }
+
+
+def mean_points(base: dict[int, float], own: dict[int, float]) -> float | None:
+    """The mean over the variant's seeds of what it loses against the same seed's baseline; None without seeds."""
+    return float(100 * np.mean([base[seed] - value for seed, value in own.items()])) if own else None
 
 
 def standard_error(base: Candidate, row: Candidate, labels: dict[int, np.ndarray], classes: int) -> float:
