@@ -1,6 +1,8 @@
 """Distillation: losses against NumPy and SciPy, students against their teacher, vocabularies on any text."""
 
+import json
 import math
+import random
 import re
 from copy import deepcopy
 from types import SimpleNamespace
@@ -8,11 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress.config.profile import load_profile
+from compress.config.profile import load_profile, logits_file
 from compress.config.variants import Distill, Student, Training
-from compress.data.card import held_out
-from compress.engines.predictor import load
+from compress.data.card import held_out, load_splits
+from compress.engines.predictor import load, load_tokenizer, predict, token_ids
 from compress.errors import Skip, UserError
+from compress.files import digest, read_arrays
 from compress.graph import teacher_logits
 from compress.methods import large_teacher, teaching
 from compress.methods.distill import larger_network
@@ -22,6 +25,7 @@ from compress.methods.teaching import tokenized
 from compress.methods.training import set_dropout, train
 from compress.methods.transfer import augment, transfer_set
 from compress.methods.vocabulary import choose_pieces, count_pieces, trim_embeddings, write_trimmed
+from compress.results.seedfile import read_seed_file
 from compress.storage.artifact import save_artifact
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
@@ -399,6 +403,34 @@ def test_a_student_learns_from_the_large_teacher_on_its_transfer_set(large, fold
     wanted = [PARTS["train"], augment(PARTS["train"], 3), PARTS["unlabelled"][1:]]  # the first tenth is held out
     expected = np.concatenate([stored_logits(large, part) for part in wanted])
     np.testing.assert_allclose(rows["teacher_logits"][:], expected, atol=1e-6)
+
+
+def test_the_stored_logits_are_of_teachers_that_learned_from_their_students_sentences():
+    profile = load_profile("minilm")
+    seeds = [read_seed_file(path) for path in sorted(profile.results.glob("seed*.npz"))]
+    assert seeds
+    for seed in seeds:
+        about = json.loads(str(read_arrays(profile.teacher_file(seed.number))["about"]))
+        assert about["data_fingerprint"] == seed.card["fingerprint"]
+        assert not about["provenance"]["dirty"]
+
+
+@pytest.mark.slow
+def test_the_stored_logits_equal_those_of_the_teacher_that_is_built_here():
+    """A sample of each part; the batches are others than those of the file, hence the tolerance."""
+    profile = load_profile("base")
+    built = [n for n in range(10) if (profile.variant_folder(profile.baseline, n) / "artifact.json").exists()]
+    if not built:
+        pytest.skip("no teacher is built; run: make teacher PROFILE=base")
+    for seed in built:
+        stored, splits = read_arrays(logits_file("base", seed)), load_splits(profile, seed)
+        parts = [texts for texts, _ in transfer_set(splits, seed, ["train", "augmented", "unlabelled"])]
+        folder = profile.variant_folder(profile.baseline, seed)
+        predictor, tokenizer = load(folder, "cpu", 1), load_tokenizer(folder, profile.data.max_length)
+        for texts in [*parts, held_out(splits)]:
+            chosen = random.Random(seed).sample(range(len(texts)), 20)
+            expected = predict(predictor, token_ids(tokenizer, [texts[i] for i in chosen]))
+            np.testing.assert_allclose(stored[digest(list(texts))][chosen], expected, rtol=2e-3, atol=2e-3)
 
 
 def test_a_student_may_start_from_the_profiles_smaller_encoder(large, teacher, folder, tmp_path):

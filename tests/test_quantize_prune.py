@@ -10,7 +10,7 @@ from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
 from compress.methods.criteria import CRITERIA, BlockFisher, Movement, add_gradients, fisher, magnitude, remove_weights
 from compress.methods.gptq import DAMPING, gptq, gptq_encoder, layer_hessians
-from compress.methods.integers import quantize_weight, start_quantization_aware, stop_quantization_aware
+from compress.methods.integers import int8_weights, quantize_weight, start_quantization_aware, stop_quantization_aware
 from compress.methods.made import Context
 from compress.methods.masks import (
     GradualPruning,
@@ -35,10 +35,12 @@ from compress.methods.units import (
     unit_importance,
     unit_scales,
 )
-from compress.storage.packed import FILE, INT8, Sparse, write_packed
+from compress.storage.artifact import embedding_bytes
+from compress.storage.packed import FILE, INT8, Integer, Sparse, load_tensors, save_tensors, write_packed
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 IDS = torch.randint(5, 90, (6, 11), generator=torch.Generator().manual_seed(0))
@@ -106,6 +108,27 @@ def test_an_int8_folder_computes_in_integers_close_to_its_dense_weights(model, t
     for name, integer in encoded.items():
         assert np.array_equal(dense.get_parameter(name).detach().numpy(), integer.dense())
     assert (logits(loaded) - logits(dense)).abs().max() < 0.05  # activations have 7 or 8 bits
+
+
+def test_the_bytes_of_embeddings_are_those_of_the_stored_tables(model, tmp_path):
+    tables = [name for name, _ in model.named_parameters() if ".embeddings." in name]
+    model.save_pretrained(tmp_path / "raw")
+    assert embedding_bytes(tmp_path / "raw") == sum(4 * model.get_parameter(name).numel() for name in tables)
+    (tmp_path / "packed").mkdir()
+    encoded = int8_weights(model)
+    write_packed(model, tmp_path / "packed", encoded, execution=INT8)
+    with safe_open(tmp_path / "packed" / FILE, "np") as file:
+        parts = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118 (no mapping)
+    assert embedding_bytes(tmp_path / "packed") == sum(size for name, size in parts.items() if ".embeddings." in name)
+    assert embedding_bytes(tmp_path) is None
+
+
+def test_zeros_take_about_a_bit_among_int8_codes(tmp_path):
+    codes = np.random.default_rng(0).integers(1, 127, (100, 1000)).astype(np.int8)
+    codes[:, 100:] = 0
+    save_tensors(tmp_path, {"w": Integer(codes, np.ones(100, np.float32), 8)})
+    assert (tmp_path / FILE).stat().st_size < 1.05 * codes.size * (0.9 * 1 + 0.1 * 8) / 8
+    assert np.array_equal(load_tensors(tmp_path)[0]["w"].codes, codes)
 
 
 def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):

@@ -25,7 +25,7 @@ from compress.methods import distributed
 from compress.methods.made import Context, Made, Maker
 from compress.provenance import provenance
 from compress.storage import record as records
-from compress.storage.artifact import Artifact, read_artifact, save_artifact
+from compress.storage.artifact import Artifact, embedding_bytes, read_artifact, save_artifact
 from compress.storage.record import Record, Sizes, read_record, write_record
 
 INPUTS = "inputs.txt"  # in a working folder: the digest of all that the build depends on
@@ -231,6 +231,7 @@ def facts_of(artifact: Artifact, folder: Path) -> dict:
             bytes_with_tokenizer=artifact.size_with_tokenizer,
             parameters=artifact.parameters,
             nonzero_parameters=artifact.nonzero_parameters,
+            embedding_bytes=embedding_bytes(folder),
         ),
         "artifact_sha256": sha256_file(folder / "artifact.json"),
     }

@@ -108,6 +108,7 @@ def yes_no(value: bool | None) -> str | None:
 
 
 DROP = ("row.f1_drop_ci_low", "row.f1_drop_ci_high")
+PARTNER_DROP = ("partner.f1_drop_ci_low", "partner.f1_drop_ci_high")
 OUT_OF_DOMAIN = ("row.ood_drop_low", "row.ood_drop_high")
 SPEEDUP = ("row.latency_speedup_low", "row.latency_speedup_high")
 DIRECT_SPEEDUP = ("direct.latency_speedup_low", "direct.latency_speedup_high")
@@ -187,6 +188,15 @@ TABLES = {
         Column("T", lambda line: line["training"]["temperature"] if line["training"]["soft_weight"] else None, "g"),
         Column("Dropout", "training.dropout", "g"),
         Column("Frozen", lambda line: "embeddings" if line["training"]["freeze_embeddings"] else None),
+    ],
+    "pruned": [
+        Column("Variant", "row.variant"),
+        Column("Zeros", "details.sparsity", ".0%"),
+        Column("Encoder MB", "encoder_mb", ".1f"),
+        Column("Embeddings MB", "measured.embedding_mb", ".1f"),
+        Column("Drop", "row.f1_drop_points", ".1f", DROP),
+        Column("and int8: MB", "partner.size_mb", ".1f"),
+        Column("Drop", "partner.f1_drop_points", ".1f", PARTNER_DROP),
     ],
     "sensitivity": [
         Column("Group", "group"),

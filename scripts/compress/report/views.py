@@ -29,6 +29,16 @@ def trainings(rows: Iterable[PooledRow], results: Results) -> list[dict]:
     ]
 
 
+def pruned(rows: Iterable[PooledRow], results: Results) -> list[dict]:
+    """A line per variant with zeros: the MB of its encoder, those of its embeddings, and its int8 partner if any."""
+    partners = {row.parent: row for row in results.variants if row.method == "int8-dynamic"}
+    return [
+        entry | {"encoder_mb": entry["row"].size_mb - mb, "partner": partners.get(entry["row"].variant)}
+        for entry in entries(rows, results)
+        if entry["row"].method == "prune" and (mb := entry["measured"].get("embedding_mb"))
+    ]
+
+
 def sensitivities(results: Results) -> list[dict]:
     """Per group of tensors the effect of 8 and of 4 bits in that group alone, and the bits that were chosen."""
     found = compare.sensitivity_row(results)

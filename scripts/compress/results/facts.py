@@ -48,8 +48,10 @@ def validation_f1(seeds: list[Seed], baseline: str) -> dict[str, float]:
 
 
 def further_measurements(profile: Profile, entry: Entry) -> dict:
-    """If measured: first calls in ms, the best batch size, and latency over input shapes."""
+    """If known: MB of the embedding tables, first calls in ms, the best batch size, and latency over input shapes."""
     facts = {}
+    if entry.record.sizes.embedding_bytes is not None:
+        facts["embedding_mb"] = rounded(entry.record.sizes.embedding_bytes / 1e6)
     if entry.passes:
         facts["batch_size"] = entry.passes[0].about["batch_size"]
     if entry.cold:

@@ -40,6 +40,7 @@ class Sizes(Strict):
     bytes_with_tokenizer: int = Field(gt=0)
     parameters: int = Field(gt=0)
     nonzero_parameters: int
+    embedding_bytes: int | None = None  # of all tables, as they are stored; None where that is no safetensors file
 
 
 class Record(Strict):
