@@ -331,6 +331,17 @@ def test_speedups_are_medians_over_all_passes_with_the_range_of_the_passes(profi
     assert measured["measured"]["new_length_ms"] == pytest.approx(250, rel=1e-5)
 
 
+def test_the_interval_spans_the_ratio_of_the_milliseconds_if_it_is_far_from_the_speedup(profile, built):
+    folder = profile.variant_folder("ort-int8")
+    for path in folder.glob("timing-*.npz"):  # twice as slow at the time, and so was the baseline beside it
+        changed(path, latency_seconds=2 * read_arrays(path)["latency_seconds"])
+    rows = {row.variant: row for row in tables(profile, [0])}
+    row, ratio = rows["ort-int8"], rows[BASE].latency_ms_p50 / rows["ort-int8"].latency_ms_p50
+    assert row.latency_speedup == pytest.approx(4, rel=0.1)
+    assert row.latency_speedup_low == pytest.approx(ratio, rel=1e-5)
+    assert row.latency_speedup_high == pytest.approx(4, rel=0.1)
+
+
 def test_a_statistic_of_no_values_is_empty_where_all_texts_have_one_length(profile, built):
     changed(profile.variant_folder("ort-int8") / "cold.npz", cold_seconds=np.array([[0.5, 0.1]]))
     tables(profile, [0])

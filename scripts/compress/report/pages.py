@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.measure import evaluation, latency
 from compress.paths import DEFAULT_PROFILE, ROOT
 from compress.report import comparisons, formats, load_facts, recommendation, tables, views
-from compress.results import statistics
+from compress.results import costs, statistics
 from compress.results.reading import Results
 
 TEMPLATES = ROOT / "report"
@@ -86,6 +86,7 @@ def page_context(profile: Profile, results: Results) -> dict:
         "recommendation": recommendation,
         "evaluation": evaluation,
         "latency": latency,
+        "costs": costs,
         "statistics": statistics,
         "profile": profile,
         "results": results,

@@ -7,6 +7,7 @@ from compress.storage.record import Record
 
 NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
 OTHER_SEED = "not timed: only the first seed is"
+DISAGREE = 1.1  # between the paired speed-up and the ratio of the milliseconds in the table
 
 
 def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) -> dict:
@@ -37,6 +38,7 @@ def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) ->
         columns["peak_rss_mb"] = entry.cold.about["peak_rss_bytes"] / 1e6
     if entry.passes:
         columns |= time_columns(entry.passes)
+        columns |= wider_interval(columns, base)
         columns["speedup_over_ort_fp32"] = columns["latency_speedup"] / ort_speedup if ort_speedup else None
     return columns
 
@@ -73,6 +75,23 @@ def time_columns(passes: list[Measured]) -> dict:
         "text_latency_speedup": paired_speedup(text)[0],
         "throughput_per_s": float(np.median(rates)),
         "throughput_speedup": paired_speedup(throughput)[0],
+    }
+
+
+def wider_interval(columns: dict, base: Entry | None) -> dict:
+    """The speed-up's interval with the ratio of the table's own milliseconds in it, where the two disagree.
+
+    The baseline beside a variant can be faster or slower than in its own row.
+    """
+    speedup, low = columns["latency_speedup"], columns["latency_speedup_low"]
+    if base is None or not base.passes or low is None:
+        return {}
+    ratio = time_columns(base.passes)["latency_ms_p50"] / columns["latency_ms_p50"]
+    if max(ratio / speedup, speedup / ratio) <= DISAGREE:
+        return {}
+    return {
+        "latency_speedup_low": min(low, ratio),
+        "latency_speedup_high": max(columns["latency_speedup_high"], ratio),
     }
 
 
