@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     folder = model_folder(load_profile(args.profile), args.model, args.seed)
     model = load(folder, args.device, args.threads)  # verifies the files, the tokenizer's included
     artifact = read_artifact(folder, verify=False)
-    warn_of_saturation(artifact.variant, artifact.backend, model.precision)
+    warn_of_saturation(artifact.variant, artifact.backend, model.precision, artifact.options)
     tokenizer = load_tokenizer(folder, artifact.max_length)
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.format == "csv":

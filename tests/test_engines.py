@@ -55,6 +55,7 @@ def files(model, ids, tmp_path_factory):
     fuse(folder / "plain.onnx", folder / "fused.onnx")
     fuse(folder / "plain.onnx", folder / "half.onnx", half=True)
     quantize_onnx_dynamic(folder / "fused.onnx", folder / "dynamic.onnx")
+    quantize_onnx_dynamic(folder / "fused.onnx", folder / "reduced.onnx", reduced_range=True)
     quantize_onnx_int4(folder / "plain.onnx", folder / "int4.onnx")
     for method in ("minmax", "percentile"):
         quantize_onnx_static(folder / "plain.onnx", folder / f"{method}.onnx", of_one_length(ids, 16), method)
@@ -88,12 +89,35 @@ def test_fp32_files_have_pytorchs_logits_at_every_shape(files, model, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["half.onnx", "dynamic.onnx", "int4.onnx", "minmax.onnx", "percentile.onnx", "int8.xml", "smooth.xml"]
+    "name",
+    [
+        "half.onnx",
+        "dynamic.onnx",
+        "reduced.onnx",
+        "int4.onnx",
+        "minmax.onnx",
+        "percentile.onnx",
+        "int8.xml",
+        "smooth.xml",
+    ],
 )
 def test_rounded_files_give_mostly_the_same_labels(files, model, ids, name):
     actual, expected = (predict(m, ids) for m in (predictor(files / name), reference(model)))
     assert np.mean(actual.argmax(1) == expected.argmax(1)) >= 0.8
     assert np.abs(actual - expected).max() > 0, "the same logits: nothing was rounded"
+
+
+def test_reduced_weights_have_seven_bits(files):
+    graphs = {name: onnx.load(files / f"{name}.onnx").graph for name in ("reduced", "dynamic")}
+    largest = {
+        name: max(
+            np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max()
+            for tensor in graph.initializer
+            if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2
+        )
+        for name, graph in graphs.items()
+    }
+    assert largest == {"reduced": 64, "dynamic": 127}
 
 
 def test_four_bit_weights_run_in_the_engines_kernel_and_equal_the_same_weights_in_floats(files, ids, tmp_path):

@@ -153,8 +153,10 @@ def test_8_bit_products_that_can_overflow_cause_a_warning(
 ):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr("compress.cpu.CPUINFO", tmp_path / "cpuinfo")
-    warn_of_saturation("m", backend, precision)
+    warn_of_saturation("m", backend, precision, {"reduced_range": False})
     assert capsys.readouterr().err.startswith("warning: m: this CPU has no VNNI") == warned
+    warn_of_saturation("m", backend, precision, {"reduced_range": True})
+    assert not capsys.readouterr().err
 
 
 def test_predict_serve_and_recommend_warn_on_a_cpu_without_vnni(tmp_path, artifact):  # noqa: F811

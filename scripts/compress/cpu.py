@@ -35,18 +35,19 @@ def level_quota(folder: Path) -> float:
     return math.inf
 
 
-def warn_of_saturation(model: str, backend: str, precision: str) -> None:
-    """Warns on standard error if this CPU may compute the model's 8-bit products wrongly.
+def warn_of_saturation(model: str, backend: str, precision: str, options: dict) -> None:
+    """Warns on standard error if this CPU may compute the model's 8-bit products wrongly. options: the variant's.
 
     Without VNNI, ONNX Runtime adds pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large sums. ARM
     has exact instructions, and its /proc/cpuinfo no line "flags".
     """
-    if (backend, precision) != ("onnxruntime", "int8") or not CPUINFO.exists():
+    suffers = (backend, precision) == ("onnxruntime", "int8") and not options.get("reduced_range")
+    if not suffers or not CPUINFO.exists():
         return
     flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8"), re.MULTILINE)
     if flags and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split()):
         print(
             f"warning: {model}: this CPU has no VNNI instructions: 8-bit products of ONNX Runtime can overflow, and "
-            "predictions differ from the measured ones; compare it with an fp32 model on your texts",
+            "predictions differ from the measured ones; build it with reduced_range = true (rows that end in -int7)",
             file=sys.stderr,
         )

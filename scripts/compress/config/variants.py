@@ -377,6 +377,7 @@ class Onnx(Exported):
     method: Literal["onnx"]
     precision: Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int4"]
     fused: bool = True  # use ONNX Runtime's fused operators for BERT
+    reduced_range: bool = False  # 7 bits per weight in 8, so that no CPU's 8-bit products overflow
     calibration: Literal["minmax", "percentile"] | None = None
 
     @model_validator(mode="after")
@@ -388,6 +389,8 @@ class Onnx(Exported):
             raise ValueError('fused: must be false for "int8-static": the quantizer leaves fused attention in float')
         if self.precision == "int4" and self.fused:
             raise ValueError('fused: must be false for "int4": the 4-bit kernel takes the place of plain products')
+        if self.reduced_range and self.precision != "int8-dynamic":
+            raise ValueError('reduced_range: belongs to precision "int8-dynamic" only')
         if self.precision == "fp16" and not self.fused:
             raise ValueError('fused: must be true for "fp16"')
         return self

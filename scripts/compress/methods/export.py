@@ -39,7 +39,7 @@ def onnx(variant, context: Context) -> Made:
             source = context.work / "fused.onnx"
             fuse(plain, source, half=variant.precision == "fp16")
         if variant.precision == "int8-dynamic":
-            quantize_onnx_dynamic(source, target)
+            quantize_onnx_dynamic(source, target, variant.reduced_range)
         else:
             source.rename(target)
     facts, precision = onnx_facts(context, model, target)

@@ -85,7 +85,7 @@ def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> t
     if row is None:
         reasons = [describe_binding(name, limits[name], nearest) for name, nearest in binding_limits(rows, limits)]
         return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
-    warn_of_saturation(row.variant, row.backend, row.precision)
+    warn_of_saturation(row.variant, row.backend, row.precision, results.methods[row.variant]["options"])
     names = comparisons.champion_names(results).get(row.variant)
     is_core = row.variant in {variant.name for variant in profile.in_scope("core")}
     lines = [

@@ -45,7 +45,7 @@ def load_models(folders: Sequence[Path], options: Options) -> tuple[list[Model],
         max_batch = options.max_batch if invariant else 1
         about = (artifact.variant, artifact.labels, number, predictors, artifact.max_length, max_batch)
         models.append(Model(*about, *fit_cost(predictors[-1], artifact.max_length)))
-        warn_of_saturation(artifact.variant, artifact.backend, predictors[-1].precision)
+        warn_of_saturation(artifact.variant, artifact.backend, predictors[-1].precision, artifact.options)
         infos.append(describe(folder, artifact, predictors[-1], invariant, max_batch))
     return models, list(tokenizers.values()), infos
 
