@@ -443,6 +443,11 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert comparisons.agreement(doubled, "f1_drop_points") == pytest.approx(1)
     assert comparisons.agreement(doubled, "latency_speedup") is None  # not measured on the large one
     assert all(pair.method in text for pair in pairs)
+    small = {line["name"]: line for line in views.against_large(results)}
+    assert small.keys() == {"fine-tuned", *RESULTS.champions}
+    assert small["fine-tuned"]["smaller"] == pytest.approx(438.0 / comparisons.baseline_row(RESULTS).size_mb)
+    first = next(row for row in RESULTS.rows if (row.variant, row.seed) == ("finetuned", 0))
+    assert small["fine-tuned"]["lost"] == pytest.approx(100 * (0.9 - first.f1_test))
     assert "TernaryBERT" in text
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, RESULTS).keys() == {"both_sizes"}
     assert plots.both_sizes(results).axes[0].get_yticklabels()[-1].get_text() == pairs[0].method

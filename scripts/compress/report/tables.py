@@ -328,6 +328,16 @@ TABLES = {
         Column("s", lambda line: line["row"].latency_ms_p50 and line["row"].latency_ms_p50 / 1e3, ".4f"),
         Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
     ],
+    "against_large": [
+        Column("Model", "name"),
+        Column("Variant", "row.variant"),
+        Column("MB", "row.size_mb", ".2f"),
+        Column("smaller", "smaller", ".1f"),
+        Column("ms", "row.latency_ms", ".2f"),
+        Column("faster", "faster", ".1f"),
+        Column("F1 points lost", "lost", ".1f"),
+        Column("out of domain", "lost_away", ".1f"),
+    ],
     "both_sizes": [
         Column("Method", "method"),
         Column("Small: points lost", "small.f1_drop_points", ".1f", ("small.f1_drop_ci_low", "small.f1_drop_ci_high")),

@@ -127,6 +127,32 @@ def published() -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def against_large(results: Results) -> list[dict]:
+    """The baseline and the champions against the large fine-tuned model, on the test sentences of the first seed.
+
+    Points are of F1, and of macro F1 averaged over the other domains. Empty unless both have that seed.
+    """
+    large = compare.baseline_row(results.large)
+    theirs = {row.seed: row for row in results.large.rows if row.variant == large.variant}
+    first = {row.variant: row for row in reversed(results.rows)}
+    if (reference := theirs.get(results.rows[0].seed)) is None:
+        return []
+    names = {results.environment["baseline"]: "fine-tuned"}
+    names |= {facts["chosen"]: name for name, facts in results.champions.items()}
+    return [
+        {
+            "name": name,
+            "row": row,
+            "smaller": large.size_mb / row.size_mb,
+            "faster": row.latency_ms and large.latency_ms and large.latency_ms / row.latency_ms,
+            "lost": 100 * (reference.f1_test - first[row.variant].f1_test),
+            "lost_away": compare.lost_away(first[row.variant], reference),
+        }
+        for row in results.variants
+        if (name := names.get(row.variant)) and first[row.variant].f1_test is not None
+    ]
+
+
 def course_pairs(profile: Profile, results: Results) -> list[dict]:
     """The course's rows and ours that repeat them, with the speed-up over the fp32 row of the same device."""
     cpu = compare.by_name(results)
