@@ -58,7 +58,7 @@ def teacher_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
     return np.load(path)
 
 
-def logits_of(context: Context, part: Sequence[str], teacher: str) -> np.ndarray:
+def answers_to(context: Context, part: Sequence[str], teacher: str) -> np.ndarray:
     """Of one part, float32 [texts, classes]; variants share the logits of common parts."""
     if teacher == "large":
         return large_teacher_logits(context.profile, context.seed, part)
@@ -72,7 +72,7 @@ def student_data(context: Context, tokenizer, options: Training) -> Dataset:
     dataset = tokenized(texts, labels, tokenizer, context.profile.data.max_length)
     if options.soft_weight == 0:
         return dataset
-    logits = [row for part, _ in parts for row in logits_of(context, part, options.teacher).tolist()]
+    logits = [row for part, _ in parts for row in answers_to(context, part, options.teacher).tolist()]
     return dataset.add_column("teacher_logits", logits)
 
 

@@ -490,18 +490,32 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
     return [row for row in trained(rows) if row.ood_drop_points is not None]
 
 
+def learned_from_large(name: str, results: Results) -> bool:
+    """Whether the variant or one of its ancestors was trained on the large teacher's logits."""
+    rows = by_name(results)
+    while name in rows:
+        training = results.methods[name]["options"].get("training") or {}
+        if training.get("teacher") == "large":
+            return True
+        name = rows[name].parent
+    return False
+
+
 def domain_facts(results: Results) -> dict[str, dict] | None:
     """Of networks with fewer parameters than the baseline and of the others: the number and the median losses.
 
-    Counted are the rows that lose at most SHOWN_LOSS points and change a prediction; None without such networks.
+    Those that learned from the large teacher are a group of their own, "taught", if there are any. Counted are the rows
+    that lose at most SHOWN_LOSS points and change a prediction; None without both other groups.
     """
     rows = [row for row in domain_losses(compressed_rows(results)) if row.flip_rate and row.parameters]
     rows = [row for row in rows if row.f1_drop_points <= SHOWN_LOSS and row.chapter != "baseline"]
     full = baseline_row(results).parameters
-    groups = {"fewer": [row for row in rows if row.parameters < 0.99 * full]}
-    groups["same"] = [row for row in rows if row not in groups["fewer"]]
-    if not all(groups.values()):
+    taught = [row for row in rows if learned_from_large(row.variant, results)]
+    fewer = [row for row in rows if row.parameters < 0.99 * full and row not in taught]
+    same = [row for row in rows if row not in fewer and row not in taught]
+    if not fewer or not same:
         return None
+    groups = {"fewer": fewer, "same": same} | ({"taught": taught} if taught else {})
     return {
         name: {
             "rows": len(rows),

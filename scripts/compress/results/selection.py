@@ -78,13 +78,13 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
                     {seed.number: seed.entries[name].logits["validation"] for seed in usable if name in seed.evaluated},
                     bytes_of[profile.baseline] / bytes_of[name],
                     paired_speedup(passes)[0] if passes else 0.0,
-                    agreement(usable, name),
+                    teacher_agreement(usable, name),
                 )
             )
     return rows
 
 
-def agreement(seeds: list[Seed], name: str) -> dict[int, float]:
+def teacher_agreement(seeds: list[Seed], name: str) -> dict[int, float]:
     """The share of held-out texts with the large teacher's answer, by seed; only of seeds with such texts."""
     answers = {seed.number: seed.labels[UNLABELLED] for seed in seeds if UNLABELLED in seed.labels}
     return {
