@@ -13,6 +13,7 @@ from compress.cli import build_parser, main_guard
 def main(args: argparse.Namespace) -> int:
     from compress.graph.building import build
     from compress.methods.gptq import weight_only
+    from compress.methods.low_rank import low_rank
     from compress.methods.prune import prune, structured
     from compress.methods.quantize import cast, int8_dynamic, int8_saved, mixed_precision, qat, torchao
     from compress.methods.ternary_bert import ternary_bert
@@ -30,6 +31,7 @@ def main(args: argparse.Namespace) -> int:
             "ternary-bert": ternary_bert,
             "prune": prune,
             "structured": structured,
+            "low-rank": low_rank,
         },
     )
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 Scope = Literal["core", "full"]  # core: in the paper's main text; full: in the appendix
 Chapter = Literal["baseline", "HW1", "HW2", "HW3", "HW4", "HW6", "HW7"]
-Family = Literal["baseline", "quantization", "pruning", "clustering", "distillation", "engine", "service"]
+Family = Literal["baseline", "quantization", "pruning", "low-rank", "clustering", "distillation", "engine", "service"]
 Share = Annotated[float, Field(gt=0, le=1)]
 COMMON = {"name", "method", "parent", "chapter", "family", "scope", "timed", "threads"}  # fields that are no options
 NO_INT8 = "torch.ao's dynamic int8 has kernels for the CPU only"
@@ -259,6 +259,18 @@ class Structured(Pruned):
     training: Training | None = None
 
 
+class LowRank(Pruned):
+    """Each of the encoder's matrices as a product of two narrow ones, then trained with the baseline as teacher."""
+
+    module: ClassVar[str] = "low_rank"
+    family: Family = "low-rank"
+    method: Literal["low-rank"]
+    kept: Share  # of each matrix's parameters, that its two factors have
+    weighting: Literal["none", "inputs"] = "inputs"  # of errors: none is a plain SVD
+    calibration_sentences: Positive = 256  # of the training split, whose inputs weight the errors
+    training: Training | None = None
+
+
 class Clustered(Derived):
     """Weights that share few values."""
 
@@ -470,7 +482,7 @@ class Classifier(Derived):
 OPTIONS = (
     Untrained, Finetune, Tfidf, Static,
     Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, WeightOnly, TernaryBERT,
-    Prune, Structured, Cluster, DeepCompression,
+    Prune, Structured, LowRank, Cluster, DeepCompression,
     Distill, Cut, Trim, Onnx, OpenVINO, OptimumOrt, OptimumIntel, TorchRuntime,
 )  # fmt: skip
 METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}

@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
+from compress.engines.factored import with_factors
 from compress.engines.int8 import Int8Embedding, computes_in_int8, dynamic_int8, int8_linear
 from compress.engines.mpnet import with_own_bias
 from compress.engines.predictor import Predictor, require_cpu
 from compress.errors import Skip, UserError
 from compress.storage import packed
 from compress.storage.artifact import Artifact
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.modeling_utils import no_init_weights
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 SAVED = "pytorch_model.bin"
 TORCHAO_FILE = "torchao.pt"
@@ -108,7 +112,7 @@ def load_model(folder: Path, dense: bool = False) -> nn.Module:
     if (folder / TORCHAO_FILE).exists():
         return _load_torchao(folder)
     if not (folder / packed.FILE).exists():
-        return with_own_bias(AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")).eval()
+        return _load_plain(folder)
     tensors, about = packed.load_tensors(folder)
     model = empty_model(folder)
     integers = {name: value for name, value in tensors.items() if isinstance(value, packed.Integer)}
@@ -125,6 +129,18 @@ def load_model(folder: Path, dense: bool = False) -> nn.Module:
         path = name.removesuffix(".weight")
         old = model.get_submodule(path)
         model.set_submodule(path, int8_linear(value, old.bias) if isinstance(old, nn.Linear) else Int8Embedding(value))
+    return model.eval()
+
+
+def _load_plain(folder: Path) -> nn.Module:
+    """What save_pretrained wrote; transformers would build whole matrices, at random, in place of factored ones."""
+    if not hasattr(AutoConfig.from_pretrained(folder), "ranks"):
+        return with_own_bias(AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")).eval()
+    model, path = empty_model(folder), folder / SAFE_WEIGHTS_NAME
+    try:
+        safetensors.torch.load_model(model, path)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(f"{path}: missing, damaged, or not the weights of config.json: {error}") from None
     return model.eval()
 
 
@@ -155,7 +171,8 @@ def _load_torchao(folder: Path) -> nn.Module:
 def empty_model(folder: Path) -> nn.Module:
     """The architecture of folder/config.json with uninitialized weights."""
     with no_init_weights():
-        return with_own_bias(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder)))
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
+        return with_own_bias(with_factors(model))
 
 
 def _assign(model, floats, folder: Path) -> tuple[list[str], list[str]]:

@@ -26,6 +26,7 @@ DECIDING = (
     "compress.methods.",
     "compress.storage.packed",
     "compress.storage.coding",
+    "compress.engines.factored",
     "compress.engines.int8",
     "compress.engines.mpnet",
     "compress.engines.shallow",

@@ -375,8 +375,8 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
 
 MIX, ENGINE_ALONE = "a mix", "another engine alone"
 FAMILIES = (
-    *("int8", "int4", "int3", "ternary", "16-bit floats", "clustering", "pruning", "smaller student", "shallow"),
-    *(MIX, ENGINE_ALONE),
+    *("int8", "int4", "int3", "ternary", "16-bit floats", "clustering", "pruning", "low rank", "smaller student"),
+    *("shallow", MIX, ENGINE_ALONE),
 )
 BY_METHOD = {
     "int8-dynamic": {"int8"},
@@ -385,6 +385,7 @@ BY_METHOD = {
     "ternary-bert": {"ternary"},
     "prune": {"pruning"},
     "structured": {"pruning"},
+    "low-rank": {"low rank"},
     "cluster": {"clustering"},
     "deep-compression": {"clustering"},
     "distill": {"smaller student"},
