@@ -14,7 +14,7 @@ def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
     from compress.files import write_text
     from compress.paths import ROOT
-    from compress.report.pages import documents, headline_table
+    from compress.report.pages import documents, front_page
     from compress.results.reading import read_results
 
     profile = load_profile(args.profile)
@@ -22,7 +22,7 @@ def main(args: argparse.Namespace) -> None:
     files = documents(profile, results)
     for path, text in files.items():
         write_text(path, text)
-    print(f"{headline_table(results)}\n\n{', '.join(str(path.relative_to(ROOT)) for path in files)}")
+    print(f"{front_page(profile, results)}\n\n{', '.join(str(path.relative_to(ROOT)) for path in files)}")
 
 
 if __name__ == "__main__":

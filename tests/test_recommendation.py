@@ -46,19 +46,32 @@ def test_among_equals_the_smaller_is_recommended():
     assert recommendation.best([large, small], {}, replace(RESULTS, methods=methods)) == small
 
 
-def only(row, profile=PROFILE) -> tuple:
+def only(row) -> tuple:
     """The answer for results that hold this variant and the baseline alone."""
     results = replace(RESULTS, rows=[of for of in RESULTS.rows if of.variant in (row.variant, PROFILE.baseline)])
-    return recommendation.recommend(profile, results, {"max_mb": row.size_mb})
+    return recommendation.recommend(PROFILE, results, {"max_mb": row.size_mb})
 
 
-@pytest.mark.parametrize("in_core", [True, False])
-def test_the_scope_of_the_build_is_that_of_the_variant(in_core):
+def test_a_recommendation_says_how_to_build_that_model_alone():
     row = next(row for row in recommendation.recommendable(RESULTS)[1:] if row.size_ratio > 1)
-    scopes = [of.model_copy(update={"scope": "core" if in_core else "full"}) for of in PROFILE.variants]
-    _, text = only(row, PROFILE.model_copy(update={"variants": scopes}))
+    _, text = only(row)
     assert text.startswith(f"{row.variant}: F1")
-    assert f"make all PROFILE=minilm{'' if in_core else ' SCOPE=full'}\n" in text
+    assert f"make model PROFILE=minilm NAME={row.variant}\n" in text
+
+
+def test_the_four_answers_keep_the_quality_and_are_the_best_for_their_need():
+    found = dict(recommendation.answers(RESULTS))
+    assert len(found) == 4
+    rows = [row for row in RESULTS.variants if row.non_inferior and row.trained and row.size_mb]
+    assert {row.variant for row in found.values()} <= {row.variant for row in rows}
+    first, fastest, smallest, most = found.values()
+    base = recommendation.f1_on_validation(comparisons.baseline_row(RESULTS), RESULTS)
+    near = [row for row in rows if recommendation.f1_on_validation(row, RESULTS) > base - 0.01]
+    assert smallest.size_mb == min(row.size_mb for row in near)
+    assert fastest.latency_speedup == max(row.latency_speedup or 0 for row in near)
+    assert most.throughput_speedup == max(row.throughput_speedup or 0 for row in near)
+    assert first.parent == PROFILE.baseline
+    assert not RESULTS.methods[first.variant]["options"].get("training")
 
 
 def test_a_champion_is_recommended_by_its_variants_name_with_what_it_loses():

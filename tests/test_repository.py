@@ -123,7 +123,7 @@ def test_a_changed_result_changes_every_page_that_shows_it():
     seeds = [dataclasses.replace(r, **pooled) if r.variant == name else r for r in results.seeds]
     changed = dataclasses.replace(results, rows=worse, seeds=seeds)
     after = pages.report_pages(profile, changed)
-    assert pages.headline_table(changed) != pages.headline_table(results)
+    assert pages.front_page(profile, changed) != pages.front_page(profile, results)
     different = {page for page in after if after[page] != before[page]}
     assert {"report", "hw4", "decide"} <= different <= set(after) - {"hw3", "hw7"}
     assert f"**`{name}`**" not in after["decide"]

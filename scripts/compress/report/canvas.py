@@ -22,6 +22,7 @@ CHAPTER_STYLES = {
     "HW6": (YELLOW, "P"),
 }
 CHAMPION_MARKERS = "osD"
+LOSSES = matplotlib.colormaps["cividis"]
 F1_LABEL = "test F1, paired 95 % interval"
 FASTER_LABEL = "speed-up at batch 1"
 

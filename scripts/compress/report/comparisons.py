@@ -130,6 +130,20 @@ def headline_rows(results: Results) -> list[PooledRow]:
     return [row for row in measured if row.variant in shown]
 
 
+def overview(results: Results) -> dict[str, PooledRow]:
+    """The few models of the front page by their names: the baseline in two engines, the champions, simple classifiers.
+
+    A variant that is several champions has one name.
+    """
+    rows, baseline = by_name(results), results.environment["baseline"]
+    named = {"fine-tuned BERT, PyTorch": baseline, "the same, ONNX Runtime": f"{baseline}-ort-fp32"}
+    chosen = champion_names(results)
+    named |= {" = ".join(names): variant for variant, names in chosen.items()}
+    named |= {"word vectors": "static", "tf-idf": "tfidf"}
+    timed = {name: rows[variant] for name, variant in named.items() if variant in rows}
+    return {name: row for name, row in timed.items() if row.text_latency_ms_p50 and row.f1_drop_points is not None}
+
+
 def uneven_sizes(rows: Iterable[PooledRow], results: Results) -> dict[str, list[float]]:
     """The sizes in MB by seed of the variants whose bytes differ between seeds."""
     found = _by_seed(rows, results, "size_mb")

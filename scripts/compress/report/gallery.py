@@ -22,6 +22,7 @@ def has_values(column: str) -> Callable[[Results], list]:
 
 # (name, function of the results, condition)
 FIGURES = (
+    ("overview", plots.overview, comparisons.overview),
     ("f1_vs_size", partial(plots.trade_off, column="size_mb", label="size on disk, MB"), has_values("size_mb")),
     (
         "f1_vs_latency",
@@ -54,6 +55,7 @@ SERIES = (
 )
 # (name, function of rows, the servers)
 SERVING_FIGURES = (
+    ("overview", plots.overview, comparisons.overview),
     ("serving", load_plots.load_curves, load_plots.user_servers),
     ("serving_ablation", load_plots.load_curves, load_plots.ablation_servers),
     ("serving_peers", load_plots.load_curves, load_plots.peer_servers),

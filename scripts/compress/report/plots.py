@@ -5,7 +5,10 @@ from math import log
 
 from compress.report import canvas, comparisons
 from compress.results.reading import Results, by_variant
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
+MOST_LOST = 6  # points: the end of the overview's colours
 LETTER_WIDTH = 0.0095  # of a letter in the labels below the points, as a share of the axis
 
 
@@ -35,6 +38,46 @@ def trade_off(results: Results, column: str, label: str):
     axes.grid(alpha=0.3)
     canvas.chapter_legend(axes, rows, loc="upper right", ncols=3)
     return figure
+
+
+def overview(results: Results):
+    """Size and time from text of a few named models; disks are points lost at home, diamonds those out of domain.
+
+    A disk is hollow where the model is not shown to keep the quality.
+    """
+    named = comparisons.overview(results)
+    figure, axes = canvas.new_axes(7.2, 3.8)
+    norm = Normalize(0, MOST_LOST, clip=True)
+    for name, row in named.items():
+        x, y = row.size_mb, row.text_latency_ms_p50
+        home, away = (canvas.LOSSES(norm(value or 0)) for value in (row.f1_drop_points, row.ood_drop_points))
+        kept = row.non_inferior is not False
+        axes.plot(
+            x, y, "o", ms=12, mfc=home if kept else "white", mec="black" if kept else home, mew=0.8 if kept else 3
+        )
+        beside = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+        if row.ood_drop_points is not None:
+            axes.annotate("\u25c6", (x, y), (9, 0), color=away, **beside | {"fontsize": 11})
+        axes.annotate(f"{name}\n{lost(row)}", (x, y), (21, 0), **beside | {"fontsize": 7})
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    sizes, times = zip(*((row.size_mb, row.text_latency_ms_p50) for row in named.values()), strict=True)
+    axes.set_xlim(min(sizes) / 1.5, max(sizes) * 8)  # room for the names
+    axes.set_ylim(min(times) / 2, max(times) * 2)
+    canvas.log_ticks(axes.xaxis)
+    canvas.log_ticks(axes.yaxis)
+    axes.set_xlabel("size on disk, MB")
+    axes.set_ylabel("one sentence from text, ms")
+    axes.grid(alpha=0.3)
+    scale = ScalarMappable(norm, canvas.LOSSES)
+    canvas.colour_bar(scale, [axes], label="points lost; disk: F1 at home\ndiamond: macro F1 elsewhere")
+    return figure
+
+
+def lost(row) -> str:
+    """Points lost at home and out of domain, for a label."""
+    values = [value for value in (row.f1_drop_points, row.ood_drop_points) if value is not None]
+    return " | ".join(f"{value:z.1f}" for value in values)
 
 
 def measured(results: Results, column: str) -> list:

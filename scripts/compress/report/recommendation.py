@@ -8,6 +8,7 @@ from compress.cpu import warn_of_saturation
 from compress.report import comparisons
 from compress.report.comparisons import f1_on_validation
 from compress.results.reading import PooledRow, Results
+from compress.results.statistics import MARGIN
 
 
 class Limit(NamedTuple):
@@ -57,6 +58,51 @@ def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tupl
     return found
 
 
+# Methods that need a fine-tuned model alone, and for some of them the options with which they do.
+WITHOUT_DATA = {
+    "int8-dynamic": None,
+    "cast": None,
+    "cluster": None,
+    "onnx": ("precision", ("fp32", "fp16", "int8-dynamic", "int4")),
+    "openvino": ("compression", (None, "fp16", "int8-weights", "int4-weights", "codebook-weights")),
+    "optimum-onnx": ("quantization", (None, "dynamic")),
+    "optimum-intel": ("quantization", ("int8-weights", "int4-weights")),
+    "weight-only": ("rounding", ("nearest",)),
+}
+
+
+def needs_no_data(row: PooledRow, results: Results) -> bool:
+    """Whether the fine-tuned model is all that the variant is built from: no training, no calibration."""
+    options = results.methods[row.variant]["options"]
+    if row.parent != results.environment["baseline"] or row.method not in WITHOUT_DATA or options.get("training"):
+        return False
+    option = WITHOUT_DATA[row.method]
+    return option is None or options.get(option[0]) in option[1]
+
+
+def answers(results: Results) -> list[tuple[str, PooledRow]]:
+    """The best row for each of four needs, of those that keep the quality and lose less than MARGIN on validation."""
+    baseline = comparisons.baseline_row(results)
+    rows = comparisons.keeping(recommendable(results))
+    best_f1 = f1_on_validation(baseline, results)
+    if best_f1 is None:
+        return []
+    rows = [row for row in rows if f1_on_validation(row, results) > best_f1 - MARGIN / 100]
+    timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
+    free = [row for row in timed if needs_no_data(row, results)]
+    found = [
+        ("No training data: the best of size and speed", max(free, key=_size_and_speed, default=None)),
+        ("The least time per sentence", comparisons.highest(timed, "latency_speedup")),
+        ("The smallest download", comparisons.lowest(rows, "size_mb")),
+        ("The most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
+    ]
+    return [(need, row) for need, row in found if row is not None]
+
+
+def _size_and_speed(row: PooledRow) -> float:
+    return row.size_ratio * row.latency_speedup
+
+
 def describe_variant(row: PooledRow) -> str:
     speed = "not timed" if row.latency_ms is None else f"{row.latency_ms:.2f} ms at batch 1"
     return f"{row.variant}: F1 {row.f1_test:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
@@ -87,11 +133,10 @@ def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> t
         return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
     warn_of_saturation(row.variant, row.backend, row.precision, results.methods[row.variant]["options"])
     names = comparisons.champion_names(results).get(row.variant)
-    is_core = row.variant in {variant.name for variant in profile.in_scope("core")}
     lines = [
         describe_variant(row) + (f", chosen as {', '.join(names)}" if names else ""),
         describe_losses(row),
-        f"build it: make all PROFILE={profile.name}{'' if is_core else ' SCOPE=full'}",
+        f"build it: make model PROFILE={profile.name} NAME={row.variant}",
         f"serve it: make serve PROFILE={profile.name} MODEL={row.variant}",
     ]
     return 0, "\n".join(lines)

@@ -125,6 +125,24 @@ TIMES = [
 
 # Where a field begins with "row", "details", "measured" or "options" a row is one of views.entries().
 TABLES = {
+    "overview": [
+        Column("Model", "name"),
+        Column("MB", "row.size_mb", ".1f"),
+        Column("ms from text", "row.text_latency_ms_p50", ".2f"),
+        Column("F1", "row.f1_test", ".3f"),
+        Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
+        Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
+        Column("Keeps the quality", lambda line: yes_no(line["row"].non_inferior)),
+    ],
+    "answers": [
+        Column("If you need", "need"),
+        Column("take", lambda line: f"`{line['row'].variant}`"),
+        Column("MB", "row.size_mb", ".1f"),
+        Column("ms", "row.latency_ms", ".2f"),
+        Column("times the sentences per second", "row.throughput_speedup", ".1f"),
+        Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
+        Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
+    ],
     "headline": [
         Column("Name", lambda line: line["name"]),
         Column("Device", "device"),

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from compress.config.profile import Profile
 from compress.paths import ROOT
 from compress.report import comparisons as compare
+from compress.report import recommendation
 from compress.results.reading import PooledRow, Results
 
 
@@ -171,6 +172,14 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
         own = timed and timed.latency_ms_p50 and timed.latency_ms_p50 / 1e3
         lines.append(line | {"row": row, "timed": timed, "faster": faster, "our_seconds": own})
     return lines
+
+
+def overview(results: Results) -> list[dict]:
+    return [{"name": name, "row": row} for name, row in compare.overview(results).items()]
+
+
+def answers(results: Results) -> list[dict]:
+    return [{"need": need, "row": row} for need, row in recommendation.answers(results)]
 
 
 def headline(results: Results) -> list[dict]:
