@@ -321,6 +321,6 @@ $(BUILD)/.notebooks: scripts/notebooks.py $(BUILD)/.report | $(ENV)
 	$(PY) scripts/notebooks.py
 	@touch $@
 
-$(BUILD)/.report: scripts/render.py $(call package,report results) scripts/compress/measure/evaluation.py scripts/compress/measure/latency.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
+$(BUILD)/.report: scripts/render.py $(call package,report results) scripts/compress/measure/evaluation.py scripts/compress/measure/latency.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) report/style.css report/tables.html $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@

@@ -70,3 +70,30 @@ def smoke(running_smoke):
     output, errors = ((folder / "build" / name).read_text("utf-8") for name in ("stdout", "stderr"))
     assert status == 0, output[-3000:] + errors[-3000:]
     return folder, output
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium that logs what its console says."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-sync",
+    ):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as started:
+        yield started

@@ -631,50 +631,31 @@ def test_ten_minutes_of_load_leak_nothing(smoke, texts):
     assert np.median(second[:, 2]) < 2 * np.median(first[:, 2]) + 5
 
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver")
-def test_the_page_classifies_a_sentence_by_keyboard_and_shows_markup_as_text(served, tmp_path):
-    from selenium import webdriver
+def test_the_page_classifies_a_sentence_by_keyboard_and_shows_markup_as_text(served, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-sync",
-    ):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
-        browser.get(f"http://{HOST}:{served[0]}/")
-        wait = WebDriverWait(browser, 10)
-        status = browser.find_element(By.ID, "status")
-        wait.until(lambda _: status.text == "Ready.")
-        rows = browser.find_elements(By.CSS_SELECTOR, "#rows tr")
-        assert [row.get_attribute("data-model") for row in rows] == [STATIC, DYNAMIC, "service-domain"]
-        box = browser.switch_to.active_element  # the text box has the focus
-        box.send_keys('<img src=x onerror="document.title=1"> ' + TEXT, Keys.ENTER)
-        wait.until(lambda _: status.text.startswith("Classified in"))
-        response = post(served[0], '<img src=x onerror="document.title=1"> ' + TEXT)[1]
-        for row in rows:
-            cells = row.find_elements(By.TAG_NAME, "td")
-            prediction = response[row.get_attribute("data-model")]
-            assert cells[0].text == prediction["label"]
-            assert f"{100 * prediction['score']:.1f} %" in cells[1].text
-            assert float(cells[2].text) > 0
-        assert browser.title == "Compressed BERT classifiers"
-        box.clear()
-        box.send_keys("   ", Keys.ENTER)
-        wait.until(lambda _: status.get_attribute("class") == "error")
-        assert "empty or blank" in status.text
-        severe = [entry for entry in browser.get_log("browser") if "status of 400" not in entry["message"]]
-        assert severe == [] or all("favicon" in entry["message"] for entry in severe)
+    browser.get(f"http://{HOST}:{served[0]}/")
+    wait = WebDriverWait(browser, 10)
+    status = browser.find_element(By.ID, "status")
+    wait.until(lambda _: status.text == "Ready.")
+    rows = browser.find_elements(By.CSS_SELECTOR, "#rows tr")
+    assert [row.get_attribute("data-model") for row in rows] == [STATIC, DYNAMIC, "service-domain"]
+    box = browser.switch_to.active_element  # the text box has the focus
+    box.send_keys('<img src=x onerror="document.title=1"> ' + TEXT, Keys.ENTER)
+    wait.until(lambda _: status.text.startswith("Classified in"))
+    response = post(served[0], '<img src=x onerror="document.title=1"> ' + TEXT)[1]
+    for row in rows:
+        cells = row.find_elements(By.TAG_NAME, "td")
+        prediction = response[row.get_attribute("data-model")]
+        assert cells[0].text == prediction["label"]
+        assert f"{100 * prediction['score']:.1f} %" in cells[1].text
+        assert float(cells[2].text) > 0
+    assert browser.title == "Compressed BERT classifiers"
+    box.clear()
+    box.send_keys("   ", Keys.ENTER)
+    wait.until(lambda _: status.get_attribute("class") == "error")
+    assert "empty or blank" in status.text
+    severe = [entry for entry in browser.get_log("browser") if "status of 400" not in entry["message"]]
+    assert severe == [] or all("favicon" in entry["message"] for entry in severe)

@@ -9,6 +9,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "compress"}
 matplotlib.rcParams.update(STYLE)
 
 BLUE, ORANGE, GREEN, PINK, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -121,7 +122,7 @@ def colour_bar(cells, axes, **options):
 
 
 def save_figure(folder: Path, name: str, figure: Figure) -> None:
-    """Writes <name>.png for the screen and <name>.pdf for print, without a date: equal results give equal bytes."""
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+    """Writes <name>.png for Markdown, .svg for HTML and .pdf for print, without a date: equal results, equal bytes."""
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         with atomic_path(folder / f"{name}.{kind}") as temporary:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)

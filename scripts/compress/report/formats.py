@@ -8,12 +8,13 @@ import pypandoc
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.paths import ROOT
-from nbconvert import HTMLExporter, LatexExporter
+from nbconvert import LatexExporter
 
 BIBLIOGRAPHY = ROOT / "report" / "references.bib"
 CITATION = re.compile(r"\[[^\[\]]*@[^\[\]]+\]|(?<![\w`@.])@[a-z][\w-]*")  # [@key], [@key, eq. 1; @other] or @key
 FIGURE = re.compile(r"!\[(.*)\]\((.*)\.png\)\n\n\*\1\*")
 MATH = re.compile(r"\$\$.+?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)")  # as pandoc and GitHub tell formulas from money
+PAGE = "gfm+tex_math_dollars"  # the Markdown of the pages
 CITED = "gfm-raw_html-tex_math_gfm+tex_math_dollars"  # the Markdown in which pandoc writes citations
 
 PREAMBLE = r"""\newcounter{none}  % pandoc's tables count in it
@@ -46,20 +47,14 @@ def write_citations(text: str) -> str:
 
 
 def to_html(profile: Profile, text: str) -> str:
-    """The report as one HTML file with its figures inside and its formulas as MathML, which needs no script."""
-    formulas = list(dict.fromkeys(MATH.findall(text)))
-    marked = MATH.sub(lambda found: f"formula-{formulas.index(found[0])}-", text)  # the exporter would take tags apart
-    done = _exported(profile, HTMLExporter(embed_images=True), marked, _split_title(text)[0])
-    for i, formula in enumerate(to_mathml(formulas)):
-        done = done.replace(f"formula-{i}-", formula)
-    return done
-
-
-def to_mathml(formulas: list[str]) -> list[str]:
-    """Formulas in LaTeX, dollars included, as MathML."""
-    options = ["--mathml", "--wrap=none"]
-    done = pypandoc.convert_text("\n\n".join(formulas), "html", format="markdown", extra_args=options)
-    return re.findall("<math.*?</math>", done, re.S)
+    """The report as one HTML file: contents at the side, vector figures inside, formulas as MathML."""
+    title, body = _split_title(text)
+    folder = ROOT / "report"
+    options = ["--standalone", "--embed-resources", "--toc", "--toc-depth=3", "--mathml", "--wrap=none"]
+    options += [f"--metadata=title:{title}", "--metadata=lang:en", f"--resource-path={profile.report}"]
+    options += [f"--css={folder / 'style.css'}", f"--include-after-body={folder / 'tables.html'}"]
+    done = pypandoc.convert_text(re.sub(r"\.png\)", ".svg)", body), "html5", format=PAGE, extra_args=options)
+    return done + "\n"
 
 
 def to_latex(profile: Profile, text: str) -> str:

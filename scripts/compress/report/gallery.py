@@ -55,7 +55,6 @@ SERIES = (
 )
 # (name, function of rows, the servers)
 SERVING_FIGURES = (
-    ("overview", plots.overview, comparisons.overview),
     ("serving", load_plots.load_curves, load_plots.user_servers),
     ("serving_ablation", load_plots.load_curves, load_plots.ablation_servers),
     ("serving_peers", load_plots.load_curves, load_plots.peer_servers),
