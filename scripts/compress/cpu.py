@@ -41,7 +41,7 @@ def warn_of_saturation(model: str, backend: str, precision: str) -> None:
     Without VNNI, ONNX Runtime adds pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large sums. ARM
     has exact instructions, and its /proc/cpuinfo no line "flags".
     """
-    if (backend, precision) != ("onnxruntime", "int8") or not CPUINFO.exists():
+    if backend not in ("onnxruntime", "cascade") or "int8" not in precision or not CPUINFO.exists():
         return
     flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8"), re.MULTILINE)
     if flags and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split()):
