@@ -1,6 +1,6 @@
-"""HW6: exports and quantization by Hugging Face Optimum, and PyTorch's own fast paths.
+"""HW6: exports and quantization by Hugging Face Optimum, PyTorch's own fast paths, and cascades of two models.
 
-Reads build/<profile>/data/ and the parent's model; writes the model and its record to
+Reads build/<profile>/data/ and the models of the parents; writes the model and its record to
 build/<profile>/seed<k>/<variant>/.
 Example: python scripts/06_optimum.py --profile minilm optimum-ort-o2
 """
@@ -12,9 +12,11 @@ from compress.cli import build_parser, main_guard
 
 def main(args: argparse.Namespace) -> int:
     from compress.graph.building import build
+    from compress.methods.cascade import cascade
     from compress.methods.hf_optimum import optimum_intel, optimum_onnx, torch_runtime
 
-    return build(args, {"optimum-onnx": optimum_onnx, "optimum-intel": optimum_intel, "torch": torch_runtime})
+    makers = {"optimum-onnx": optimum_onnx, "optimum-intel": optimum_intel, "torch": torch_runtime}
+    return build(args, makers | {"cascade": cascade})
 
 
 if __name__ == "__main__":

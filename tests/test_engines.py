@@ -222,7 +222,7 @@ def test_a_folder_that_can_not_run_is_a_clear_error(folder, monkeypatch):
     with pytest.raises(UserError, match="runs on the CPU here, not on cuda"):
         load(folder, "cuda")
     edit(folder, backend="tensorrt")
-    with pytest.raises(UserError, match="unknown 'tensorrt', known: numpy, onnxruntime, openvino, torch"):
+    with pytest.raises(UserError, match="unknown 'tensorrt', known: cascade, numpy, onnxruntime, openvino, torch"):
         load(folder)
     edit(folder, backend="openvino")
     with pytest.raises(UserError, match=r"model\.xml: OpenVINO can't load it"):

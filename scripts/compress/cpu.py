@@ -41,7 +41,7 @@ def warn_of_saturation(model: str, backend: str, precision: str, options: dict) 
     Without VNNI, ONNX Runtime adds pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large sums. ARM
     has exact instructions, and its /proc/cpuinfo no line "flags".
     """
-    suffers = (backend, precision) == ("onnxruntime", "int8") and not options.get("reduced_range")
+    suffers = backend in ("onnxruntime", "cascade") and "int8" in precision and not options.get("reduced_range")
     if not suffers or not CPUINFO.exists():
         return
     flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8"), re.MULTILINE)

@@ -13,7 +13,7 @@ from compress.config.budgets import Building, Measure, Serving
 from compress.config.groups import Listing, list_variants
 from compress.config.sources import Backbone, Data
 from compress.config.strict import Strict, explain
-from compress.config.variants import AnyVariant, Classifier, Mixed, Scope, Variant
+from compress.config.variants import AnyVariant, Cascade, Classifier, Mixed, Scope, Variant
 from compress.errors import UserError
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 from pydantic import Field, ValidationError, model_validator
@@ -64,8 +64,9 @@ class Profile(Strict):
             if unknown := set(wanted) - set(names):
                 raise ValueError(f"{key}: no variant is called {sorted(unknown)[0]!r}")
         for number, variant in enumerate(self.variants):
-            if variant.parent is not None and variant.parent not in names[:number]:
-                raise ValueError(f"variants: {variant.name}: parent: no variant before it is called {variant.parent!r}")
+            for key, parent in zip(("parent", "second"), variant.parents, strict=False):
+                if parent not in names[:number]:
+                    raise ValueError(f"variants: {variant.name}: {key}: no variant before it is called {parent!r}")
             if getattr(variant, "counterpart", None) not in [None, *names]:
                 raise ValueError(f"variants: {variant.name}: counterpart: no variant is called {variant.counterpart!r}")
         return self
@@ -89,7 +90,7 @@ class Profile(Strict):
         if self.no_quality and self.champions:
             raise ValueError("champions: are chosen by quality, which no_quality rules out")
         for variant in self.variants:
-            if self.no_quality and isinstance(variant, Mixed):
+            if self.no_quality and isinstance(variant, Mixed | Cascade):
                 raise ValueError(f"variants: {variant.name}: is chosen by quality, which no_quality rules out")
         if self.services and not self.data.package:
             raise ValueError("serving.tasks: need the rated snippets of data.package, which this profile lacks")
@@ -99,7 +100,7 @@ class Profile(Strict):
     def core_is_complete(self):
         """Whatever a core variant, the baseline or the core's load test needs is core, too."""
         core = {variant.name for variant in self.in_scope("core")}
-        needed = {variant.parent: variant.name for variant in self.in_scope("core") if variant.parent}
+        needed = {parent: variant.name for variant in self.in_scope("core") for parent in variant.parents}
         needed[self.baseline] = "baseline"
         if self.serving:
             served = filter(None, [self.serving.parent, self.serving.ablated_for("core")])
@@ -140,17 +141,17 @@ class Profile(Strict):
         return [variant for variant in self.variants if scope in ("full", variant.scope)]
 
     def ancestors(self, name: str) -> set[str]:
-        """The variant itself, its parent, the parent's parent and so on."""
-        parents = {variant.name: variant.parent for variant in self.variants}
-        names = set()
-        while name is not None:
-            names.add(name)
-            name = parents[name]
+        """The variant itself, its parents, their parents and so on."""
+        parents = {variant.name: variant.parents for variant in self.variants}
+        names, todo = set(), [name]
+        while todo:
+            names.add(todo[-1])
+            todo += parents[todo.pop()]
         return names
 
     def is_trained(self, variant: Variant) -> bool:
         """True if the variant or one of its ancestors was trained on the task."""
-        ancestors = self.ancestors(variant.parent) if variant.parent else set()
+        ancestors = set().union(*map(self.ancestors, variant.parents))
         return any(v.has_training for v in [variant, *(v for v in self.variants if v.name in ancestors)])
 
     def threads_of(self, variant: Variant) -> int:

@@ -68,6 +68,11 @@ class Variant(Strict):
     threads: Positive | None = None  # of the build, if not building.threads
 
     @property
+    def parents(self) -> list[str]:
+        """The variants that it is built from, the first one being `parent`."""
+        return [self.parent] if self.parent else []
+
+    @property
     def trainings(self) -> list[Training]:
         """Those of the variant itself, not of its ancestors."""
         return [value for _, value in self if isinstance(value, Training)]
@@ -465,6 +470,28 @@ class TorchRuntime(Tooled):
         return NO_INT8 if self.precision == "int8" else None
 
 
+class Cascade(Derived):
+    """Two models in one: the parent answers where it is sure, the slower and better `second` answers the rest."""
+
+    script: ClassVar[str] = "06_optimum.py"
+    module: ClassVar[str] = "cascade"
+    chapter: Chapter = "HW6"
+    family: Family = "engine"
+    method: Literal["cascade"]
+    second: str
+    tolerance: Annotated[float, Field(ge=0)] = 0.2  # largest loss of validation F1 against `second` alone, in points
+
+    @property
+    def parents(self) -> list[str]:
+        return [self.parent, self.second]
+
+    @model_validator(mode="after")
+    def models_differ(self):
+        if self.second == self.parent:
+            raise ValueError("second: must be another variant than parent")
+        return self
+
+
 class Classifier(Derived):
     """A classifier of the service: the parent trained further on the task's labels, then static int8 in ONNX."""
 
@@ -484,6 +511,7 @@ OPTIONS = (
     Int8, Int8Saved, TorchAO, Cast, Mixed, QAT, WeightOnly, TernaryBERT,
     Prune, Structured, LowRank, Cluster, DeepCompression,
     Distill, Cut, Trim, Onnx, OpenVINO, OptimumOrt, OptimumIntel, TorchRuntime,
+    Cascade,
 )  # fmt: skip
 METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}
 AnyVariant = Annotated[Union[OPTIONS], Field(discriminator="method")]  # noqa: UP007 (a tuple)

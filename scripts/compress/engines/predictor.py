@@ -23,6 +23,7 @@ BACKENDS = {
     "onnxruntime": ("onnxruntime", "ort", "load_onnx"),
     "openvino": ("openvino", "ov", "load_openvino"),
     "numpy": ("safetensors", "shallow", "load_shallow"),
+    "cascade": ("numpy", "two_stage", "load_cascade"),
 }
 BATCH_TOLERANCE = 1e-4  # logits: the largest difference between a sentence alone and in a batch
 

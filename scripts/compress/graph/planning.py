@@ -30,13 +30,14 @@ DECIDING = (
     "compress.engines.int8",
     "compress.engines.mpnet",
     "compress.engines.shallow",
+    "compress.engines.two_stage",
 )
 
 
 def parents_of(profile: Profile, variant) -> list[str]:
-    """The variants whose artifacts a build reads: its parent, and the baseline as teacher if it trains a child."""
-    teacher = profile.baseline if variant.parent and variant.has_training else None
-    return list(dict.fromkeys(name for name in (variant.parent, teacher) if name))
+    """The variants whose artifacts a build reads: its parents, and the baseline as teacher if it trains a child."""
+    teacher = [profile.baseline] if variant.parent and variant.has_training else []
+    return list(dict.fromkeys([*variant.parents, *teacher]))
 
 
 def teacher_files(profile: Profile, variant, seed: int) -> list[Path]:

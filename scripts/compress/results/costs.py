@@ -1,8 +1,10 @@
 """Sizes, times and memory from a seed file: the columns of variants.csv that need no labels."""
 
+from collections.abc import Callable
+
 import numpy as np
 from compress.results.seedfile import Entry, Measured, Seed
-from compress.results.statistics import paired_speedup
+from compress.results.statistics import mean_speedup, paired_speedup
 from compress.storage.record import Record
 
 NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
@@ -37,8 +39,9 @@ def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) ->
     if entry.cold:
         columns["peak_rss_mb"] = entry.cold.about["peak_rss_bytes"] / 1e6
     if entry.passes:
-        columns |= time_columns(entry.passes)
-        columns |= wider_interval(columns, base)
+        columns |= time_columns(entry.passes, speedup_of(record))
+        if record.method != "cascade":  # whose speed-up is one of means, and its milliseconds a median
+            columns |= wider_interval(columns, base)
         columns["speedup_over_ort_fp32"] = columns["latency_speedup"] / ort_speedup if ort_speedup else None
     return columns
 
@@ -56,13 +59,21 @@ def timing_reason(record: Record) -> str:
     return OTHER_SEED if record.seed else "not timed"
 
 
-def time_columns(passes: list[Measured]) -> dict:
-    """Medians over the calls of all passes; throughput is that of the median pass."""
+def speedup_of(record: Record) -> Callable:
+    """The statistic of the record's speed-ups for single sentences: a cascade's cost depends on the sentence."""
+    return mean_speedup if record.method == "cascade" else paired_speedup
+
+
+def time_columns(passes: list[Measured], latency_ratio: Callable = paired_speedup) -> dict:
+    """Medians over the calls of all passes; throughput is that of the median pass.
+
+    latency_ratio: one of speedup_of(). A round of throughput holds many sentences, so its ratios need no mean.
+    """
     latency, text, throughput = (
         [one.arrays[f"{kind}_seconds"] for one in passes] for kind in ("latency", "text", "throughput")
     )
     milliseconds = 1e3 * np.concatenate(latency)[:, 0]
-    speedup, low, high = paired_speedup(latency)
+    speedup, low, high = latency_ratio(latency)
     rates = [one.about["throughput_sentences"] / one.arrays["throughput_seconds"][:, 0].sum() for one in passes]
     return {
         "threads": passes[0].about["threads"],
@@ -72,7 +83,7 @@ def time_columns(passes: list[Measured]) -> dict:
         "latency_speedup_low": low,
         "latency_speedup_high": high,
         "text_latency_ms_p50": 1e3 * float(np.median(np.concatenate(text)[:, 0])),
-        "text_latency_speedup": paired_speedup(text)[0],
+        "text_latency_speedup": latency_ratio(text)[0],
         "throughput_per_s": float(np.median(rates)),
         "throughput_speedup": paired_speedup(throughput)[0],
     }

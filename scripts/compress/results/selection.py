@@ -11,9 +11,10 @@ import numpy as np
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.files import remove, write_json
+from compress.results.costs import speedup_of
 from compress.results.reading import read_champions
 from compress.results.seedfile import UNLABELLED, Seed
-from compress.results.statistics import bootstrap_f1, bootstrap_weights, f1_of, paired_speedup
+from compress.results.statistics import bootstrap_f1, bootstrap_weights, f1_of
 
 # What each goal maximizes.
 SCORES = {
@@ -77,7 +78,7 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
                     name,
                     {seed.number: seed.entries[name].logits["validation"] for seed in usable if name in seed.evaluated},
                     bytes_of[profile.baseline] / bytes_of[name],
-                    paired_speedup(passes)[0] if passes else 0.0,
+                    speedup_of(first[name].record)(passes)[0] if passes else 0.0,
                     teacher_agreement(usable, name),
                 )
             )
