@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 from compress.files import atomic_path
+from compress.report.comparisons import CHAPTERS
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
@@ -85,10 +86,10 @@ def baseline_line(axes, base) -> None:
 
 
 def chapter_legend(axes, rows, **options) -> None:
-    """A legend of the rows' chapters, and of what else is labelled."""
+    """A legend of what the rows' chapters are about, and of what else is labelled."""
     for chapter, (colour, marker) in CHAPTER_STYLES.items():
         if any(row.chapter == chapter for row in rows):
-            axes.plot([], [], marker, color=colour, ms=5, label=chapter)
+            axes.plot([], [], marker, color=colour, ms=5, label=CHAPTERS.get(chapter, chapter))
     axes.legend(frameon=False, fontsize=8, **options)
 
 

@@ -16,7 +16,14 @@ from compress.results.reading import PooledRow, Results, by_variant
 from compress.results.rows import VariantRow
 from compress.results.statistics import rank_correlation
 
-CHAPTERS = ("HW1", "HW2", "HW3", "HW4", "HW6", "HW7")
+CHAPTERS = {  # a homework of the course, and what it is about
+    "HW1": "quantization and pruning",
+    "HW2": "clustering",
+    "HW3": "distillation",
+    "HW4": "inference engines",
+    "HW6": "Optimum and PyTorch",
+    "HW7": "serving",
+}
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
