@@ -137,7 +137,7 @@ def headline_rows(results: Results) -> list[PooledRow]:
     return [row for row in measured if row.variant in shown]
 
 
-def overview(results: Results) -> dict[str, PooledRow]:
+def front_page_rows(results: Results) -> dict[str, PooledRow]:
     """The few models of the front page by their names: the baseline in two engines, the champions, simple classifiers.
 
     A variant that is several champions has one name.

@@ -22,7 +22,7 @@ def has_values(column: str) -> Callable[[Results], list]:
 
 # (name, function of the results, condition)
 FIGURES = (
-    ("overview", plots.overview, comparisons.overview),
+    ("overview", plots.overview, comparisons.front_page_rows),
     ("f1_vs_size", partial(plots.trade_off, column="size_mb", label="size on disk, MB"), has_values("size_mb")),
     (
         "f1_vs_latency",

@@ -45,7 +45,7 @@ def overview(results: Results):
 
     A disk is hollow where the model is not shown to keep the quality.
     """
-    named = comparisons.overview(results)
+    named = comparisons.front_page_rows(results)
     figure, axes = canvas.new_axes(7.2, 3.8)
     norm = Normalize(0, MOST_LOST, clip=True)
     for name, row in named.items():

@@ -184,11 +184,13 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
     return lines
 
 
-def overview(results: Results) -> list[dict]:
-    return [{"name": name, "row": row} for name, row in compare.overview(results).items()]
+def front_page_lines(results: Results) -> list[dict]:
+    """The few models of the front page, each with its name."""
+    return [{"name": name, "row": row} for name, row in compare.front_page_rows(results).items()]
 
 
-def answers(results: Results) -> list[dict]:
+def answer_lines(results: Results) -> list[dict]:
+    """The variant for each of four needs."""
     return [{"need": need, "row": row} for need, row in recommendation.answers(results)]
 
 
