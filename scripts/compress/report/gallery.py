@@ -72,7 +72,7 @@ def figures(profile: Profile, results: Results) -> dict[str, Callable]:
     for name, draw, choose in SERVING_FIGURES:
         rows = choose(results.serving, profile.serving.ablated) if profile.serving else []
         if rows:
-            found[name] = partial(draw, rows)
+            found[name] = partial(draw, rows, profile.serving.load.p99_ms)
     return found
 
 

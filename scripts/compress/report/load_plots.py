@@ -5,6 +5,7 @@ from compress.results.reading import by_variant
 from compress.results.rows import ServingRow
 
 SERVER_MARKERS = "osD^vPX*<>hp"
+LIMIT_TEXT = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 7, "color": "0.3"}
 
 
 def user_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
@@ -26,8 +27,8 @@ def peer_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow
     return [row for row in peers if not row.variant.endswith(load_facts.FIVE)]
 
 
-def load_curves(rows: list[ServingRow]):
-    """p99 and goodput over the offered load, one line per server."""
+def load_curves(rows: list[ServingRow], limit_ms: float):
+    """p99 and goodput over the offered load, one line per server, and the limit of p99."""
     figure, panels = canvas.new_panels(1, 2, 7.4, 4.2)
     axes, goodput = panels[0]
     opened = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
@@ -36,6 +37,8 @@ def load_curves(rows: list[ServingRow]):
         offered, style = [row.offered_rps for row in of_server], {"marker": marker, "ms": 4, "lw": 1, "label": name}
         axes.plot(offered, [row.latency_ms_p99 for row in of_server], **style)
         goodput.plot(offered, [row.goodput_rps for row in of_server], **style)
+    axes.axhline(limit_ms, color="0.3", lw=1, ls="--", zorder=0)
+    axes.annotate(f"limit {limit_ms:g} ms", (0, limit_ms), (2, 3), **LIMIT_TEXT)
     axes.set_ylabel("p99 latency of answered requests, ms")
     goodput.set_ylabel("requests per second answered in time")
     for panel in panels[0]:
@@ -49,9 +52,9 @@ def load_curves(rows: list[ServingRow]):
     return figure
 
 
-def peer_bars(rows: list[ServingRow]):
+def peer_bars(rows: list[ServingRow], limit_ms: float):
     """Each server's rate at saturation, a tick per setting that was tried for a peer, and p99 at 0.7 of that rate."""
-    facts = load_facts.server_facts(rows, p99_ms=0, peers=True)
+    facts = load_facts.server_facts(rows, limit_ms, peers=True)
     ordered = sorted(facts.values(), key=lambda server: server.saturated)
     of_server = by_variant(rows)
     figure, axes = canvas.new_axes(7.2, 0.9 + 0.4 * len(ordered))
