@@ -91,7 +91,7 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
     free = [row for row in timed if needs_no_data(row, results)]
     found = [
-        ("No training data: the best of size and speed", max(free, key=_size_and_speed, default=None)),
+        ("The fine-tuned model alone, no data: best of size and speed", max(free, key=_size_and_speed, default=None)),
         ("The least time per sentence", comparisons.highest(timed, "latency_speedup")),
         ("The smallest download", comparisons.lowest(rows, "size_mb")),
         ("The most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
