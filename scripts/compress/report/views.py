@@ -76,6 +76,15 @@ def champions(results: Results) -> list[dict]:
     return [{"name": name, "row": rows[facts["chosen"]], **facts} for name, facts in results.champions.items()]
 
 
+def small_champions(results: Results) -> list[tuple[str, dict]]:
+    """(what it is, the champion) for the fast and the tiny champion, once if a variant is both."""
+    of_goal = {champion["rule"]["goal"]: champion for champion in champions(results)}
+    fast, tiny = of_goal.get("fast"), of_goal.get("tiny")
+    both = fast and tiny and fast["chosen"] == tiny["chosen"] and fast["rule"]["tolerance"] == tiny["rule"]["tolerance"]
+    found = [("fastest and the smallest", fast)] if both else [("fastest", fast), ("smallest", tiny)]
+    return [(what, champion) for what, champion in found if champion and champion["row"].ood_drop_points is not None]
+
+
 def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
     """A line per budget and family, best validation F1 first."""
     lines = []
