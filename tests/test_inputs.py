@@ -151,13 +151,13 @@ def test_smoke_has_every_method_and_each_names_its_script_and_module():
         assert (SCRIPTS / "compress" / "methods" / f"{option.module}.py").exists(), option.module
 
 
-def test_the_core_of_the_default_profile_trains_within_50_minutes_and_has_every_method():
+def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_method():
     profile = load_profile("minilm")
     with open(profile.results / "variants.csv", encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["seed"], row["device"]) == ("0", "cpu")]
     seconds = {row["variant"]: float(row["train_seconds"] or 0) for row in rows}
     core = profile.in_scope("core")
-    assert sum(seconds[variant.name] for variant in core) < 50 * 60  # two at a time
+    assert sum(seconds[variant.name] for variant in core) < 55 * 60  # two at a time
     appendix = {"mixed-precision", "trim", "ternary-bert", "weight-only"}
     assert {variant.method for variant in core} == {variant.method for variant in profile.variants} - appendix
     assert len(profile.serving.variants_for("core")) == 3
@@ -327,7 +327,7 @@ def test_a_wrong_backend_or_a_missing_library_is_a_clear_error(artifact, monkeyp
         load(artifact)
     content = json.loads((artifact / "artifact.json").read_text()) | {"backend": "abacus"}
     write_json(artifact / "artifact.json", content)
-    with pytest.raises(UserError, match="unknown 'abacus', known: numpy, onnxruntime, openvino, torch"):
+    with pytest.raises(UserError, match="unknown 'abacus', known: cascade, numpy, onnxruntime, openvino, torch"):
         load(artifact)
 
 

@@ -158,7 +158,7 @@ def against_large(results: Results) -> list[dict]:
     if (reference := theirs.get(results.rows[0].seed)) is None:
         return []
     names = {results.environment["baseline"]: "fine-tuned"}
-    names |= {facts["chosen"]: name for name, facts in results.champions.items()}
+    names |= {variant: " = ".join(champions) for variant, champions in compare.champion_names(results).items()}
     return [
         {
             "name": name,
