@@ -158,7 +158,7 @@ def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_
     seconds = {row["variant"]: float(row["train_seconds"] or 0) for row in rows}
     core = profile.in_scope("core")
     assert sum(seconds[variant.name] for variant in core) < 55 * 60  # two at a time
-    appendix = {"mixed-precision", "trim", "ternary-bert", "weight-only"}
+    appendix = {"cascade", "low-rank", "mixed-precision", "ternary-bert", "weight-only"}
     assert {variant.method for variant in core} == {variant.method for variant in profile.variants} - appendix
     assert len(profile.serving.variants_for("core")) == 3
     assert (len(profile.serving.load_for("core").rates), profile.serving.load_for("core").repeats) == (4, 1)
