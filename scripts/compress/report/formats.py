@@ -13,6 +13,7 @@ from nbconvert import LatexExporter
 BIBLIOGRAPHY = ROOT / "report" / "references.bib"
 CITATION = re.compile(r"\[[^\[\]]*@[^\[\]]+\]|(?<![\w`@.])@[a-z][\w-]*")  # [@key], [@key, eq. 1; @other] or @key
 FIGURE = re.compile(r"!\[(.*)\]\((.*)\.png\)\n\n\*\1\*")
+IMAGE = re.compile(r"\]\(([^()\s]*)\.png\)")
 MATH = re.compile(r"\$\$.+?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)")  # as pandoc and GitHub tell formulas from money
 PAGE = "gfm+tex_math_dollars"  # the Markdown of the pages
 CITED = "gfm-raw_html-tex_math_gfm+tex_math_dollars"  # the Markdown in which pandoc writes citations
@@ -51,10 +52,11 @@ def to_html(profile: Profile, text: str) -> str:
     title, body = _split_title(text)
     folder = ROOT / "report"
     options = ["--standalone", "--embed-resources", "--toc", "--toc-depth=3", "--mathml", "--wrap=none"]
-    options += [f"--metadata=title:{title}", "--metadata=lang:en", f"--resource-path={profile.report}"]
+    options += [f"--metadata=title:{title}", "--metadata=lang:en"]
     options += [f"--css={folder / 'style.css'}", f"--include-after-body={folder / 'tables.html'}"]
-    done = pypandoc.convert_text(re.sub(r"\.png\)", ".svg)", body), "html5", format=PAGE, extra_args=options)
-    return done + "\n"
+    # Absolute links to the figures: the page's folder may not exist yet.
+    drawn = IMAGE.sub(lambda found: f"](<{(profile.report / found[1]).resolve()}.svg>)", body)
+    return pypandoc.convert_text(drawn, "html5", format=PAGE, extra_args=options) + "\n"
 
 
 def to_latex(profile: Profile, text: str) -> str:

@@ -64,6 +64,8 @@ def cascades(results: Results) -> list[dict]:
     """Each measured cascade with the row of its second model, and how many times faster than that model it is."""
     rows, lines = compare.by_name(results), []
     for entry in entries(compare.of_method(results, "cascade"), results):
+        if "passed_on" not in entry["details"]:
+            continue
         second = rows[entry["options"]["second"]]
         faster = compare.ratio(entry["row"].latency_speedup, second.latency_speedup)
         lines.append(entry | {"second": second, "faster": faster})
