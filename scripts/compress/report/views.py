@@ -8,7 +8,7 @@ from compress.config.profile import Profile
 from compress.paths import ROOT
 from compress.report import comparisons as compare
 from compress.report import recommendation
-from compress.results.reading import PooledRow, Results
+from compress.results.reading import PooledRow, Results, by_variant
 
 
 def entries(rows: Iterable[PooledRow], results: Results) -> list[dict]:
@@ -156,7 +156,7 @@ def against_large(results: Results) -> list[dict]:
     """
     large = compare.baseline_row(results.large)
     theirs = {row.seed: row for row in results.large.rows if row.variant == large.variant}
-    first = {row.variant: row for row in reversed(results.rows)}
+    first = {variant: rows[0] for variant, rows in by_variant(results.rows).items()}
     if (reference := theirs.get(results.rows[0].seed)) is None:
         return []
     names = {results.environment["baseline"]: "fine-tuned"}
