@@ -14,12 +14,14 @@ def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
     from compress.files import write_text
     from compress.paths import ROOT
+    from compress.report.formats import to_html
     from compress.report.pages import documents, front_page
     from compress.results.reading import read_results
 
     profile = load_profile(args.profile)
     results = read_results(profile)
     files = documents(profile, results)
+    files[profile.report / "report.html"] = to_html(profile, files[profile.report / "report.md"])
     for path, text in files.items():
         write_text(path, text)
     print(f"{front_page(profile, results)}\n\n{', '.join(str(path.relative_to(ROOT)) for path in files)}")
