@@ -152,6 +152,18 @@ def ood_drop(row) -> str:
     return tables.table_cell(row, tables.Column("", "ood_drop_points", ".1f", ("ood_drop_low", "ood_drop_high")))
 
 
+def loses(row, away: bool = False) -> str:
+    """ "loses 0.4 [-0.2, 1.0]" or "gains 1.2 [0.2, 2.1]": points of F1 or, out of domain, of macro F1."""
+    lost, low, high = (
+        (row.ood_drop_points, row.ood_drop_low, row.ood_drop_high)
+        if away
+        else (row.f1_drop_points, row.f1_drop_ci_low, row.f1_drop_ci_high)
+    )
+    word, sign = ("gains", -1) if float(digits(lost, 1)) < 0 else ("loses", 1)
+    ends = [] if low is None else sorted([sign * low, sign * high])
+    return f"{word} {digits(abs(lost), 1)}" + (f" [{', '.join(digits(end, 1) for end in ends)}]" if ends else "")
+
+
 def code_names(rows) -> str:
     """Names, or the names of rows, as a list in code type."""
     return ", ".join(f"`{getattr(row, 'variant', row)}`" for row in rows)
@@ -169,6 +181,7 @@ FILTERS = {
     "number": tables.format_number,
     "drop": drop,
     "ood_drop": ood_drop,
+    "loses": loses,
     "code_names": code_names,
     "deeper": deeper,
 }
