@@ -14,7 +14,7 @@ from compress.errors import Skip, UserError
 from compress.files import read_arrays, write_arrays, write_json
 from compress.metrics import softmax
 from compress.provenance import provenance
-from compress.results import seedfile, statistics
+from compress.results import scoring, seedfile, statistics
 from compress.results.collating import collate, report_rows
 from compress.results.reading import read_results
 from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write_rows
@@ -479,6 +479,23 @@ def test_reading_pools_quality_and_keeps_the_first_seeds_costs(profile, built):
     assert row.latency_ms * row.latency_speedup == pytest.approx(results.variants[0].latency_ms_p50)
     assert [one.latency_ms for one in results.variants if one.variant == "pruned"] == [None]
     assert results.gpu is None
+
+
+def test_drops_against_the_large_model_are_those_against_its_baseline(profile, built, monkeypatch):
+    tables(profile, [0, 1])
+    own = {row.variant: row for row in read_results(profile).seeds}
+    seeds = [read_seed_file(seed_path(profile.results, number)) for number in (0, 1)]
+    assert scoring.large_rows(profile, seeds) == []  # no teacher
+    # Its own results as the teacher's, with the pruned variant as the teacher's baseline.
+    monkeypatch.setattr(scoring, "load_profile", lambda name: profile.model_copy(update={"baseline": "pruned"}))
+    taught = profile.model_copy(update={"teacher": "large"})
+    rows = {row.variant: row for row in scoring.large_rows(taught, seeds)}
+    for name, row in own.items():
+        assert rows[name].f1_mean == pytest.approx(row.f1_mean, rel=1e-5)
+        assert rows[name].drop_mean == pytest.approx(row.drop_mean - own["pruned"].drop_mean, abs=1e-4)
+    assert (rows["pruned"].drop_low, rows["pruned"].drop_high) == (0, 0)
+    other = replace(seeds[0], texts=[f"{text}!" for text in seeds[0].texts])
+    assert {row.seeds for row in scoring.large_rows(taught, [other, seeds[1]])} == {1}
 
 
 def test_a_profile_without_quality_has_empty_columns_and_no_quality_tables(profile, built):

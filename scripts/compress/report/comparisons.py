@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from itertools import chain, pairwise, product
 from statistics import mean, median, stdev
 
-from compress.data.card import OUT_OF_DOMAIN
 from compress.paths import ROOT
 from compress.results.reading import PooledRow, Results, by_variant
-from compress.results.rows import VariantRow
 from compress.results.statistics import rank_correlation
 
 CHAPTERS = {  # a homework of the course, and what it is about
@@ -34,15 +32,6 @@ BUDGETS_MB = (23, 10, 5, 2.5)
 TIMES_FASTER = (2, 4, 8, 12)  # budgets of latency: the baseline's divided by these
 PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
 DECISION_MB, DECISION_MS, DECISION_POINTS = (23, 12, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
-
-
-def lost_away(row: VariantRow, reference: VariantRow) -> float | None:
-    """Points of macro F1 below the reference, the mean over the other domains; None where one was not measured."""
-    columns = [f"f1_macro_{domain}" for domain in OUT_OF_DOMAIN]
-    pairs = [(getattr(reference, column), getattr(row, column)) for column in columns]
-    if any(value is None for pair in pairs for value in pair):
-        return None
-    return mean(100 * (theirs - own) for theirs, own in pairs)
 
 
 def by_name(results: Results) -> dict[str, PooledRow]:

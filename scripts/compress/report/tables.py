@@ -353,8 +353,8 @@ TABLES = {
         Column("smaller", "smaller", ".1f"),
         Column("ms", "row.latency_ms", ".2f"),
         Column("faster", "faster", ".1f"),
-        Column("F1 points lost", "lost", ".1f"),
-        Column("out of domain", "lost_away", ".1f"),
+        Column("F1 points lost", "lost.drop_mean", ".1f", ("lost.drop_low", "lost.drop_high")),
+        Column("out of domain", "lost.ood_drop_mean", ".1f", ("lost.ood_drop_low", "lost.ood_drop_high")),
     ],
     "both_sizes": [
         Column("Method", "method"),

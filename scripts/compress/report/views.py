@@ -8,7 +8,7 @@ from compress.config.profile import Profile
 from compress.paths import ROOT
 from compress.report import comparisons as compare
 from compress.report import recommendation
-from compress.results.reading import PooledRow, Results, by_variant
+from compress.results.reading import PooledRow, Results
 
 
 def entries(rows: Iterable[PooledRow], results: Results) -> list[dict]:
@@ -150,28 +150,20 @@ def published() -> list[dict]:
 
 
 def against_large(results: Results) -> list[dict]:
-    """The baseline and the champions against the large fine-tuned model, on the test sentences of the first seed.
-
-    Points are of F1, and of macro F1 averaged over the other domains. Empty unless both have that seed.
-    """
-    large = compare.baseline_row(results.large)
-    theirs = {row.seed: row for row in results.large.rows if row.variant == large.variant}
-    first = {variant: rows[0] for variant, rows in by_variant(results.rows).items()}
-    if (reference := theirs.get(results.rows[0].seed)) is None:
-        return []
+    """The baseline and the champions against the large fine-tuned model: sizes, times, and points lost."""
+    large, row_of = compare.baseline_row(results.large), compare.by_name(results)
     names = {results.environment["baseline"]: "fine-tuned"}
     names |= {variant: " = ".join(champions) for variant, champions in compare.champion_names(results).items()}
     return [
         {
-            "name": name,
-            "row": row,
+            "name": names[lost.variant],
+            "row": (row := row_of[lost.variant]),
+            "lost": lost,
             "smaller": large.size_mb / row.size_mb,
             "faster": row.latency_ms and large.latency_ms and large.latency_ms / row.latency_ms,
-            "lost": 100 * (reference.f1_test - first[row.variant].f1_test),
-            "lost_away": compare.lost_away(first[row.variant], reference),
         }
-        for row in results.variants
-        if (name := names.get(row.variant)) and first[row.variant].f1_test is not None
+        for lost in results.against_large
+        if lost.variant in names
     ]
 
 

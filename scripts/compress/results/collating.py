@@ -12,7 +12,15 @@ from compress.results.cards import write_cards
 from compress.results.costs import cost_columns, find_ort_speedup
 from compress.results.facts import environment, methods
 from compress.results.rows import VariantRow, write_rows
-from compress.results.scoring import Scores, flip_rows, pooled_rows, quality_columns, reliability_rows, score_seeds
+from compress.results.scoring import (
+    Scores,
+    flip_rows,
+    large_rows,
+    pooled_rows,
+    quality_columns,
+    reliability_rows,
+    score_seeds,
+)
 from compress.results.seedfile import Seed, read_seed_file, seed_is_built, seed_path, write_seed_file
 from compress.results.selection import write_champions
 
@@ -41,6 +49,7 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     write_json(folder / "environment.json", environment(profile, seeds))
     write_json(folder / "data.json", first.card | {"older_splits": older_splits(seeds)})
     write_rows(folder / "seeds.csv", pooled_rows(profile.baseline, scores))
+    write_rows(folder / "against_large.csv", large_rows(profile, seeds) if has_quality else [])
     write_rows(folder / "reliability.csv", reliability_rows(first) if has_quality else [])
     write_rows(folder / "flips.csv", flip_rows(first, profile.baseline) if has_quality else [])
     write_champions(folder / "champions.json", profile, seeds)

@@ -12,7 +12,7 @@ from compress.errors import UserError
 from compress.results.rows import FlipRow, ReliabilityRow, SeedRow, ServiceRow, ServingRow, VariantRow, read_rows
 
 OPTIONAL = {"seeds": SeedRow, "serving": ServingRow, "services": ServiceRow, "reliability": ReliabilityRow}
-OPTIONAL |= {"flips": FlipRow}  # tables that not every run has
+OPTIONAL |= {"flips": FlipRow, "against_large": SeedRow}  # tables that not every run has
 
 # Columns of quality without a pooled column in seeds.csv: the mean over the seeds stands for them.
 AVERAGED = (  # noqa: SIM905
@@ -57,6 +57,7 @@ class Results:
     services: list[ServiceRow]
     reliability: list[ReliabilityRow]
     flips: list[FlipRow]
+    against_large: list[SeedRow]  # drops against the large fine-tuned model, in place of the baseline
     champions: dict[str, dict]  # by name: "chosen" and the facts of the choice
     methods: dict[str, dict]  # by variant: options, details, seconds, measured
     environment: dict

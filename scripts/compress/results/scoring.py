@@ -1,13 +1,14 @@
 """Quality from the predictions of a seed file: F1 with bootstrap intervals, drops, calibration, tests over seeds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from compress.config.profile import Profile, load_profile
 from compress.data.card import OUT_OF_DOMAIN
 from compress.metrics import softmax
 from compress.results.flips import excerpt, most_flipped
 from compress.results.rows import FlipRow, ReliabilityRow, SeedRow
-from compress.results.seedfile import SETS, Seed
+from compress.results.seedfile import SETS, Seed, read_seed_file, seed_path
 from compress.results.statistics import (
     MARGIN,
     bootstrap_f1,
@@ -117,6 +118,23 @@ def pooled_rows(baseline: str, scores: dict[int, Scores]) -> list[SeedRow]:
     names = dict.fromkeys(name for of_seed in usable for name in of_seed.predictions)
     tests = pooled_tests(baseline, [name for name in names if name != baseline], usable)
     return [pooled_row(name, baseline, usable, *tests.get(name, (None, None))) for name in names]
+
+
+def large_rows(profile: Profile, seeds: list[Seed]) -> list[SeedRow]:
+    """As pooled_rows, against the baseline of the teacher profile: what a small model loses against the large one.
+
+    Of the seeds that both profiles have with the same test sentences; empty without one.
+    """
+    if profile.teacher is None:
+        return []
+    teacher, joined = load_profile(profile.teacher), []
+    name = f"{teacher.name}/{teacher.baseline}"
+    for seed in seeds:
+        path = seed_path(teacher.results, seed.number)
+        large = read_seed_file(path) if path.exists() else None
+        if large and large.texts == seed.texts and teacher.baseline in large.evaluated:
+            joined.append(replace(seed, entries=seed.entries | {name: large.entries[teacher.baseline]}))
+    return pooled_rows(name, score_seeds(joined))
 
 
 def pooled_tests(baseline: str, names: list[str], scores: list[Scores]) -> dict[str, tuple[float, float]]:
