@@ -229,11 +229,15 @@ def printed(cell) -> list[str]:
 
 def test_the_five_lines_of_the_decision_page_load_the_variant(smoke):
     folder, _ = smoke
-    blocks = re.findall(r"```python\n(.*?)```", (folder / "report" / "smoke" / "decide.md").read_text("utf-8"), re.S)
-    assert blocks
-    for block in blocks:
-        assert len(block.splitlines()) == 5
-        done = run(folder, sys.executable, "-c", block, PYTHONPATH="scripts")
+    page = (folder / "report" / "smoke" / "decide.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(block.splitlines()) == 5
+    lines = re.findall(r"^\| `([^`]+)` \|.*?\| (\d+) \| \w+ \| [^|]+ \|$", page, re.M)
+    assert f"/{lines[0][0]}" in block
+    assert f"threads={lines[0][1]}" in block
+    for name, threads in lines:
+        mine = block.replace(f"/{lines[0][0]}", f"/{name}").replace(f"threads={lines[0][1]}", f"threads={threads}")
+        done = run(folder, sys.executable, "-c", mine, PYTHONPATH="scripts")
         assert re.fullmatch(r"\[\[ *-?[\d.]+ +-?[\d.]+ *\]\]\n", done.stdout), done.stderr
 
 

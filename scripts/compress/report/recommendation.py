@@ -81,7 +81,10 @@ def needs_no_data(row: PooledRow, results: Results) -> bool:
 
 
 def answers(results: Results) -> list[tuple[str, PooledRow]]:
-    """The best row for each of four needs, of those that keep the quality and lose less than MARGIN on validation."""
+    """The best row for each of four needs, of those that keep the quality and lose less than MARGIN on validation.
+
+    Needs with the same row are joined.
+    """
     baseline = comparisons.baseline_row(results)
     rows = comparisons.keeping(recommendable(results))
     best_f1 = f1_on_validation(baseline, results)
@@ -91,12 +94,16 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
     free = [row for row in timed if needs_no_data(row, results)]
     found = [
-        ("The fine-tuned model alone, no data: best of size and speed", max(free, key=_size_and_speed, default=None)),
-        ("The least time per sentence", comparisons.highest(timed, "latency_speedup")),
-        ("The smallest download", comparisons.lowest(rows, "size_mb")),
-        ("The most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
+        ("a model without training or data: the best of size and speed", max(free, key=_size_and_speed, default=None)),
+        ("the least time per sentence", comparisons.highest(timed, "latency_speedup")),
+        ("the smallest download", comparisons.lowest(rows, "size_mb")),
+        ("the most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
     ]
-    return [(need, row) for need, row in found if row is not None]
+    joined: dict[str, tuple[list[str], PooledRow]] = {}
+    for need, row in found:
+        if row is not None:
+            joined.setdefault(row.variant, ([], row))[0].append(need)
+    return [("; ".join(needs), row) for needs, row in joined.values()]
 
 
 def _size_and_speed(row: PooledRow) -> float:
