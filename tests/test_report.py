@@ -418,6 +418,7 @@ def large_results() -> Results:
     ]
     rows.append(row_of("distill-6x768", f1_test=0.91, f1_drop_points=1.5, size_mb=270.0, size_ratio=1.6))
     results = results_of(rows)
+    results.rows[0] = replace(results.rows[0], text_latency_ms_p50=62.0)
     results.environment["description"] = "a large network"
     results.data["fingerprint"] = RESULTS.data["fingerprint"]
     return results
@@ -448,6 +449,11 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert {name for key in small for name in key.split(" = ")} == {"fine-tuned", *RESULTS.champions}
     assert small["fine-tuned"]["smaller"] == pytest.approx(438.0 / comparisons.baseline_row(RESULTS).size_mb)
     assert text.count("| 4.2 [3.5, 5.0] |") == len(small)
+    first, *others = views.front_page_lines(results)
+    assert (first["row"].size_mb, first["row"].f1_drop_points, first["row"].non_inferior) == (438.0, -4.25, True)
+    assert (first["row"].f1_drop_ci_low, first["row"].f1_drop_ci_high) == (-5.0, -3.5)
+    assert others == views.front_page_lines(RESULTS)
+    assert "It loses 4.2 [3.5, 5.0] F1 points." in pages.front_page(PROFILE, results)
     assert "TernaryBERT" in text
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, RESULTS).keys() == {"both_sizes"}
     assert plots.both_sizes(results).axes[0].get_yticklabels()[-1].get_text() == pairs[0].method

@@ -6,13 +6,13 @@ the chosen variant is its test result. The pairs of "one thing at a time" are da
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise, product
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
 from compress.results.reading import PooledRow, Results, by_variant
-from compress.results.statistics import rank_correlation
+from compress.results.statistics import MARGIN, rank_correlation
 
 CHAPTERS = {  # a homework of the course, and what it is about
     "HW1": "quantization and pruning",
@@ -127,7 +127,8 @@ def headline_rows(results: Results) -> list[PooledRow]:
 
 
 def front_page_rows(results: Results) -> dict[str, PooledRow]:
-    """The few models of the front page by their names: the baseline in two engines, the champions, simple classifiers.
+    """The few models of the front page by their names: the large model, the baseline in two engines, the champions,
+    simple classifiers.
 
     A variant that is several champions has one name.
     """
@@ -137,7 +138,26 @@ def front_page_rows(results: Results) -> dict[str, PooledRow]:
     named |= {" = ".join(names): variant for variant, names in chosen.items()}
     named |= {"word vectors": "static", "tf-idf": "tfidf"}
     timed = {name: rows[variant] for name, variant in named.items() if variant in rows}
+    if (large := large_row(results)) is not None:
+        timed = {"fine-tuned MPNet, BERT base's size": large} | timed
     return {name: row for name, row in timed.items() if row.text_latency_ms_p50 and row.f1_drop_points is not None}
+
+
+def large_row(results: Results) -> PooledRow | None:
+    """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences."""
+    small = next((row for row in results.against_large if row.variant == results.environment["baseline"]), None)
+    if small is None or results.large is None:
+        return None
+    negative = {
+        "f1_drop_points": small.drop_mean,
+        "f1_drop_ci_low": small.drop_high,
+        "f1_drop_ci_high": small.drop_low,
+        "ood_drop_points": small.ood_drop_mean,
+        "ood_drop_low": small.ood_drop_high,
+        "ood_drop_high": small.ood_drop_low,
+    }
+    drops = {column: None if value is None else -value for column, value in negative.items()}
+    return replace(baseline_row(results.large), **drops, non_inferior=-small.drop_low < MARGIN)
 
 
 def uneven_sizes(rows: Iterable[PooledRow], results: Results) -> dict[str, list[float]]:
