@@ -290,7 +290,7 @@ def test_the_report_says_what_a_cascade_passes_on_and_whether_it_reached_its_aim
         seeds=[row for row in results.seeds if row.variant != name] + [pooled],
         methods=results.methods | {name: about | {"seconds": 1.0}},
     )
-    text = pages.finished(pages.page_templates(PROFILE, changed).get_template("chapters/hw6.md.j2").render())
+    text = pages.finished(pages.page_templates(PROFILE, changed).get_template("chapters/combinations.md.j2").render())
     assert (
         f"`{name}` passes 31 % of the validation sentences on from `{fast}` to `{slow}` (tolerance 0.2 points)" in text
     )
@@ -312,5 +312,7 @@ def test_the_report_says_what_a_cascade_passes_on_and_whether_it_reached_its_aim
 def test_pages_without_a_cascade_say_nothing_of_it():
     results = read_results(PROFILE)
     rows = [row for row in results.rows if row.method != "cascade"]
-    text = pages.page_templates(PROFILE, replace(results, rows=rows)).get_template("chapters/hw6.md.j2").render()
+    text = (
+        pages.page_templates(PROFILE, replace(results, rows=rows)).get_template("chapters/combinations.md.j2").render()
+    )
     assert "cascade" not in text

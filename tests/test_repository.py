@@ -142,6 +142,50 @@ def test_an_unknown_citation_is_an_error_and_only_cited_works_are_listed():
         formats.write_citations("[@holm1979; @nobody1999]")
 
 
+def test_sections_have_numbers_appendices_letters_and_references_both():
+    text = "## Abstract\n\nSee [](#second-part), [](#appendix-raw-data), [](#not-there).\n\n## First\n\n### Below\n\n"
+    text += "## Second part\n\n### It's below\n\n## Appendix: raw data\n\n### Rows\n\n## References\n"
+    done = formats.link_sections(formats.number_sections(text))
+    assert "See [section 2](#2-second-part), [appendix A](#appendix-a-raw-data), not there." in done
+    titles = ["Abstract", "1 First", "1.1 Below", "2 Second part", "2.1 It's below"]
+    titles += ["Appendix A: raw data", "A.1 Rows", "References"]
+    assert re.findall(r"^###? (.+)$", done, re.M) == titles
+    assert "**Contents**\n\n- [1 First](#1-first)\n- [2 Second part](#2-second-part)\n- [Appendix A" in done
+    assert formats.slug("2.1 It's below") == "21-its-below"
+    assert formats.link_sections("[](#first)\n\n## First\n") == "[First](#first)\n\n## First\n"
+
+
+def test_every_section_of_the_report_is_listed_once_and_every_reference_leads_to_one():
+    for page in (ROOT / "report").glob("**/*.md"):
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+        titles = re.findall(r"^#+ (.+)$", text, re.M)
+        anchors = {formats.slug(title) for title in titles}
+        assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors, page
+        assert "[](" not in text, page
+        if page.name == "report.md":
+            sections = [title for title in re.findall(r"^## (.+)$", text, re.M) if title not in formats.UNNUMBERED]
+            assert re.findall(r"^- \[(.+)\]\(#", text, re.M) == sections
+            tex = page.with_suffix(".tex").read_text("utf-8")
+            assert "Contents" not in tex
+            labels = set(re.findall(r"\\label\{([^}]+)\}", tex))
+            assert set(re.findall(r"\\hyperref\[([^]]+)\]", tex)) <= labels
+
+
+def test_the_main_part_of_the_report_is_short_and_its_pages_share_its_sections():
+    report = (ROOT / "report" / "report.md").read_text("utf-8")
+    main = report[: report.index("\n## Appendix A")]
+    prose = re.sub(r"^(\||!\[).*$|^\$\$.*\$\$$", "", main, flags=re.M)
+    assert len(prose.split()) < 7000
+    for homework, sections in comparisons.SECTIONS.items():
+        page = (ROOT / "report" / f"{homework.lower()}.md").read_text("utf-8")
+        assert page.split("\n# ")[1].startswith(f"Homework {homework[2:]}: ")
+        for section in sections:
+            title = re.search(r"^## (.+)$", (ROOT / f"report/chapters/{section}.md.j2").read_text("utf-8"), re.M)[1]
+            paragraphs = page.split(f"## {title}\n\n")[1].split("\n\n")
+            assert formats.slug(title) == section
+            assert next(text for text in paragraphs if not text.startswith("#")) in main
+
+
 def test_the_first_sentence_of_every_caption_has_a_number():
     text = (ROOT / "report" / "report.md").read_text("utf-8")
     captions = re.findall(r"^!\[(.*)\]\(.*\.png\)\n\n\*\1\*$", text, re.M)

@@ -22,6 +22,16 @@ CHAPTERS = {  # a homework of the course, and what it is about
     "HW6": "Optimum and PyTorch",
     "HW7": "serving",
 }
+SECTIONS = {  # the report's sections on a homework; each is the template report/chapters/<section>.md.j2
+    "HW1": ("quantization", "pruning"),
+    "HW2": ("clustering",),
+    "HW3": ("distillation",),
+    "HW4": ("engines",),
+    "HW6": ("optimum", "combinations"),
+    "HW7": ("serving",),
+}
+METHOD_SECTIONS = ("quantization", "pruning", "clustering", "distillation", "engines", "optimum")
+PRUNED = {"pruning", "low-rank"}  # the families of the section on pruning
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
@@ -206,13 +216,20 @@ class Change:
     faster: float | None
 
 
-def one_thing_at_a_time(results: Results, chapter: str) -> list[Change]:
-    """The pairs of report/ablations.csv for a chapter that are in the results."""
+def of_section(section: str, rows: Iterable[PooledRow]) -> list[PooledRow]:
+    """The rows that a section on methods is about."""
+    homework = next(name for name, sections in SECTIONS.items() if section in sections)
+    own = [row for row in rows if row.chapter == homework]
+    return [row for row in own if (row.family in PRUNED) == (section == "pruning")]
+
+
+def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Change]:
+    """The pairs of report/ablations.csv whose changed variant is one of these rows."""
     f1 = {(row.variant, row.seed): row.f1_test for row in results.rows if row.f1_test is not None}
     seeds = sorted({seed for _, seed in f1})
-    rows, changes = by_name(results), []
+    rows, names, changes = by_name(results), {row.variant for row in own}, []
     with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
-        pairs = [line for line in csv.DictReader(file) if line["chapter"] == chapter]
+        pairs = [line for line in csv.DictReader(file) if line["with"] in names]
     for line in pairs:
         new, old = line["with"], line["without"]
         gains = [100 * (f1[new, seed] - f1[old, seed]) for seed in seeds if {(new, seed), (old, seed)} <= set(f1)]

@@ -1,4 +1,4 @@
-"""Markdown to other forms: citations written out by pandoc, one HTML file, and LaTeX."""
+"""The pages' Markdown: citations written out by pandoc, sections numbered and linked; and one HTML file, and LaTeX."""
 
 import os
 import re
@@ -15,6 +15,10 @@ CITATION = re.compile(r"\[[^\[\]]*@[^\[\]]+\]|(?<![\w`@.])@[a-z][\w-]*")  # [@ke
 FIGURE = re.compile(r"!\[(.*)\]\((.*)\.png\)\n\n\*\1\*")
 IMAGE = re.compile(r"\]\(([^()\s]*)\.png\)")
 MATH = re.compile(r"\$\$.+?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)")  # as pandoc and GitHub tell formulas from money
+HEADING = re.compile(r"^(##|###) (.+)$", re.M)
+UNNUMBERED = ("Abstract", "References")
+REFERENCE = re.compile(r"\[\]\(#([\w-]+)\)")  # [](#serving): the section with that title
+CONTENTS = re.compile(r"^\*\*Contents\*\*\n\n(?:- .*\n)+\n", re.M)
 PAGE = "gfm+tex_math_dollars"  # the Markdown of the pages
 CITED = "gfm-raw_html-tex_math_gfm+tex_math_dollars"  # the Markdown in which pandoc writes citations
 
@@ -25,7 +29,60 @@ PREAMBLE = r"""\newcounter{none}  % pandoc's tables count in it
 \captionsetup{format=plain, font=small, aboveskip=4pt, belowskip=4pt}  % the exporter hides captions
 \adjustboxset{max size={0.85\linewidth}{0.33\paperheight}}  % figures stay in place: small ones leave small gaps
 \raggedright  % names of variants are long and can't be hyphenated
+\setcounter{secnumdepth}{-2}  % the titles have their numbers already
 """
+
+
+def slug(title: str) -> str:
+    """The anchor of a heading, as GitHub and pandoc make it."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def number_sections(text: str) -> str:
+    """The text with numbered headings of two levels, letters for appendices, and its contents after the abstract."""
+    section, appendix, part = 0, 0, 0
+
+    def numbered(found: re.Match) -> str:
+        nonlocal section, appendix, part
+        marks, title = found.groups()
+        if marks == "###":
+            part += 1
+            return f"### {chr(64 + appendix) if appendix else section}.{part} {title}"
+        if title in UNNUMBERED:
+            return found[0]
+        part = 0
+        if title.startswith("Appendix: "):
+            appendix += 1
+            return f"## Appendix {chr(64 + appendix)}: {title.removeprefix('Appendix: ')}"
+        section += 1
+        return f"## {section} {title}"
+
+    done = HEADING.sub(numbered, text)
+    titles = [title for marks, title in HEADING.findall(done) if marks == "##" and title not in UNNUMBERED]
+    contents = "".join(f"- [{title}](#{slug(title)})\n" for title in titles)
+    return re.sub(r"^## (?!Abstract)", f"**Contents**\n\n{contents}\n## ", done, count=1, flags=re.M)
+
+
+def link_sections(text: str) -> str:
+    """The text with its references to sections by number, if they have one, or else by title.
+
+    A reference is a link without a text to the title without its number: [](#serving), [](#appendix-tables).
+    """
+    labels = {}
+    for _, title in HEADING.findall(text):
+        number, _, plain = title.partition(" ")
+        if title.startswith("Appendix "):
+            letter, _, plain = title.removeprefix("Appendix ").partition(": ")
+            labels.setdefault(f"appendix-{slug(plain)}", (f"appendix {letter}", slug(title)))
+        elif number[0].isdigit():
+            labels.setdefault(slug(plain), (f"section {number}", slug(title)))
+        labels.setdefault(slug(title), (title.removeprefix("Appendix: "), slug(title)))
+
+    def link(found: re.Match) -> str:
+        label, anchor = labels.get(found[1], (None, None))
+        return f"[{label}](#{anchor})" if label else found[1].replace("-", " ")
+
+    return REFERENCE.sub(link, text)
 
 
 def write_citations(text: str) -> str:
@@ -55,18 +112,20 @@ def to_html(profile: Profile, text: str) -> str:
     options += [f"--metadata=title:{title}", "--metadata=lang:en"]
     options += [f"--css={folder / 'style.css'}", f"--include-after-body={folder / 'tables.html'}"]
     # Absolute links to the figures: the page's folder may not exist yet.
-    drawn = IMAGE.sub(lambda found: f"](<{(profile.report / found[1]).resolve()}.svg>)", body)
+    drawn = IMAGE.sub(lambda found: f"](<{(profile.report / found[1]).resolve()}.svg>)", CONTENTS.sub("", body))
     return pypandoc.convert_text(drawn, "html5", format=PAGE, extra_args=options) + "\n"
 
 
 def to_latex(profile: Profile, text: str) -> str:
     """The report in LaTeX, with vector figures."""
     title, body = _split_title(text)  # the title is LaTeX's, and so are sections and captions
-    body = re.sub(r"^##", "#", FIGURE.sub(r"![\1](\2.pdf)", body), flags=re.M)
+    body = re.sub(r"^##", "#", FIGURE.sub(r"![\1](\2.pdf)", CONTENTS.sub("", body)), flags=re.M)
+    body = re.sub(r"\]\(#\d+-", "](#", body)  # pandoc's own Markdown leaves numbers out of anchors
     done = _exported(profile, LatexExporter(), body, title)
     # The exporter makes paths absolute; the committed file must not say where the clone lies.
     done = done.replace(f"{{{profile.figures}/", f"{{{os.path.relpath(profile.figures, profile.report)}/")
     done = done.replace("\\begin{document}", f"{PREAMBLE}\\begin{{document}}", 1)
+    done = done.replace("\\maketitle", "\\maketitle\n\\setcounter{tocdepth}{1}\n\\tableofcontents", 1)
     return "\n".join(line.rstrip() for line in done.splitlines()) + "\n"
 
 

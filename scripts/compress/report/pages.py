@@ -37,10 +37,11 @@ def report_pages(profile: Profile, results: Results) -> dict[str, str]:
     """The Markdown of every page by its name: the report, its chapters and the decision page."""
     engine = page_templates(profile, results)
     if profile.no_quality:
-        return {"report": finished(engine.get_template("costs.md.j2").render())}
-    sources = {"report": "report.md.j2", "decide": "decide.md.j2"}
-    sources |= dict.fromkeys(engine.globals["chapters"], "page.md.j2")
-    return {name.lower(): finished(engine.get_template(of).render(page=name)) for name, of in sources.items()}
+        return {"report": finished(formats.number_sections(engine.get_template("costs.md.j2").render()))}
+    report = formats.number_sections(engine.get_template("report.md.j2").render())
+    sources = {"decide": "decide.md.j2"} | dict.fromkeys(engine.globals["chapters"], "page.md.j2")
+    others = {name.lower(): engine.get_template(of).render(page=name) for name, of in sources.items()}
+    return {name: finished(text) for name, text in ({"report": report} | others).items()}
 
 
 def notebook_sources(profile: Profile, results: Results) -> dict[str, str]:
@@ -51,8 +52,8 @@ def notebook_sources(profile: Profile, results: Results) -> dict[str, str]:
 
 
 def finished(text: str) -> str:
-    """A rendered page with its citations written out and without surplus blank lines."""
-    return formats.write_citations(re.sub(r"\n{3,}", "\n\n", text))
+    """A rendered page with its citations and references written out and without surplus blank lines."""
+    return formats.write_citations(formats.link_sections(re.sub(r"\n{3,}", "\n\n", text)))
 
 
 def page_templates(profile: Profile, results: Results, notebook: bool = False):

@@ -107,6 +107,10 @@ def yes_no(value: bool | None) -> str | None:
     return None if value is None else "yes" if value else "no"
 
 
+def keeps_quality(line: dict) -> str | None:
+    return {True: "yes", False: "not shown"}.get(line["row"].non_inferior)
+
+
 DROP = ("row.f1_drop_ci_low", "row.f1_drop_ci_high")
 PARTNER_DROP = ("partner.f1_drop_ci_low", "partner.f1_drop_ci_high")
 OUT_OF_DOMAIN = ("row.ood_drop_low", "row.ood_drop_high")
@@ -132,7 +136,7 @@ TABLES = {
         Column("F1", "row.f1_test", ".3f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
-        Column("Keeps the quality", lambda line: {True: "yes", False: "not shown"}.get(line["row"].non_inferior)),
+        Column("Keeps the quality", keeps_quality),
     ],
     "answers": [
         Column("If you need", "need"),
@@ -150,6 +154,15 @@ TABLES = {
         Column("F1_test", "f1_test", ".3f"),
         Column("Size(mb)", "size_mb", ".3f"),
         Column("Time for 1 predict(s)", "seconds", ".5f"),
+    ],
+    "family": [
+        Column("Variant", labelled),
+        Column("MB", "row.size_mb", ".1f"),
+        Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
+        Column("faster than ORT fp32", "row.speedup_over_ort_fp32", ".2f"),
+        Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
+        Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
+        Column("Keeps the quality", keeps_quality),
     ],
     "quality": [
         Column("Variant", labelled),
