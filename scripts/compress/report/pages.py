@@ -1,7 +1,8 @@
 """The pages: every Markdown page from its template, the report as HTML and LaTeX, and the README's results.
 
-Templates are report/*.j2 and report/chapters/*.j2; figures' captions are the blocks of report/captions.md.j2. Templates
-choose rows by comparisons and load_facts, join them by views, and render them by the filter `table`.
+A page is a template report/*.j2, a section of the report one of report/chapters/; the pages of the homework have the
+same sections. Figures' captions are the blocks of report/captions.md.j2. Templates choose rows by comparisons and
+load_facts, join them by views, and render them by the filter `table`.
 """
 
 import os
