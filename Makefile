@@ -52,6 +52,7 @@ NAME ?=
 AGAINST ?= $(wildcard tests/expected/$(PROFILE))
 ONLY ?=# variants that `make check` builds first, and compares alone
 PORT ?= 8000
+MINUTES ?= 10# of load by `make soak`
 
 CONDA_NAME := bert-compression
 CONDA_DEFAULT_ENV ?=
@@ -91,9 +92,6 @@ smoke: ## the whole graph in miniature, in four minutes
 
 test: $(ENV) ## the tests, the smoke run among them
 	$(PY) -m pytest
-
-soak: $(ENV) ## ten minutes of load on the service: memory and latency must not grow
-	$(PY) -m pytest -s -m soak tests/test_service.py
 
 test-replicas: $(ENV) ## two replicas behind haproxy (Debian: haproxy), the manifests, the image's packages
 	$(PY) -m pytest -s -m replicas tests/test_replicas.py
@@ -153,6 +151,9 @@ serve: $(ENV) ## an HTTP service: make serve MODEL=champion-balanced (default: t
 
 serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=champion-balanced PORT=8000
 	build/ray/bin/python scripts/serve_ray.py --profile $(PROFILE) --model $(MODEL) --port $(PORT) --replicas $(THREADS)
+
+soak: $(ENV) ## load for MINUTES=10: memory, connections and latency must not grow: make soak MODEL=champion-balanced
+	@$(LOCK) $(PY) scripts/soak.py --profile $(PROFILE) --threads $(THREADS) --minutes $(MINUTES) $(foreach model,$(MODEL),--model $(model))
 
 ##@ Paper (reads results/ only)
 figures: $(BUILD)/.figures ## results/ to figures/

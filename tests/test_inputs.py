@@ -161,7 +161,7 @@ def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_
     appendix = {"cascade", "low-rank", "mixed-precision", "ternary-bert", "weight-only"}
     assert {variant.method for variant in core} == {variant.method for variant in profile.variants} - appendix
     assert len(profile.serving.variants_for("core")) == 3
-    assert (len(profile.serving.load_for("core").rates), profile.serving.load_for("core").repeats) == (4, 1)
+    assert (len(profile.serving.load_for("core").rates), profile.serving.load_for("core").repeats) == (3, 1)
     assert profile.serving.ablated_for("core") is None
     assert profile.serving.load_for("full").repeats > 1
 

@@ -11,11 +11,15 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import psutil
 import pytest
+from compress.config.budgets import Load
+from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.loadtest import generator as load
 from compress.loadtest import runs
+from compress.loadtest.benchmark import EQUAL_LOAD, Benchmark
 from compress.loadtest.processes import HOST, free_port
 from compress.loadtest.runs import Run, is_void
+from compress.loadtest.servers import Server, own_servers
 from compress.loadtest.summary import serving_row
 from compress.paths import SCRIPTS
 
@@ -142,6 +146,57 @@ def test_a_run_with_a_late_generator_is_void():
 def test_without_a_server_requests_are_lost():
     outcome = load.open_loop(HOST, free_port(), requests(5), np.linspace(0.01, 0.05, 5))
     assert (outcome.status == load.LOST).all()
+
+
+class OneServer:
+    """A fleet whose server runs already."""
+
+    def __init__(self, server: Server):
+        self.servers = [server]
+
+    def isolate(self, server: Server) -> None:
+        pass
+
+
+def benchmark(folder, **budget) -> Benchmark:
+    return Benchmark(folder, Load(repeats=1, **budget), [], True, requests(50), {"seed": 0})
+
+
+def test_a_rate_is_offered_until_the_budgets_requests_are_sent_or_its_time_is_over(tmp_path, monkeypatch):
+    usage = dict.fromkeys(("cpu_seconds", "peak_rss_bytes", "batches", "items", "tokens", "padded_tokens"), 0)
+    monkeypatch.setattr(Server, "usage", lambda _: usage)
+    monkeypatch.setattr(runs, "LATE", 10.0)  # on a busy machine a late generator would repeat the run
+    short = benchmark(tmp_path, responses=400, least_seconds=0.1, most_seconds=1.0)
+    with server(lambda _: (0.0, 200)) as (port, bodies):
+        ours = Server("ours", "serve.py", [], [], port=port)
+        for share, rate, sent in ((0.5, 800.0, 400), (1.5, 1000.0, 600), (0.1, 100.0, 100)):
+            bodies.clear()
+            run = short.open(OneServer(ours), ours, share, rate, 0)
+            assert len(bodies) == len(run.outcome.status) == sent
+            row = serving_row([run])
+            assert row["requests"] == sent
+            assert 0 < row["latency_ms_p99_low"] <= row["latency_ms_p99"]
+            high = row["latency_ms_p99_high"]
+            assert high is None or high >= row["latency_ms_p99"]
+            assert sent > 100 or high is None  # a hundred requests don't bound p99
+
+
+def test_models_are_offered_the_baselines_calm_rate_too(tmp_path, monkeypatch):
+    profile = load_profile("minilm")
+    models = profile.serving.variants_for("full")
+    servers = own_servers(profile, "full", 2, tmp_path.joinpath)
+    assert {of.name for of in servers if of.compared_with} == set(models) - {profile.baseline}
+    offered = []
+    monkeypatch.setattr(Benchmark, "open", lambda _, fleet, server, share, rate, repeat: offered.append((server, rate)))
+    base, other = (next(of for of in servers if of.name == name) for name in models[:2])
+    fleet = OneServer(base)
+    fleet.servers.append(other)
+    benchmark(tmp_path, rates=[EQUAL_LOAD]).measure_open(fleet, {base.name: 200.0, other.name: 1000.0})
+    assert [(server.name, round(rate, 6)) for server, rate in offered] == [
+        (base.name, 140.0),
+        (other.name, 700.0),
+        (other.name, 140.0),
+    ]
 
 
 def a_run(share=0.5, lag=0.001, tries=1, settings=None, sources=()):

@@ -109,6 +109,7 @@ def every_table() -> dict[str, list]:
         "splits": views.splits(RESULTS),
         "services": RESULTS.services,
         "servers": list(servers.values()),
+        "rates": load_facts.judged_rates(RESULTS.serving, servers, 130),
         "clients": load_facts.client_loops(RESULTS.serving),
         "settings": load_facts.peer_settings(RESULTS.serving),
     }
@@ -289,13 +290,41 @@ def server(*runs, variant="a") -> list[ServingRow]:
 
 def test_a_sustained_rate_lies_between_the_one_that_passed_and_the_one_that_failed():
     quick, slow = server((800, 20), (1000, 90), (1250, 200)), server((80, 20), (100, 130), (125, 131), (200, None))
-    assert (load_facts.sustained(slow, 130), load_facts.first_failed(slow, 130)) == (100, 125)
     full = ServingRow(variant="a", layout="saturation", achieved_rps=1300.0)
     facts = [load_facts.server_facts([*of, full], 130)["a"] for of in (quick, slow)]
-    assert load_facts.lead(*facts) == (8, 12.5)
-    without_failure = load_facts.server_facts([*quick[:2], full], 130)["a"]
-    assert load_facts.lead(without_failure, facts[1]) is None
+    assert [(of.sustained, of.failed) for of in facts] == [(1000, [1250]), (100, [125])]
     assert load_facts.sustained(server((10, 900)), 130) is None
+
+
+def test_every_failing_rate_is_named_and_one_below_the_sustained_rate_is_an_outlier():
+    runs = [
+        *server((300, 20), (100, 20), (400, 150), (200, 415), (500, 900)),
+        ServingRow(variant="a", layout="saturation"),
+    ]
+    facts = load_facts.server_facts(runs, 130)["a"]
+    assert (facts.sustained, facts.failed) == (300, [400, 500])
+    assert [row.offered_rps for row in facts.outliers] == [200]
+    judged = load_facts.judged_rates(runs, ["a", "none"], 130)
+    assert [(row.offered_rps, passed) for row, passed in judged] == [
+        (100, True),
+        (200, False),
+        (300, True),
+        (400, False),
+        (500, False),
+    ]
+
+
+def test_servers_are_compared_at_the_base_servers_calm_rate_if_it_was_offered_to_others():
+    base = [replace(row, share=share) for row, share in zip(server((70, 9), (90, 30)), (0.7, 0.9), strict=True)]
+    other = [
+        replace(row, share=share)
+        for row, share in zip(server((70.01, 3), (700, 8), variant="b"), (0.07, 0.7), strict=True)
+    ]
+    peer = [replace(row, share=0.07) for row in server((70, 5), variant="peer-c")]
+    found = load_facts.equal_rate([*base, *other, *peer], "a")
+    assert [(row.variant, row.latency_ms_p99) for row in found] == [("a", 9), ("b", 3)]
+    assert load_facts.equal_rate(base, "a") == []
+    assert load_facts.offered_shares([*base, *other]) == [0.7]
 
 
 def test_peers_and_our_server_in_their_turns_are_apart_from_our_other_servers():

@@ -601,36 +601,6 @@ def test_an_onnx_service_starts_fast_and_small_without_torch(smoke):
     assert seconds < 6  # 0.8 s on a quiet machine
 
 
-SOAK_SECONDS = 600
-
-
-@pytest.mark.soak
-def test_ten_minutes_of_load_leak_nothing(smoke, texts):
-    with service(smoke[0], STATIC, "service-domain") as (port, process):
-        requests = load.payloads(texts, HOST, "/process")
-        rate = load.closed_loop(HOST, port, requests, 8, 3.0).completed_rps / 2
-        seen, completed = [], []
-        for chunk in range(SOAK_SECONDS // 30):
-            outcome = load.open_loop(HOST, port, requests, load.poisson(rate, int(30 * rate), chunk))
-            assert set(outcome.status.tolist()) <= {200, 429, 504}  # on a busy machine some are refused or late
-            completed.append(np.mean(outcome.status == 200))
-            time.sleep(2)  # until the service has noticed that the generator's connections are closed
-            descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
-            p99 = 1000 * np.quantile(outcome.latency[outcome.status == 200], 0.99)
-            seen.append((rss(process) / 1e6, descriptors, p99))
-            print(
-                f"{30 * (chunk + 1):4d} s at {rate:.0f}/s: {100 * completed[-1]:.2f} % completed, "
-                f"{seen[-1][0]:.1f} MB, {descriptors} descriptors, p99 {p99:.1f} ms",
-                flush=True,
-            )
-    assert np.mean(completed) > 0.95
-    half = len(seen) // 2
-    first, second = (np.array(part) for part in (seen[2:half], seen[half:]))
-    assert second[:, 0].max() - first[:, 0].max() < 5, "memory grows"
-    assert second[:, 1].max() <= first[:, 1].max() + 5, "connections leak"
-    assert np.median(second[:, 2]) < 2 * np.median(first[:, 2]) + 5
-
-
 def test_the_page_classifies_a_sentence_by_keyboard_and_shows_markup_as_text(served, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys

@@ -44,11 +44,18 @@ class Load(Strict):
     saturation_seconds: Annotated[float, Field(gt=0)] = 5.0
     saturation_repeats: Positive = 5  # the servers take turns, so that slow drift of the machine averages out
     rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = RATES
-    responses: Positive = 1000  # per open-loop rate, at least: a percentile needs them
+    responses: Positive = 10_000  # per open-loop rate, all repeats together; more requests are sent in overload
     least_seconds: Annotated[float, Field(gt=0)] = 2.0  # of an open-loop run
+    most_seconds: Annotated[float, Field(gt=0)] = 120.0  # of an open-loop run: slow servers get fewer requests
     repeats: Positive = 2  # of an open-loop run
     deadline_ms: Positive = 500
     p99_ms: Positive = 130  # MLPerf's server limit for BERT; defines the largest sustained rate
+
+    @model_validator(mode="after")
+    def seconds_fit(self):
+        if self.most_seconds < self.least_seconds:
+            raise ValueError("most_seconds: must be at least least_seconds")
+        return self
 
 
 class CoreServing(Strict):

@@ -35,7 +35,7 @@ from tqdm import tqdm
 WARMUP_SECONDS = 1.0
 CLIENTS = (1, 10, 50)  # the course's loads on its five-model service
 TRIES = 3  # at a run, until it is not void
-PEER_LOAD = 0.7  # of a peer's saturation rate, where the latencies of both servers are compared
+EQUAL_LOAD = 0.7  # of one server's saturation rate, at which another is measured, too
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,14 @@ class Benchmark:
         return {name: float(np.median(values)) for name, values in rates.items()}
 
     def measure_open(self, fleet: Fleet, saturated: dict[str, float]) -> None:
-        """Every server at the budget's shares of its saturation rate, and ours at PEER_LOAD of each peer's."""
+        """Every server at the budget's shares of its saturation rate, and at EQUAL_LOAD of those in compared_with."""
         loads = [(share, server) for share in self.load.rates for server in fleet.servers]
-        peers = [server for server in fleet.servers if not server.ours and not server.with_clients]
-        for ours in (server for server in fleet.servers if server.name.endswith(WITH_PEERS)):
-            loads += [(PEER_LOAD * saturated[peer.name] / saturated[ours.name], ours) for peer in peers]
+        loads += [
+            (EQUAL_LOAD * saturated[other] / saturated[server.name], server)
+            for server in fleet.servers
+            for other in server.compared_with
+            if other in saturated
+        ]
         steps = [(repeat, share, server) for repeat in range(self.load.repeats) for share, server in loads]
         for repeat, share, server in tqdm(steps, desc="open loop", disable=None):
             self.open(fleet, server, share, share * saturated[server.name], repeat)
@@ -96,6 +99,7 @@ class Benchmark:
     def open(self, fleet: Fleet, server: Server, share: float, rate: float, repeat: int) -> Run:
         load = self.load
         count = max(load.responses * max(share, 1.0) / load.repeats, rate * load.least_seconds)
+        count = min(count, rate * load.most_seconds)
         moments = poisson(rate, int(np.ceil(count)), repeat)
         start = repeat * len(self.requests) // load.repeats  # another part of the texts in every repeat
         requests = [*self.requests[start:], *self.requests[:start]]
@@ -174,7 +178,8 @@ def servers_with_peers(benchmark: Benchmark, profile: Profile, threads: int, fol
         print(f"not installed and left out: {', '.join(left_out)} (make peers-env)")
     ablated = profile.serving.ablated
     models = [folder_of(ablated)]
-    servers = [own_server(ablated + WITH_PEERS, models, benchmark.load.deadline_ms, threads)]
+    name, deadline = ablated + WITH_PEERS, benchmark.load.deadline_ms
+    servers = [own_server(name, models, deadline, threads, compared_with=peers)]
     servers += [peer_server(peer, peer, models, benchmark.best_setting(peer, models)) for peer in peers]
     if profile.services and "peer-course" in peers:
         folders = [folder_of(service.name) for service in profile.services]

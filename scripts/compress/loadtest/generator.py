@@ -42,9 +42,9 @@ class Outcome:
         return float((self.status == 200).sum() / self.seconds)
 
 
-def payloads(texts: Sequence[str], host: str, path: str) -> list[bytes]:
-    """One complete HTTP request per text, with a JSON string as its body."""
-    bodies = [orjson.dumps(text) for text in texts]
+def payloads(values: Sequence, host: str, path: str) -> list[bytes]:
+    """One complete HTTP request per value, with the value as JSON in its body."""
+    bodies = [orjson.dumps(value) for value in values]
     return [HEAD.format(path=path, host=host, length=len(body)).encode() + body for body in bodies]
 
 

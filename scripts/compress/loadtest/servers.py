@@ -72,6 +72,7 @@ class Server:
     installed: Path | None = None  # of an environment of its own
     ours: bool = True  # has our /metrics
     with_clients: bool = False  # is also measured with the course's numbers of clients
+    compared_with: Sequence[str] = ()  # servers at whose rate it is measured, too
     port: int = field(default_factory=processes.free_port)
     process: subprocess.Popen | None = None
 
@@ -114,12 +115,16 @@ def own_layout(profile: Profile, scope: str) -> dict[str, tuple[list[str], tuple
 
 
 def own_servers(profile: Profile, scope: str, threads: int, folder_of: Callable[[str], Path]) -> list[Server]:
-    """The servers of own_layout(); folder_of gives the folder of a variant or champion."""
-    deadline = profile.serving.load_for(scope).deadline_ms
-    return [
-        own_server(name, map(folder_of, models), deadline, threads, *options, with_clients=name == FIVE)
-        for name, (models, options) in own_layout(profile, scope).items()
-    ]
+    """The servers of own_layout(); folder_of gives the folder of a variant or champion.
+
+    The single models without a changed option are compared with the baseline's.
+    """
+    deadline, servers = profile.serving.load_for(scope).deadline_ms, []
+    for name, (models, options) in own_layout(profile, scope).items():
+        is_compared = models == [name] and name != profile.baseline
+        about = {"with_clients": name == FIVE, "compared_with": [profile.baseline] if is_compared else []}
+        servers.append(own_server(name, map(folder_of, models), deadline, threads, *options, **about))
+    return servers
 
 
 def own_server(name: str, models: Iterable[Path], deadline_ms: int, threads: int, *options: str, **about) -> Server:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from compress.config.profile import Profile
 from compress.errors import UserError
+from compress.loadtest.intervals import quantile_interval
 from compress.loadtest.runs import LATE, Run, is_void, read_run, serving_folder
 from compress.loadtest.servers import COUNTERS, own_layout
 
@@ -50,12 +51,15 @@ def summarize(runs: Sequence[Run]) -> dict:
     """The columns of serving.csv for runs of one server, layout and rate, over all of their requests.
 
     The rates of a saturation row are medians over the runs, because the open loop's shares are relative to those.
+    The interval of p99 has no upper end where too few latencies are independent.
     """
     latency = np.concatenate([run.outcome.latency for run in runs])
     status = np.concatenate([run.outcome.status for run in runs])
     lag = np.concatenate([run.outcome.lag for run in runs])
     completed, refused = status == 200, status == 429
     p50, p95, p99 = 1000 * np.quantile(latency[completed], [0.5, 0.95, 0.99]) if completed.any() else [None] * 3
+    answered = [run.outcome.latency[run.outcome.status == 200] for run in runs]
+    low, high = (1000 * end for end in quantile_interval(answered, 0.99)) if completed.any() else [np.inf] * 2
     total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}
     return {
         "offered_rps": float(np.mean([run.rate for run in runs])) if runs[0].rate else None,
@@ -73,6 +77,8 @@ def summarize(runs: Sequence[Run]) -> dict:
         "peak_rss_mb": max(run.about["peak_rss_bytes"] for run in runs) / 1e6,
         "requests": len(status),
         "lag_ms_p99": 1000 * float(np.quantile(lag, 0.99)),
+        "latency_ms_p99_low": low if np.isfinite(low) else None,
+        "latency_ms_p99_high": high if np.isfinite(high) else None,
     }
 
 

@@ -22,7 +22,8 @@ class ServerFacts:
     over: ServingRow | None
     best_setting: float | None  # the largest rate among the settings tried for a peer
     sustained: float | None
-    fails_at: float | None
+    failed: list[float]  # offered above the sustained rate
+    outliers: list[ServingRow]  # failed below the sustained rate
     discarded: int  # runs whose load generator was late
 
     @property
@@ -54,24 +55,24 @@ def runs_with_peers(server: str) -> bool:
     return server.startswith(PEER) or server.endswith(AMONG_PEERS)
 
 
+def open_rows(rows: Iterable[ServingRow]) -> list[ServingRow]:
+    """The measured rows of the open loop, by offered rate."""
+    measured = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
+    return sorted(measured, key=lambda row: row.offered_rps)
+
+
+def passes(row: ServingRow, p99_ms: float) -> bool:
+    """MLPerf's server rule for BERT: p99 within the limit, and 99 % answered."""
+    return row.latency_ms_p99 <= p99_ms and row.shed_fraction + row.error_fraction <= UNANSWERED
+
+
 def sustained(rows: Iterable[ServingRow], p99_ms: float) -> float | None:
-    """The largest offered rate with p99 within the limit and 99 % answered, after MLPerf's server rule for BERT."""
-    rates = [
-        row.offered_rps
-        for row in rows
-        if row.layout == "open-loop"
-        and row.latency_ms_p99 is not None
-        and row.latency_ms_p99 <= p99_ms
-        and row.shed_fraction + row.error_fraction <= UNANSWERED
-    ]
-    return max(rates, default=None)
+    """The largest offered rate that passes."""
+    return max((row.offered_rps for row in open_rows(rows) if passes(row, p99_ms)), default=None)
 
 
-def first_failed(rows: Iterable[ServingRow], p99_ms: float) -> float | None:
-    """The smallest offered rate above the sustained one, at which the server failed; None if none was tried."""
-    rows = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
-    passed = sustained(rows, p99_ms) or 0
-    return min((row.offered_rps for row in rows if row.offered_rps > passed), default=None)
+def failed_rows(rows: Iterable[ServingRow], p99_ms: float) -> list[ServingRow]:
+    return [row for row in open_rows(rows) if not passes(row, p99_ms)]
 
 
 def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False) -> dict[str, ServerFacts]:
@@ -82,25 +83,20 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
         if full is None:
             continue
         by_share = {row.share: row for row in of_server if row.layout == "open-loop" and row.share}
-        largest = max(by_share, default=0)
+        largest, limit = max(by_share, default=0), sustained(of_server, p99_ms)
+        failed = failed_rows(of_server, p99_ms)
         found[name] = ServerFacts(
             variant=name,
             full=full,
             calm=by_share.get(CALM),
             over=by_share[largest] if largest > 1 else None,
             best_setting=max((rate for _, rate in settings_tried(of_server)), default=None),
-            sustained=sustained(of_server, p99_ms),
-            fails_at=first_failed(of_server, p99_ms),
+            sustained=limit,
+            failed=[row.offered_rps for row in failed if row.offered_rps > (limit or 0)],
+            outliers=[row for row in failed if row.offered_rps < (limit or 0)],
             discarded=sum(int(row.reason.split()[0]) for row in of_server if row.reason[:1].isdigit()),
         )
     return found
-
-
-def lead(best: ServerFacts, plain: ServerFacts) -> tuple[float, float] | None:
-    """Bounds of the ratio of two sustained rates, which are tried in steps; None if a server never failed."""
-    if not best.fails_at or not plain.fails_at:
-        return None
-    return best.sustained / plain.fails_at, best.fails_at / plain.sustained
 
 
 def served_models(facts: dict[str, ServerFacts], results: Results) -> dict[str, ServerFacts]:
@@ -110,9 +106,8 @@ def served_models(facts: dict[str, ServerFacts], results: Results) -> dict[str, 
 
 
 def best_model(facts: dict[str, ServerFacts], results: Results) -> ServerFacts | None:
-    """The served model with the highest sustained rate."""
-    models = [fact for fact in served_models(facts, results).values() if fact.sustained]
-    return max(models, key=lambda fact: fact.sustained, default=None)
+    """The served model with the highest rate at saturation."""
+    return max(served_models(facts, results).values(), key=lambda fact: fact.saturated, default=None)
 
 
 def single_model(facts: dict[str, ServerFacts]) -> list[ServerFacts]:
@@ -138,10 +133,27 @@ def settings_tried(rows: Iterable[ServingRow]) -> list[tuple[str, float]]:
 
 def same_load(rows: Iterable[ServingRow]) -> list[tuple[ServingRow, ServingRow]]:
     """(a peer's run, our run) where both were offered CALM of that peer's saturated rate."""
-    rows = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
+    rows = open_rows(rows)
     theirs = [row for row in rows if row.share == CALM and row.variant.startswith(PEER)]
     ours = [row for row in rows if row.variant.endswith(AMONG_PEERS)]
-    return [(a, b) for a in theirs for b in ours if abs(b.offered_rps / a.offered_rps - 1) < 1e-3]
+    return [(a, b) for a in theirs for b in ours if is_equal_rate(a, b)]
+
+
+def is_equal_rate(a: ServingRow, b: ServingRow) -> bool:
+    return abs(b.offered_rps / a.offered_rps - 1) < 1e-3
+
+
+def equal_rate(rows: Iterable[ServingRow], base: str) -> list[ServingRow]:
+    """Our servers' rows at CALM of the base server's saturated rate, its own among them; empty without another's."""
+    own = [row for row in open_rows(rows) if not runs_with_peers(row.variant)]
+    found = [row for of in own if (of.variant, of.share) == (base, CALM) for row in own if is_equal_rate(of, row)]
+    return found if len(found) > 1 else []
+
+
+def judged_rates(rows: Iterable[ServingRow], names: Iterable[str], p99_ms: float) -> list[tuple[ServingRow, bool]]:
+    """(row, whether it passes) of every rate offered to these servers."""
+    of_server = by_variant(open_rows(rows))
+    return [(row, passes(row, p99_ms)) for name in names for row in of_server.get(name, [])]
 
 
 def client_loops(rows: Iterable[ServingRow]) -> list[tuple[int, ServingRow]]:
@@ -156,9 +168,10 @@ def open_minutes(rows: Iterable[ServingRow]) -> float:
 
 
 def offered_shares(rows: Iterable[ServingRow]) -> list[float]:
-    """The shares of saturation that our own servers were offered."""
+    """The shares of saturation that all of our own servers were offered."""
     own = [row for row in rows if row.layout == "open-loop" and not runs_with_peers(row.variant)]
-    return sorted({row.share for row in own if row.share})
+    shares = [{row.share for row in of_server if row.share} for of_server in by_variant(own).values()]
+    return sorted(set.intersection(*shares)) if shares else []
 
 
 def offline_rate(fact: ServerFacts, results: Results) -> float | None:

@@ -31,11 +31,16 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
     """p99 and goodput over the offered load, one line per server, and the limit of p99."""
     figure, panels = canvas.new_panels(1, 2, 7.4, 4.2)
     axes, goodput = panels[0]
-    opened = [row for row in rows if row.layout == "open-loop" and row.latency_ms_p99 is not None]
-    for (name, of_server), marker in zip(by_variant(opened).items(), SERVER_MARKERS, strict=False):
-        of_server = sorted(of_server, key=lambda row: row.offered_rps)
+    opened = by_variant(load_facts.open_rows(rows))
+    names = [name for name in by_variant(rows) if name in opened]
+    for name, marker in zip(names, SERVER_MARKERS, strict=False):
+        of_server = opened[name]
         offered, style = [row.offered_rps for row in of_server], {"marker": marker, "ms": 4, "lw": 1, "label": name}
-        axes.plot(offered, [row.latency_ms_p99 for row in of_server], **style)
+        (line,) = axes.plot(offered, [row.latency_ms_p99 for row in of_server], **style)
+        draw_intervals(axes, of_server, line.get_color())
+        failed = [row for row in of_server if not load_facts.passes(row, limit_ms)]
+        hollow = {"marker": marker, "ms": 4, "ls": "", "mfc": "white", "color": line.get_color(), "zorder": 3}
+        axes.plot([row.offered_rps for row in failed], [row.latency_ms_p99 for row in failed], **hollow)
         goodput.plot(offered, [row.goodput_rps for row in of_server], **style)
     axes.axhline(limit_ms, color="0.3", lw=1, ls="--", zorder=0)
     axes.annotate(f"limit {limit_ms:g} ms", (0, limit_ms), (2, 3), **LIMIT_TEXT)
@@ -50,6 +55,17 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
         canvas.log_ticks(panel.yaxis)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return figure
+
+
+def draw_intervals(axes, rows: list[ServingRow], color: str) -> None:
+    """p99's intervals, where they are known; with an arrow where there is no upper end."""
+    for row in rows:
+        low, high, style = row.latency_ms_p99_low, row.latency_ms_p99_high, {"color": color, "lw": 0.8}
+        if low is not None:
+            top = 1.4 * row.latency_ms_p99 if high is None else high
+            axes.plot([row.offered_rps] * 2, [low, top], marker="_", ms=3, **style)
+        if low is not None and high is None:
+            axes.plot(row.offered_rps, top, marker="^", ms=3, **style)
 
 
 def peer_bars(rows: list[ServingRow], limit_ms: float):

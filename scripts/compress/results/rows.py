@@ -92,7 +92,10 @@ class SeedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingRow:
-    """serving.csv: one row per server, layout and offered rate."""
+    """serving.csv: one row per server, layout and offered rate.
+
+    The ends of p99's 95 % interval are empty where the data give no bound, and in rows older than these columns.
+    """
 
     variant: str
     layout: str
@@ -112,6 +115,8 @@ class ServingRow:
     requests: int | None = None
     lag_ms_p99: float | None = None
     refused_ms_p99: float | None = None
+    latency_ms_p99_low: float | None = None
+    latency_ms_p99_high: float | None = None
     reason: str = ""
 
 

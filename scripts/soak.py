@@ -1,0 +1,42 @@
+"""Loads the service with texts of random length for minutes or hours; memory, open files and latency must not grow.
+
+The load is half of what the service can answer. A line every half minute shows its memory, its open files and the p99.
+The second half of the time is compared with the first: if something grows, the status is 1. Without --model it loads
+the five classifiers of the profile. Nothing else should run at the same time.
+Example: python scripts/soak.py --model champion-balanced --minutes 60
+"""
+
+import argparse
+import signal
+import sys
+from functools import partial
+
+from compress.cli import cores, main_guard, positive, profile_parser
+
+
+def main(args: argparse.Namespace) -> int:
+    from compress.config.profile import load_profile
+    from compress.errors import UserError
+    from compress.loadtest.soaking import growth, soak
+    from compress.results.models import model_folder
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the server, as Ctrl-C does
+    profile = load_profile(args.profile)
+    models = args.model or [service.name for service in profile.services]
+    if not models:
+        raise UserError(f"profile {args.profile} has no services: name a model with --model")
+    folders = [model_folder(profile, model) for model in models]
+    log = profile.build / "soak.log"
+    samples = soak(folders, args.minutes, args.threads, log, partial(print, flush=True))
+    if found := growth(samples):
+        raise UserError(f"{'; '.join(found)} (the service's log: {log})")
+    print(f"nothing grows; at most {max(sample.memory_mb for sample in samples):.0f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = profile_parser(__doc__)
+    parser.add_argument("--model", nargs="+", action="extend", help="variants, champions or folders of models")
+    parser.add_argument("--minutes", type=positive, default=10, help="of load (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=cores(), help="of the service (default: %(default)s)")
+    main_guard(main, parser)
