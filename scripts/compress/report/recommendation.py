@@ -117,8 +117,13 @@ def describe_variant(row: PooledRow) -> str:
 
 def describe_losses(row: PooledRow) -> str:
     verdict = {None: "", True: " (keeps the quality)", False: " (does not keep the quality)"}[row.non_inferior]
-    away = "" if row.ood_drop_points is None else f", {row.ood_drop_points:.1f} points of macro F1 out of domain"
-    return f"it loses {row.f1_drop_points:.1f} F1 points{verdict}{away}"
+    away = "" if row.ood_drop_points is None else f"; out of domain it {_loses(row.ood_drop_points)} points of macro F1"
+    return f"it {_loses(row.f1_drop_points)} F1 points{verdict}{away}"
+
+
+def _loses(points: float) -> str:
+    """ "loses 0.4" or "gains 0.4"."""
+    return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
 
 
 def describe_binding(name: str, limit: float, row: PooledRow) -> str:
