@@ -94,7 +94,7 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
     free = [row for row in timed if needs_no_data(row, results)]
     found = [
-        ("a model without training or data: the best of size and speed", max(free, key=_size_and_speed, default=None)),
+        ("a small and fast model without training or data", max(free, key=_size_and_speed, default=None)),
         ("the least time per sentence", comparisons.highest(timed, "latency_speedup")),
         ("the smallest download", comparisons.lowest(rows, "size_mb")),
         ("the most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
@@ -103,7 +103,7 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     for need, row in found:
         if row is not None:
             joined.setdefault(row.variant, ([], row))[0].append(need)
-    return [("; ".join(needs), row) for needs, row in joined.values()]
+    return [(", ".join(needs), row) for needs, row in joined.values()]
 
 
 def _size_and_speed(row: PooledRow) -> float:
