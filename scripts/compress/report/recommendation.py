@@ -117,12 +117,14 @@ def describe_variant(row: PooledRow) -> str:
 
 def describe_losses(row: PooledRow) -> str:
     verdict = {None: "", True: " (keeps the quality)", False: " (does not keep the quality)"}[row.non_inferior]
-    away = "" if row.ood_drop_points is None else f"; out of domain it {_loses(row.ood_drop_points)} points of macro F1"
-    return f"it {_loses(row.f1_drop_points)} F1 points{verdict}{away}"
+    home = f"it {gains_or_loses(row.f1_drop_points)} F1 points{verdict}"
+    if row.ood_drop_points is None:
+        return home
+    return f"{home}; out of domain it {gains_or_loses(row.ood_drop_points)} points of macro F1"
 
 
-def _loses(points: float) -> str:
-    """ "loses 0.4" or "gains 0.4"."""
+def gains_or_loses(points: float) -> str:
+    """ "loses 0.4" or "gains 0.4", of points lost."""
     return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
 
 
