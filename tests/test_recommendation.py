@@ -60,7 +60,7 @@ def test_a_recommendation_says_how_to_build_that_model_alone():
 
 
 def test_the_four_answers_keep_the_quality_and_are_the_best_for_their_need():
-    found = {need: row for needs, row in recommendation.answers(RESULTS) for need in needs.split("; ")}
+    found = {need: row for needs, row in recommendation.answers(RESULTS) for need in needs.split(", ")}
     assert len(found) == 4
     assert len({row.variant for row in found.values()}) == len(recommendation.answers(RESULTS))
     rows = [row for row in RESULTS.variants if row.non_inferior and row.trained and row.size_mb]
@@ -83,7 +83,11 @@ def test_a_champion_is_recommended_by_its_variants_name_with_what_it_loses():
     assert text.startswith(f"{chosen}:")
     assert "champion-tiny" in text.splitlines()[0]
     verdict = "keeps" if row.non_inferior else "does not keep"
-    assert f"loses {row.f1_drop_points:.1f} F1 points ({verdict} the quality), {row.ood_drop_points:.1f} points" in text
+    home, away = (
+        f"{'gains' if points <= -0.05 else 'loses'} {abs(points):.1f}"
+        for points in (row.f1_drop_points, row.ood_drop_points)
+    )
+    assert f"it {home} F1 points ({verdict} the quality); out of domain it {away} points of macro F1" in text
 
 
 def test_without_a_fit_the_binding_limit_is_named():

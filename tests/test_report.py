@@ -203,6 +203,17 @@ def test_a_change_is_measured_on_every_seed_that_both_variants_have():
     assert change.smaller is None
 
 
+def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
+    losses = {("student", 0): (1.0, 2.0), ("student", 1): (3.0, 8.0), ("control", 1): (0.5, 0.5)}
+    rows = [
+        row_of(name, seed=seed, f1_drop_points=home, ood_drop_points=away)
+        for (name, seed), (home, away) in losses.items()
+    ]
+    control, student = rows[2], rows[0]
+    assert comparisons.losses_on_seeds_of(control, student, results_of(rows)) == (3.0, 8.0)
+    assert comparisons.losses_on_seeds_of(student, student, results_of(rows)) == (2.0, 5.0)
+
+
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [

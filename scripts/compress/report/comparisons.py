@@ -549,6 +549,13 @@ def learned_from_large(name: str, results: Results) -> bool:
     return False
 
 
+def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float, float]:
+    """The points that a row loses at home and out of domain, means over the seeds that its control has as well."""
+    seeds = {of.seed for of in results.rows if of.variant == control.variant and of.f1_drop_points is not None}
+    own = [of for of in results.rows if of.variant == row.variant and of.seed in seeds]
+    return mean(of.f1_drop_points for of in own), mean(of.ood_drop_points for of in own)
+
+
 def domain_facts(results: Results) -> dict[str, dict] | None:
     """Of networks with fewer parameters than the baseline and of the others: the number and the median losses.
 

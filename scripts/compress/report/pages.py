@@ -149,11 +149,6 @@ def drop(row) -> str:
     return tables.table_cell(row, tables.Column("", "f1_drop_points", ".1f", ("f1_drop_ci_low", "f1_drop_ci_high")))
 
 
-def ood_drop(row) -> str:
-    """The points of macro F1 that a row loses out of domain, with their interval."""
-    return tables.table_cell(row, tables.Column("", "ood_drop_points", ".1f", ("ood_drop_low", "ood_drop_high")))
-
-
 def loses(row, away: bool = False) -> str:
     """ "loses 0.4 [-0.2, 1.0]" or "gains 1.2 [0.2, 2.1]": points of F1 or, out of domain, of macro F1."""
     lost, low, high = (
@@ -161,9 +156,10 @@ def loses(row, away: bool = False) -> str:
         if away
         else (row.f1_drop_points, row.f1_drop_ci_low, row.f1_drop_ci_high)
     )
-    word, sign = ("gains", -1) if float(digits(lost, 1)) < 0 else ("loses", 1)
+    word = recommendation.gains_or_loses(lost)
+    sign = -1 if word.startswith("gains") else 1
     ends = [] if low is None else sorted([sign * low, sign * high])
-    return f"{word} {digits(abs(lost), 1)}" + (f" [{', '.join(digits(end, 1) for end in ends)}]" if ends else "")
+    return word + (f" [{', '.join(digits(end, 1) for end in ends)}]" if ends else "")
 
 
 def code_names(rows) -> str:
@@ -182,8 +178,8 @@ FILTERS = {
     "digits": digits,
     "number": tables.format_number,
     "drop": drop,
-    "ood_drop": ood_drop,
     "loses": loses,
+    "gains_or_loses": recommendation.gains_or_loses,
     "code_names": code_names,
     "deeper": deeper,
 }

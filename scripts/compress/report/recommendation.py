@@ -94,7 +94,7 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
     free = [row for row in timed if needs_no_data(row, results)]
     found = [
-        ("a model without training or data: the best of size and speed", max(free, key=_size_and_speed, default=None)),
+        ("a small and fast model without training or data", max(free, key=_size_and_speed, default=None)),
         ("the least time per sentence", comparisons.highest(timed, "latency_speedup")),
         ("the smallest download", comparisons.lowest(rows, "size_mb")),
         ("the most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
@@ -103,7 +103,7 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     for need, row in found:
         if row is not None:
             joined.setdefault(row.variant, ([], row))[0].append(need)
-    return [("; ".join(needs), row) for needs, row in joined.values()]
+    return [(", ".join(needs), row) for needs, row in joined.values()]
 
 
 def _size_and_speed(row: PooledRow) -> float:
@@ -117,8 +117,15 @@ def describe_variant(row: PooledRow) -> str:
 
 def describe_losses(row: PooledRow) -> str:
     verdict = {None: "", True: " (keeps the quality)", False: " (does not keep the quality)"}[row.non_inferior]
-    away = "" if row.ood_drop_points is None else f", {row.ood_drop_points:.1f} points of macro F1 out of domain"
-    return f"it loses {row.f1_drop_points:.1f} F1 points{verdict}{away}"
+    home = f"it {gains_or_loses(row.f1_drop_points)} F1 points{verdict}"
+    if row.ood_drop_points is None:
+        return home
+    return f"{home}; out of domain it {gains_or_loses(row.ood_drop_points)} points of macro F1"
+
+
+def gains_or_loses(points: float) -> str:
+    """ "loses 0.4" or "gains 0.4", of points lost."""
+    return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
 
 
 def describe_binding(name: str, limit: float, row: PooledRow) -> str:
