@@ -16,11 +16,12 @@ from compress.metrics import softmax
 from compress.provenance import provenance
 from compress.results import scoring, seedfile, statistics
 from compress.results.collating import collate, report_rows
+from compress.results.models import model_folder
 from compress.results.reading import read_results
 from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write_rows
 from compress.results.scoring import Scores, flip_rows, pooled_tests, resampled_f1
 from compress.results.seedfile import half_logits, read_seed_file, seed_path, write_seed_file
-from compress.results.selection import SCORES, Candidate, choose, chosen
+from compress.results.selection import SCORES, Candidate, choose
 from compress.storage.record import Record, Sizes, write_record
 from hypothesis import given
 from hypothesis import strategies as st
@@ -622,15 +623,17 @@ def test_agreement_is_counted_on_the_held_out_texts_of_seeds_with_logits_of_the_
 
 
 def test_a_champions_name_resolves_to_the_variant_that_collate_chose(profile, built):
-    with pytest.raises(UserError, match=r"champions\.json: no champion-tiny; run: make results PROFILE=smoke"):
-        chosen(profile, "champion-tiny")
+    with pytest.raises(UserError, match=r"champions\.json: no champion-tiny; run: make all PROFILE=smoke"):
+        model_folder(profile, "champion-tiny")
     tables(profile, [0, 1])
     facts = json.loads((profile.results / "champions.json").read_text("utf-8"))["champion-tiny"]
     assert facts["rule"] == {"goal": "tiny", "tolerance": 5.0, "scope": "core"}
-    assert chosen(profile, "champion-tiny") == facts["chosen"]
-    assert chosen(profile, "pruned") == "pruned"
-    small = {row.variant for row in read_results(profile).rows if row.size_ratio}
-    assert facts["chosen"] in small
+    assert facts["chosen"] in {row.variant for row in read_results(profile).rows if row.size_ratio}
+    folder = profile.variant_folder(facts["chosen"])
+    with pytest.raises(UserError, match=f"{folder}: champion-tiny is not built"):
+        model_folder(profile, "champion-tiny")
+    (folder / "artifact.json").touch()
+    assert model_folder(profile, "champion-tiny") == model_folder(profile, facts["chosen"]) == folder
 
 
 def test_rows_are_read_back_as_written(tmp_path):

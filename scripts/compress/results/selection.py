@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from compress.config.profile import Profile
-from compress.errors import UserError
 from compress.files import remove, write_json
 from compress.results.costs import speedup_of
-from compress.results.reading import read_champions
 from compress.results.seedfile import UNLABELLED, Seed
 from compress.results.statistics import bootstrap_f1, bootstrap_weights, f1_of
 
@@ -31,16 +29,6 @@ class Candidate:
     size_ratio: float  # the baseline's bytes over its own
     latency_speedup: float  # 0 if it was not timed
     agreement: dict[int, float] = field(default_factory=dict)  # with the large teacher by seed: share of texts, 0 to 1
-
-
-def chosen(profile: Profile, name: str) -> str:
-    """The variant that a champion's name stands for; any other name stands for itself."""
-    if name not in {rule.name for rule in profile.champions}:
-        return name
-    facts = read_champions(profile.results).get(name)
-    if facts is None:
-        raise UserError(f"{profile.results}/champions.json: no {name}; run: make results PROFILE={profile.name}")
-    return facts["chosen"]
 
 
 def write_champions(path: Path, profile: Profile, seeds: list[Seed]) -> None:
