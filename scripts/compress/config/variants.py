@@ -13,7 +13,6 @@ Scope = Literal["core", "full"]  # core: in the paper's main text; full: in the 
 Chapter = Literal["baseline", "HW1", "HW2", "HW3", "HW4", "HW6", "HW7"]
 Family = Literal["baseline", "quantization", "pruning", "low-rank", "clustering", "distillation", "engine", "service"]
 Share = Annotated[float, Field(gt=0, le=1)]
-COMMON = {"name", "method", "parent", "chapter", "family", "scope", "timed", "threads"}  # fields that are no options
 NO_INT8 = "torch.ao's dynamic int8 has kernels for the CPU only"
 NO_ENGINE = "the engine's pinned package runs on the CPU only"
 
@@ -82,9 +81,9 @@ class Variant(Strict):
         return bool(self.trainings)
 
     @property
-    def options(self) -> dict:
-        """The method's own options as JSON values."""
-        return self.model_dump(mode="json", exclude=COMMON)
+    def recipe(self) -> dict:
+        """The fields that decide what is built, as JSON values."""
+        return self.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
 
 
 class Derived(Variant):

@@ -108,9 +108,8 @@ def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, 
     plans["data"]["longest_input"] = profile.longest_input
     plans["data"]["files"] = {name: [stat.st_mtime_ns, stat.st_size] for name, stat in stats.items()}
     for variant in variants:
-        options = variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
         length = {"max_length": profile.data.max_length}
-        plans[variant.name] = {"options": options, "train_device": train_device, **length}
+        plans[variant.name] = {"options": variant.recipe, "train_device": train_device, **length}
         if learns_from_large_teacher(variant):
             plans[variant.name]["teacher"] = profile.teacher
     for name, plan in plans.items():
