@@ -182,7 +182,11 @@ def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, 
 
 
 def pooled_p(name: str, baseline: str, scores: list[Scores]) -> float:
-    """McNemar's test over all seeds; a sentence that several seeds test counts once, with its summed difference."""
+    """Two-sided exact p of McNemar's test, pooled over all seeds.
+
+    Several predictions for one sentence are not independent. So each sentence counts once, with the number of seeds in
+    which only the variant is right, less those in which only the baseline is (Durkalski et al., 2003).
+    """
     own = [of_seed for of_seed in scores if name in of_seed.predictions]
     sums: dict[int, np.ndarray] = {}
     for of_seed in own:

@@ -80,17 +80,11 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(spearmanr(one, other).statistic)
 
 
-def mcnemar(correct: np.ndarray, baseline_correct: np.ndarray) -> float:
-    """Two-sided exact p of McNemar's test (1947), pooled over seeds: bool [seeds, items] of the model and the baseline.
-
-    Several predictions for one item are not independent. So each item counts once, with the number of seeds in which
-    only the model is right, less those in which only the baseline is (Durkalski et al., 2003).
-    """
-    return sign_flip_p(correct.astype(int).sum(0) - baseline_correct.astype(int).sum(0))
-
-
 def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided exact p of the sum of int [items], if either sign of each item is equally likely."""
+    """Two-sided exact p of the sum of int [items], if either sign of each item is equally likely.
+
+    For right or wrong predictions of two models, the difference is -1, 0 or 1 and this is McNemar's test (1947).
+    """
     from scipy.stats import binom  # noqa: PLC0415
 
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
