@@ -173,11 +173,10 @@ def test_folders_of_seeds_and_devices():
     assert profile.plan_folder == ROOT / "build/smoke/plan"
 
 
-def test_threads_of_a_build_come_from_the_variant_or_the_profile():
-    profile = load_profile("minilm")
-    threads = {variant.name: profile.threads_of(variant) for variant in profile.variants}
+def test_only_the_baseline_of_the_default_profile_is_built_with_two_threads():
+    threads = {variant.name: variant.threads for variant in load_profile("minilm").variants}
     assert threads.pop("finetuned") == 2
-    assert set(threads.values()) == {1}
+    assert set(threads.values()) == {None}
 
 
 def test_local_files_of_a_profile_are_listed_and_packages_have_none(tmp_path):

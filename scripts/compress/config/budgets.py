@@ -1,4 +1,4 @@
-"""Budgets: what is measured and how long, the threads of a build, and the load on the service."""
+"""Budgets: what is measured and how long, and the load on the service."""
 
 from typing import Annotated, Literal
 
@@ -7,12 +7,6 @@ from compress.config.variants import Scope, Training
 from pydantic import Field, model_validator
 
 RATES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 3.0]
-
-
-class Building(Strict):
-    """How variants are built."""
-
-    threads: Positive = 1  # per build; fixed, because rounding depends on the number of threads
 
 
 class Shapes(Strict):

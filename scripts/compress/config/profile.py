@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from compress.config.budgets import Building, Measure, Serving
+from compress.config.budgets import Measure, Serving
 from compress.config.groups import Listing, list_variants
 from compress.config.sources import Backbone, Data
 from compress.config.strict import Strict, explain
@@ -43,7 +43,6 @@ class Profile(Strict):
     data: Data
     teacher: str | None = None  # the profile whose baseline is the large teacher
     measure: Measure = Measure()
-    building: Building = Building()
     serving: Serving | None = None
     champions: list[Champion] = []
     variants: Annotated[list[AnyVariant], Field(min_length=1)]  # parents before children
@@ -153,10 +152,6 @@ class Profile(Strict):
         """True if the variant or one of its ancestors was trained on the task."""
         ancestors = set().union(*map(self.ancestors, variant.parents))
         return any(v.has_training for v in [variant, *(v for v in self.variants if v.name in ancestors)])
-
-    def threads_of(self, variant: Variant) -> int:
-        """The threads of the variant's build."""
-        return variant.threads or self.building.threads
 
     @property
     def file(self) -> Path:

@@ -64,7 +64,7 @@ class Variant(Strict):
     family: Family
     scope: Scope = "core"
     timed: bool = True  # false: the same arithmetic as another row, which has the times
-    threads: Positive | None = None  # of the build, if not building.threads
+    threads: Positive | None = None  # of the build; default: one
 
     @property
     def parents(self) -> list[str]:

@@ -54,7 +54,7 @@ class Job:
     @property
     def threads(self) -> int:
         """The profile's choice, not the machine's: another number of threads rounds differently."""
-        return self.profile.threads_of(self.variant)
+        return self.variant.threads or 1
 
     @property
     def context(self) -> Context:
