@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from compress.config.strict import Positive, Strict
-from compress.config.variants import Scope, Training
+from compress.config.variants import LabelTraining, Scope
 from pydantic import Field, model_validator
 
 RATES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 3.0]
@@ -64,7 +64,7 @@ class Serving(Strict):
 
     tasks: list[Literal["movies", "amazon", "tweets", "nyt", "domain"]] = []  # need the rated snippets
     parent: str | None = None  # of the classifiers
-    training: Training | None = None  # of the classifiers
+    training: LabelTraining | None = None  # of the classifiers
     variants: Annotated[list[str], Field(min_length=1)]
     ablated: str  # the variant that is also served without batching, without sorting, and by one worker
     load: Load = Load()
@@ -74,8 +74,6 @@ class Serving(Strict):
     def tasks_fit(self):
         if self.tasks and (self.parent is None or self.training is None):
             raise ValueError("tasks: need the keys parent and training, too")
-        if self.training and not self.training.is_on_labels:
-            raise ValueError("training: transfer and teacher are for methods with a teacher")
         return self
 
     def variants_for(self, scope: Scope) -> list[str]:

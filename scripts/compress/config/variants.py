@@ -7,7 +7,7 @@ the numbered script that offers the method, `module` the module of compress.meth
 from typing import Annotated, ClassVar, Literal, Union, get_args
 
 from compress.config.strict import Positive, Strict, exactly_one
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 Scope = Literal["core", "full"]  # core: in the paper's main text; full: in the appendix
 Chapter = Literal["baseline", "HW1", "HW2", "HW3", "HW4", "HW6", "HW7"]
@@ -44,10 +44,15 @@ class Training(Strict):
             raise ValueError("teacher: has no effect if soft_weight is 0")
         return self
 
-    @property
-    def is_on_labels(self) -> bool:
-        """Whether it can be the training of a method without a teacher."""
-        return (self.transfer, self.teacher) == (["train"], "baseline")
+
+def without_teacher(training: Training) -> Training:
+    """The training; raises ValueError if it sets options that need a teacher."""
+    if training.transfer != ["train"] or training.teacher != "baseline":
+        raise ValueError("transfer and teacher are for methods with a teacher")
+    return training
+
+
+LabelTraining = Annotated[Training, AfterValidator(without_teacher)]
 
 
 class Variant(Strict):
@@ -112,13 +117,7 @@ class Finetune(Baseline):
     """The whole network, trained on the labels."""
 
     method: Literal["finetune"]
-    training: Training
-
-    @model_validator(mode="after")
-    def has_no_teacher(self):
-        if not self.training.is_on_labels:
-            raise ValueError("training: transfer and teacher are for methods with a teacher")
-        return self
+    training: LabelTraining
 
 
 class Tfidf(Baseline):
