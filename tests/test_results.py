@@ -16,10 +16,11 @@ from compress.metrics import softmax
 from compress.provenance import provenance
 from compress.results import scoring, seedfile, statistics
 from compress.results.collating import collate, report_rows
+from compress.results.flips import flip_rows
 from compress.results.models import model_folder
 from compress.results.reading import read_results
 from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write_rows
-from compress.results.scoring import Scores, flip_rows, pooled_tests, resampled_f1
+from compress.results.scoring import Scores, pooled_tests, resampled_f1
 from compress.results.seedfile import half_logits, read_seed_file, seed_path, write_seed_file
 from compress.results.selection import SCORES, Candidate, choose
 from compress.storage.record import Record, Sizes, write_record

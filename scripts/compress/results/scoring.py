@@ -6,8 +6,7 @@ import numpy as np
 from compress.config.profile import Profile, load_profile
 from compress.data.card import OUT_OF_DOMAIN
 from compress.metrics import softmax
-from compress.results.flips import excerpt, most_flipped
-from compress.results.rows import FlipRow, ReliabilityRow, SeedRow
+from compress.results.rows import ReliabilityRow, SeedRow
 from compress.results.seedfile import SETS, Seed, read_seed_file, seed_path
 from compress.results.statistics import (
     MARGIN,
@@ -201,26 +200,4 @@ def reliability_rows(seed: Seed) -> list[ReliabilityRow]:
         ReliabilityRow(variant=name, **bin_)
         for name, entry in seed.evaluated.items()
         for bin_ in reliability(softmax(entry.logits["test"]), seed.labels["test"])
-    ]
-
-
-def flip_rows(seed: Seed, baseline: str) -> list[FlipRow]:
-    """The test sentences whose prediction differs from the baseline's in most trained variants."""
-    others = [name for name, entry in seed.evaluated.items() if entry.record.trained and name != baseline]
-    if not others or baseline not in seed.evaluated:
-        return []
-    predictions = np.array([seed.entries[name].logits["test"].argmax(-1) for name in others])
-    probabilities = softmax(seed.entries[baseline].logits["test"])
-    base = probabilities.argmax(-1)
-    return [
-        FlipRow(
-            sentence=i,
-            text=excerpt(seed.texts[i]),
-            label=seed.classes[seed.labels["test"][i]],
-            answer=seed.classes[base[i]],
-            confidence=float(probabilities[i].max()),
-            flipped=flipped,
-            variants=len(others),
-        )
-        for i, flipped in most_flipped(predictions, base)
     ]
