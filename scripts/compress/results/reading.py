@@ -19,7 +19,7 @@ AVERAGED = (  # noqa: SIM905
     "flip_rate batch_flip_rate accuracy_test f1_macro_test ece_test f1_macro_amazon f1_macro_tweets f1_macro_nyt "
     "accuracy_amazon accuracy_tweets accuracy_nyt"
 ).split()
-# Columns of seeds.csv by the column of variants.csv that they replace, and those without a counterpart there.
+# Columns of seeds.csv by the column of variants.csv that they replace.
 POOLED = {
     "f1_test": "f1_mean",
     "f1_drop_points": "drop_mean",
@@ -27,9 +27,6 @@ POOLED = {
     "f1_drop_ci_high": "drop_high",
     "ood_drop_points": "ood_drop_mean",
 }
-ADDED = (  # noqa: SIM905
-    "seeds f1_sd drop_upper_one_sided non_inferior mcnemar_p p_adjusted ood_drop_low ood_drop_high"
-).split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +42,10 @@ class PooledRow(VariantRow):
     p_adjusted: float | None = None
     ood_drop_low: float | None = None
     ood_drop_high: float | None = None
+
+
+# The columns of seeds.csv without a counterpart in variants.csv.
+ADDED = {field.name for field in fields(SeedRow)} & {field.name for field in fields(PooledRow)} - {"variant"}
 
 
 @dataclass(frozen=True)
