@@ -6,7 +6,7 @@ the grid's stand with their chapter's.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from compress.config.strict import Strict, explain
 from compress.config.variants import METHODS, Variant
@@ -46,8 +46,6 @@ class Grid(Strict):
 
 class Listing(Strict):
     """The part of a profile's file that lists variants."""
-
-    KEYS: ClassVar = ("variants", "groups", "grid", "core")
 
     variants: Table = {}
     groups: dict[str, Group] = {}

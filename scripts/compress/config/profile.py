@@ -13,7 +13,7 @@ from compress.config.budgets import Measure, Serving
 from compress.config.groups import Listing, list_variants
 from compress.config.sources import Backbone, Data
 from compress.config.strict import Strict, explain
-from compress.config.variants import AnyVariant, Cascade, Classifier, Mixed, Scope, Variant
+from compress.config.variants import Cascade, Classifier, Mixed, Scope, Variant
 from compress.errors import UserError
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 from pydantic import Field, ValidationError, model_validator
@@ -45,7 +45,7 @@ class Profile(Strict):
     measure: Measure = Measure()
     serving: Serving | None = None
     champions: list[Champion] = []
-    variants: Annotated[list[AnyVariant], Field(min_length=1)]  # parents before children
+    variants: Annotated[list[Variant], Field(min_length=1)]  # from list_variants(); parents before children
 
     @model_validator(mode="after")
     def names_exist(self):
@@ -219,7 +219,7 @@ def load_profile(name: str) -> Profile:
         raise UserError(f"unknown profile {name!r}: choose one of {', '.join(known)}")
     try:
         content = tomllib.loads(path.read_text("utf-8"))
-        listing = Listing.model_validate({key: content.pop(key) for key in Listing.KEYS if key in content})
+        listing = Listing.model_validate({key: content.pop(key) for key in Listing.model_fields if key in content})
         variants = list_variants(path, listing)
         if unknown := set(listing.core or ()) - {variant.name for variant in variants}:
             raise UserError(f"{path}: core: no variant is called {sorted(unknown)[0]!r}")

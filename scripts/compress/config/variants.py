@@ -4,7 +4,7 @@ To add a method, write its class here, add the class to OPTIONS, and write the f
 the numbered script that offers the method, `module` the module of compress.methods with the function.
 """
 
-from typing import Annotated, ClassVar, Literal, Union, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from compress.config.strict import Positive, Strict, exactly_one
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -512,4 +512,3 @@ OPTIONS = (
     Cascade,
 )  # fmt: skip
 METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}
-AnyVariant = Annotated[Union[OPTIONS], Field(discriminator="method")]  # noqa: UP007 (a tuple)
