@@ -106,14 +106,14 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[dict]:
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict]:
     """Sentences, mean confidence and accuracy of each equal-width bin of confidence that is not empty.
 
     probabilities [sentences, classes], labels [sentences]. See Guo et al. (2017), fig. 1.
     """
     confidence = probabilities.max(-1)
     correct = probabilities.argmax(-1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    bin_of = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
     return [
         {
             "bin": int(b),
@@ -125,10 +125,10 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_B
     ]
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The mean of |accuracy - confidence| over the bins, weighted by their sentences (Guo et al., 2017, eq. 3)."""
-    filled = reliability(probabilities, labels, bins)
-    return sum(b["sentences"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / len(labels)
+    bins = reliability(probabilities, labels)
+    return sum(b["sentences"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(labels)
 
 
 def paired_speedup(passes: list[np.ndarray]) -> tuple[float, float | None, float | None]:

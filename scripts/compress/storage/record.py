@@ -75,14 +75,9 @@ class Record(Strict):
         return self
 
 
-def sealed(record: Record) -> dict:
-    """The JSON value of record.json."""
-    content = json.loads(record.model_dump_json())
-    return {"record": content, "sha256": digest(content)}
-
-
 def write_record(folder: Path, record: Record) -> None:
-    write_json(folder / FILE, sealed(record))
+    content = json.loads(record.model_dump_json())
+    write_json(folder / FILE, {"record": content, "sha256": digest(content)})
 
 
 def read_record(folder: Path) -> Record:
