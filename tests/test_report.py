@@ -197,7 +197,7 @@ def test_a_change_is_measured_on_every_seed_that_both_variants_have():
     rows = [row_of(name, seed=seed, f1_test=value) for name, of in f1.items() for seed, value in enumerate(of)]
     results = results_of(rows)
     (change,) = comparisons.one_thing_at_a_time(results, results.variants)
-    assert not comparisons.one_thing_at_a_time(results, [comparisons.by_name(results)["int8-dynamic"]])
+    assert not comparisons.one_thing_at_a_time(results, [results.by_name["int8-dynamic"]])
     assert (change.new.variant, change.old.variant, change.seeds) == ("qat-int8", "int8-dynamic", 2)
     assert (change.gained, change.least, change.most) == pytest.approx((-1.5, -2, -1))
     assert change.smaller is None
@@ -441,7 +441,7 @@ def test_a_variant_that_keeps_the_quality_is_counted_once_it_was_tested():
 
 def large_results() -> Results:
     """Made-up results of the large network: the course's rows and two others, losing twice what the small one loses."""
-    small = comparisons.by_name(RESULTS)
+    small = RESULTS.by_name
     names = [
         "finetuned",
         "bert-orig",

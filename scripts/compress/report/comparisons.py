@@ -44,12 +44,8 @@ PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
 DECISION_MB, DECISION_MS, DECISION_POINTS = (23, 12, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
 
 
-def by_name(results: Results) -> dict[str, PooledRow]:
-    return {row.variant: row for row in results.variants}
-
-
 def baseline_row(results: Results) -> PooledRow:
-    return by_name(results)[results.environment["baseline"]]
+    return results.by_name[results.environment["baseline"]]
 
 
 def f1_on_validation(row: PooledRow, results: Results) -> float | None:
@@ -142,7 +138,7 @@ def front_page_rows(results: Results) -> dict[str, PooledRow]:
 
     A variant that is several champions has one name.
     """
-    rows, baseline = by_name(results), results.environment["baseline"]
+    rows, baseline = results.by_name, results.environment["baseline"]
     named = {"fine-tuned BERT, PyTorch": baseline, "the same, ONNX Runtime": f"{baseline}-ort-fp32"}
     chosen = champion_names(results)
     named |= {" = ".join(names): variant for variant, names in chosen.items()}
@@ -227,7 +223,7 @@ def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Chan
     """The pairs of report/ablations.csv whose changed variant is one of these rows."""
     f1 = {(row.variant, row.seed): row.f1_test for row in results.rows if row.f1_test is not None}
     seeds = sorted({seed for _, seed in f1})
-    rows, names, changes = by_name(results), {row.variant for row in own}, []
+    rows, names, changes = results.by_name, {row.variant for row in own}, []
     with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
         pairs = [line for line in csv.DictReader(file) if line["with"] in names]
     for line in pairs:
@@ -341,7 +337,7 @@ def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
 
 def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow, PooledRow]]:
     """(student, its control on labels alone, its control from a random start) for each student that has both."""
-    rows = by_name(results)
+    rows = results.by_name
     names = [name for name in rows if {f"{name}-labels", f"{name}-scratch"} <= set(rows)]
     found = [(rows[name], rows[f"{name}-labels"], rows[f"{name}-scratch"]) for name in names]
     return [rows for rows in found if len(trained(rows)) == 3]
@@ -349,7 +345,7 @@ def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow,
 
 def training_minutes(row: PooledRow | None, results: Results) -> float:
     """Minutes of the row's training and of all trainings between it and the baseline, of the first seed."""
-    rows, seconds = by_name(results), 0.0
+    rows, seconds = results.by_name, 0.0
     while row is not None and row.variant != results.environment["baseline"]:
         seconds += row.train_seconds or 0
         row = rows.get(row.parent)
@@ -374,7 +370,7 @@ def engine_grid(results: Results) -> dict[tuple[str, str], PooledRow]:
 
 def lineage(champion: str, results: Results) -> list[PooledRow]:
     """The rows from the baseline to the champion's variant: each adds one ingredient."""
-    rows = by_name(results)
+    rows = results.by_name
     steps = [rows[results.champions[champion]["chosen"]]]
     while steps[0].parent:
         steps.insert(0, rows[steps[0].parent])
@@ -449,7 +445,7 @@ BY_STORAGE |= dict.fromkeys(("fp16", "bf16", "float16", "bfloat16", "O4"), "16-b
 
 def ingredients(variant: str, results: Results) -> set[str]:
     """What was done to the weights of a variant and of its ancestors."""
-    rows, found = by_name(results), set()
+    rows, found = results.by_name, set()
     while variant:
         options = results.methods[variant]["options"]
         found |= BY_METHOD.get(rows[variant].method, set())
@@ -540,7 +536,7 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 def learned_from_large(name: str, results: Results) -> bool:
     """Whether the variant or one of its ancestors was trained on the large teacher's logits."""
-    rows = by_name(results)
+    rows = results.by_name
     while name in rows:
         training = results.methods[name]["options"].get("training") or {}
         if training.get("teacher") == "large":

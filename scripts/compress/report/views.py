@@ -62,7 +62,7 @@ def sensitivities(results: Results) -> list[dict]:
 
 def cascades(results: Results) -> list[dict]:
     """Each measured cascade with the row of its second model, and how many times faster than that model it is."""
-    rows, lines = compare.by_name(results), []
+    rows, lines = results.by_name, []
     for entry in entries(compare.of_method(results, "cascade"), results):
         if "passed_on" not in entry["details"]:
             continue
@@ -74,7 +74,7 @@ def cascades(results: Results) -> list[dict]:
 
 def champions(results: Results) -> list[dict]:
     """Each champion's name and the facts of its choice, with the row of its variant."""
-    rows = compare.by_name(results)
+    rows = results.by_name
     return [{"name": name, "row": rows[facts["chosen"]], **facts} for name, facts in results.champions.items()]
 
 
@@ -124,7 +124,7 @@ def prices(results: Results) -> list[dict]:
 
 def gpu_rows(results: Results) -> list[dict]:
     """The GPU's measured rows, with the same training's seconds on the CPU."""
-    cpu = compare.by_name(results)
+    cpu = results.by_name
     lines = []
     for row in (row for row in results.gpu.variants if row.status == "ok"):
         seconds = cpu[row.variant].train_seconds if row.train_seconds and row.variant in cpu else None
@@ -151,7 +151,7 @@ def published() -> list[dict]:
 
 def against_large(results: Results) -> list[dict]:
     """The baseline and the champions against the large fine-tuned model: sizes, times, and points lost."""
-    large, row_of = compare.baseline_row(results.large), compare.by_name(results)
+    large, row_of = compare.baseline_row(results.large), results.by_name
     names = {results.environment["baseline"]: "fine-tuned"}
     names |= {variant: " = ".join(champions) for variant, champions in compare.champion_names(results).items()}
     return [
@@ -169,8 +169,8 @@ def against_large(results: Results) -> list[dict]:
 
 def course_pairs(profile: Profile, results: Results) -> list[dict]:
     """The course's rows and ours that repeat them, with the speed-up over the fp32 row of the same device."""
-    cpu = compare.by_name(results)
-    gpu = compare.by_name(results.gpu) if results.gpu else {}
+    cpu = results.by_name
+    gpu = results.gpu.by_name if results.gpu else {}
     if profile.baseline not in profile.course.values():
         return []
     seconds = {(line["name"], line["device"]): line["seconds"] for line in course()}

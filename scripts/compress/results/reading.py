@@ -74,6 +74,10 @@ class Results:
         first = [rows for rows in of_variant.values() if rows[0].seed == self.rows[0].seed]
         return [_pooled(rows, pooled.get(rows[0].variant), base.latency_ms_p50) for rows in first]
 
+    @cached_property
+    def by_name(self) -> dict[str, PooledRow]:
+        return {row.variant: row for row in self.variants}
+
 
 def read_results(profile: Profile) -> Results:
     """Everything in results/<profile>/: the CPU's with the GPU's as its `gpu`, or the GPU's where it is alone.
