@@ -7,7 +7,7 @@ the chosen variant is its test result. The pairs of "one thing at a time" are da
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise, product
+from itertools import chain, pairwise, product, takewhile
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
@@ -345,11 +345,9 @@ def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow,
 
 def training_minutes(row: PooledRow | None, results: Results) -> float:
     """Minutes of the row's training and of all trainings between it and the baseline, of the first seed."""
-    rows, seconds = results.by_name, 0.0
-    while row is not None and row.variant != results.environment["baseline"]:
-        seconds += row.train_seconds or 0
-        row = rows.get(row.parent)
-    return seconds / 60
+    rows = results.ancestry(row.variant) if row else []
+    own = takewhile(lambda row: row.variant != results.environment["baseline"], rows)
+    return sum(row.train_seconds or 0 for row in own) / 60
 
 
 # What a model's name is followed by, for every engine and precision of the grid.
@@ -370,11 +368,7 @@ def engine_grid(results: Results) -> dict[tuple[str, str], PooledRow]:
 
 def lineage(champion: str, results: Results) -> list[PooledRow]:
     """The rows from the baseline to the champion's variant: each adds one ingredient."""
-    rows = results.by_name
-    steps = [rows[results.champions[champion]["chosen"]]]
-    while steps[0].parent:
-        steps.insert(0, rows[steps[0].parent])
-    return steps
+    return results.ancestry(results.champions[champion]["chosen"])[::-1]
 
 
 def largest_step(champion: str, results: Results, column: str) -> tuple[PooledRow, PooledRow, float] | None:
@@ -445,15 +439,14 @@ BY_STORAGE |= dict.fromkeys(("fp16", "bf16", "float16", "bfloat16", "O4"), "16-b
 
 def ingredients(variant: str, results: Results) -> set[str]:
     """What was done to the weights of a variant and of its ancestors."""
-    rows, found = results.by_name, set()
-    while variant:
-        options = results.methods[variant]["options"]
-        found |= BY_METHOD.get(rows[variant].method, set())
+    found = set()
+    for row in results.ancestry(variant):
+        options = results.methods[row.variant]["options"]
+        found |= BY_METHOD.get(row.method, set())
         if "bits" in options:
             found.add(f"int{options['bits']}")
         words = [(options.get(option) or "").split("-")[0] for option in STORAGE_OPTIONS]
         found |= {BY_STORAGE[word] for word in words if word in BY_STORAGE}
-        variant = rows[variant].parent
     return found
 
 
@@ -536,13 +529,8 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 def learned_from_large(name: str, results: Results) -> bool:
     """Whether the variant or one of its ancestors was trained on the large teacher's logits."""
-    rows = results.by_name
-    while name in rows:
-        training = results.methods[name]["options"].get("training") or {}
-        if training.get("teacher") == "large":
-            return True
-        name = rows[name].parent
-    return False
+    options = [results.methods[row.variant]["options"] for row in results.ancestry(name)]
+    return any((own.get("training") or {}).get("teacher") == "large" for own in options)
 
 
 def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float, float]:

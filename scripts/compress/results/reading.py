@@ -78,6 +78,14 @@ class Results:
     def by_name(self) -> dict[str, PooledRow]:
         return {row.variant: row for row in self.variants}
 
+    def ancestry(self, variant: str) -> list[PooledRow]:
+        """The variant's row, its parent's and so on."""
+        rows = []
+        while variant in self.by_name:
+            rows.append(self.by_name[variant])
+            variant = rows[-1].parent
+        return rows
+
 
 def read_results(profile: Profile) -> Results:
     """Everything in results/<profile>/: the CPU's with the GPU's as its `gpu`, or the GPU's where it is alone.
