@@ -12,7 +12,7 @@ import pytest
 from compress.config.profile import load_profile
 from compress.data.card import MOST_HELD_OUT
 from compress.paths import ROOT
-from compress.report import comparisons, gallery, load_facts, pages, plots, tables, views
+from compress.report import comparisons, families, gallery, load_facts, pages, plots, tables, views
 from compress.report.tables import Column, markdown_table
 from compress.results.reading import Results, read_results
 from compress.results.rows import SeedRow, ServingRow, VariantRow
@@ -231,11 +231,11 @@ def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
     ],
 )
 def test_ingredients_are_those_of_the_variant_and_its_ancestors(variant, expected):
-    assert comparisons.ingredients(variant, RESULTS) == expected
+    assert families.ingredients(variant, RESULTS) == expected
 
 
 def test_a_variant_without_an_ingredient_is_as_large_as_the_baseline():
-    alone = [row for row in ROWS if row.status == "ok" and not comparisons.ingredients(row.variant, RESULTS)]
+    alone = [row for row in ROWS if row.status == "ok" and not families.ingredients(row.variant, RESULTS)]
     assert "finetuned" in [row.variant for row in alone]
     assert all(0.99 < row.size_ratio < 1.01 for row in alone)
 
@@ -262,7 +262,7 @@ def test_a_choice_is_the_best_of_its_family_that_fits(column):
         for row in comparisons.compressed_rows(RESULTS):
             cost = getattr(row, column)
             if cost is not None and cost <= budget.limit:
-                chosen = budget.rows[comparisons.family_of(row.variant, RESULTS)]
+                chosen = budget.rows[families.family_of(row.variant, RESULTS)]
                 assert getattr(chosen, column) <= budget.limit
                 assert comparisons.f1_on_validation(chosen, RESULTS) >= comparisons.f1_on_validation(row, RESULTS)
 

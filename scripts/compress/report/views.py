@@ -7,7 +7,7 @@ from dataclasses import asdict
 from compress.config.profile import Profile
 from compress.paths import ROOT
 from compress.report import comparisons as compare
-from compress.report import recommendation
+from compress.report import families, recommendation
 from compress.results.reading import PooledRow, Results
 
 
@@ -108,9 +108,9 @@ def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
 
 
 def _mixture(family: str, row: PooledRow, results: Results) -> str:
-    if family != compare.MIX:
+    if family != families.MIX:
         return family
-    return f"{family}: {' + '.join(sorted(compare.ingredients(row.variant, results)))}"
+    return f"{family}: {' + '.join(sorted(families.ingredients(row.variant, results)))}"
 
 
 def prices(results: Results) -> list[dict]:
