@@ -141,7 +141,7 @@ class Profile(Strict):
 
     def ancestors(self, name: str) -> set[str]:
         """The variant itself, its parents, their parents and so on."""
-        parents = {variant.name: variant.parents for variant in self.variants}
+        parents = {variant.name: variant.parents for variant in (*self.variants, *self.services)}
         names, todo = set(), [name]
         while todo:
             names.add(todo[-1])
@@ -150,8 +150,8 @@ class Profile(Strict):
 
     def is_trained(self, variant: Variant) -> bool:
         """True if the variant or one of its ancestors was trained on the task."""
-        ancestors = set().union(*map(self.ancestors, variant.parents))
-        return any(v.has_training for v in [variant, *(v for v in self.variants if v.name in ancestors)])
+        ancestors = self.ancestors(variant.name)
+        return any(v.has_training for v in (*self.variants, *self.services) if v.name in ancestors)
 
     @property
     def file(self) -> Path:

@@ -83,21 +83,17 @@ def imported(name: str) -> list[str]:
 
 
 def variants_to_build(profile: Profile, scope: str, only: list[str]) -> list:
-    """The variants of a scope, services last, or those named in `only` with all their ancestors.
+    """The variants of a scope, services last, or the baseline and those named in `only` with all their ancestors.
 
     Raises UserError for an unknown name.
     """
     everything = [*profile.variants, *profile.services]
     if not only:
         return [*profile.in_scope(scope), *profile.services]
-    known = {variant.name: variant for variant in everything}
-    needed, todo = {profile.baseline}, list(only)
-    while todo:
-        name = todo.pop()
-        if name not in known:
-            raise UserError(f"profile {profile.name} has no variant {name!r}; it has: {', '.join(known)}")
-        needed.add(name)
-        todo += [parent for parent in parents_of(profile, known[name]) if parent not in needed]
+    known = [variant.name for variant in everything]
+    if unknown := sorted(set(only) - set(known)):
+        raise UserError(f"profile {profile.name} has no variant {unknown[0]!r}; it has: {', '.join(known)}")
+    needed = {profile.baseline}.union(*map(profile.ancestors, only))
     return [variant for variant in everything if variant.name in needed]
 
 
