@@ -297,7 +297,7 @@ def test_help_is_quick_and_long_for_every_script():
         assert "Example:" in done.stdout
 
 
-def test_a_second_run_is_told_and_stops(tmp_path):
+def test_a_second_run_stops_and_says_why(tmp_path):
     with open(tmp_path / "lock", "w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         command = [sys.executable, ROOT / "scripts" / "with_lock.py", tmp_path / "lock", "echo", "ran"]

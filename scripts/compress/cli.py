@@ -114,9 +114,9 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
 
 
 def replace_closed_streams() -> None:
-    """Opens the null device for closed standard streams, whose numbers other files would get.
+    """Opens the null device in place of closed standard streams: the next opened file would get their number.
 
-    sys.stdin stays None: a script that reads it can say so.
+    sys.stdin stays None, so that a script can tell that it is closed.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)

@@ -2,7 +2,7 @@
 
 A group's options hold for all its variants; a variant's own options come on top. The grid builds every model in every
 engine and precision, named <model>-<engine>-<precision>. The variants of the chapters HW4 and HW6 come last, so that
-the grid's stand with their chapter's.
+those of the grid are listed with their chapter.
 """
 
 from pathlib import Path

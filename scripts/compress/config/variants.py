@@ -469,7 +469,7 @@ class TorchRuntime(Tooled):
 
 
 class Cascade(Derived):
-    """Two models in one: the parent answers where it is sure, the slower and better `second` answers the rest."""
+    """Two models in one: the slower and better `second` classifies the sentences of which the parent is not sure."""
 
     script: ClassVar[str] = "06_optimum.py"
     module: ClassVar[str] = "cascade"

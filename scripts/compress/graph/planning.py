@@ -1,7 +1,7 @@
 """The plan: which variants to build from which parents and sources, written as a Makefile and one JSON per variant.
 
 A plan file is rewritten only when its content changes, so that Make rebuilds exactly the variants whose options did.
-The plan of the data lists the local files with date and size: Make need not read their names.
+The plan of the data lists the local files with date and size: it changes with them, and Make reads it alone.
 Nothing here imports a heavy library: `make all` plans every time.
 """
 

@@ -32,7 +32,7 @@ class ServerFacts:
 
     @property
     def most(self) -> float:
-        """The largest rate answered, saturated or while settings were tried."""
+        """The largest measured rate: at saturation, or while settings were tried."""
         return max(self.saturated, self.best_setting or 0)
 
     @property

@@ -95,9 +95,9 @@ def own_milliseconds(passes: list[Measured]) -> np.ndarray:
 
 
 def wider_interval(columns: dict, base: Entry | None) -> dict:
-    """The speed-up's interval with the ratio of the table's own milliseconds in it, where the two disagree.
+    """The speed-up's interval, widened to contain the ratio of the table's milliseconds; {} if the two nearly agree.
 
-    The baseline beside a variant can be faster or slower than in its own row.
+    They differ where the baseline was faster or slower while it was timed with the variant than in its own row.
     """
     speedup, low = columns["latency_speedup"], columns["latency_speedup_low"]
     if base is None or not base.passes or low is None:

@@ -63,7 +63,7 @@ def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
 
 
 def same_sentences(sets: list[np.ndarray | None]) -> list[int]:
-    """For each seed the index of the first seed with the same texts, or with the same labels where only these are."""
+    """For each seed the index of the first with the same texts, or with the same labels where texts are not stored."""
     return [next(i for i, other in enumerate(sets) if np.array_equal(mine, other)) for mine in sets]
 
 

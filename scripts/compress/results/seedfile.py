@@ -2,8 +2,8 @@
 
 Its arrays: "<variant>/record" (the text of record.json), "<variant>/predictions/<array>", "<variant>/cold/<array>",
 "<variant>/timing-<pass>/<array>", "labels/<set>", "texts/test", "classes" and "card" (the text of data.json). The
-labels of the held-out unlabelled texts are the large teacher's answers. Logits are half floats less their row's
-maximum, times are float32. Equal content gives equal bytes.
+labels of the held-out unlabelled texts are the large teacher's predictions. Logits are stored as half floats, after
+subtracting their row's maximum; times are float32. Equal content gives equal bytes.
 """
 
 import json
@@ -88,8 +88,8 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
     """Packs a seed of build/<profile>/; raises UserError naming a file that is damaged or of other data."""
     splits, card = load_splits(profile, seed), load_card(profile, seed)
     packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
-    if (answers := teacher_answers(profile, seed, held_out(splits))) is not None:
-        packed[f"labels/{UNLABELLED}"] = answers
+    if (labels := teacher_labels(profile, seed, held_out(splits))) is not None:
+        packed[f"labels/{UNLABELLED}"] = labels
     packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
     packed["card"] = np.array(json.dumps(card, sort_keys=True))
     for variant in profile.variants:
@@ -108,7 +108,7 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
     _write_npz(path, packed)
 
 
-def teacher_answers(profile: Profile, seed: int, texts: list[str]) -> np.ndarray | None:
+def teacher_labels(profile: Profile, seed: int, texts: list[str]) -> np.ndarray | None:
     """The large teacher's classes, int64 [texts]; None without texts or without its logits for this seed."""
     if profile.teacher is None or not texts:
         return None

@@ -1,6 +1,6 @@
 """Champions: names for the best variants, chosen by measured cost and two losses, never on a test set.
 
-The losses are F1 on validation and, where the profile has a large teacher, agreement with its answers to held-out
+The losses are F1 on validation and, where the profile has a large teacher, agreement with its predictions on held-out
 unlabelled texts of other domains. Neither may exceed the rule's tolerance.
 """
 
@@ -74,12 +74,12 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
 
 
 def teacher_agreement(seeds: list[Seed], name: str) -> dict[int, float]:
-    """The share of held-out texts with the large teacher's answer, by seed; only of seeds with such texts."""
-    answers = {seed.number: seed.labels[UNLABELLED] for seed in seeds if UNLABELLED in seed.labels}
+    """By seed with held-out texts: the share of them for which the variant predicts the large teacher's class."""
+    labels = {seed.number: seed.labels[UNLABELLED] for seed in seeds if UNLABELLED in seed.labels}
     return {
-        seed.number: float(np.mean(seed.entries[name].logits[UNLABELLED].argmax(-1) == answers[seed.number]))
+        seed.number: float(np.mean(seed.entries[name].logits[UNLABELLED].argmax(-1) == labels[seed.number]))
         for seed in seeds
-        if seed.number in answers and name in seed.evaluated
+        if seed.number in labels and name in seed.evaluated
     }
 
 
@@ -88,8 +88,8 @@ def choose(rows: list[Candidate], labels: dict[int, np.ndarray], goal: str, tole
 
     rows[0] is the baseline. Points of F1, and of agreement where it is known, are paired with the baseline of the same
     seed and averaged over the candidate's seeds; labels are by seed. A candidate that was not timed can only be "tiny".
-    The best of many near equals was also lucky: the standard error of its F1 points, from a paired bootstrap, shows by
-    how much. None if no candidate fits.
+    The best of many similar candidates is in part the luckiest: the standard error of its F1 points, from a paired
+    bootstrap, says how large that part can be. None if no candidate fits.
     """
     base, score = rows[0], SCORES[goal]
     classes = next(iter(base.logits.values())).shape[-1]

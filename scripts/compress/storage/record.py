@@ -1,4 +1,4 @@
-"""record.json: what one build of one variant ended in. Written last, sealed with a hash, refused when altered."""
+"""record.json: how the build of a variant ended. It is written last, and its hash shows if it was edited."""
 
 import json
 from pathlib import Path
