@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -15,9 +14,7 @@ from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.report import comparisons, formats, notebook, pages
 from compress.results.reading import read_results
-from conftest import run
-
-ROOT = Path(__file__).resolve().parents[1]
+from conftest import ROOT, run
 
 
 def pins(text: str) -> dict[str, str]:
