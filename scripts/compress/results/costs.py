@@ -48,15 +48,11 @@ def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) ->
 
 def reason_of(entry: Entry) -> str:
     """Why times, or the memory, of an evaluated variant are empty; nothing if they are there."""
-    if not entry.passes:
-        return timing_reason(entry.record)
-    return "" if entry.cold else "its cold start could not be measured"
-
-
-def timing_reason(record: Record) -> str:
-    if not record.options.get("timed", True):
+    if entry.passes:
+        return "" if entry.cold else "its cold start could not be measured"
+    if not entry.record.options.get("timed", True):
         return NOT_TIMED
-    return OTHER_SEED if record.seed else "not timed"
+    return OTHER_SEED if entry.record.seed else "not timed"
 
 
 def speedup_of(record: Record) -> Callable:
