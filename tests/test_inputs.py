@@ -142,10 +142,10 @@ def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_
     assert sum(seconds[variant.name] for variant in core) < 55 * 60  # two at a time
     appendix = {"cascade", "low-rank", "mixed-precision", "ternary-bert", "weight-only"}
     assert {variant.method for variant in core} == {variant.method for variant in profile.variants} - appendix
-    assert len(profile.serving.variants_for("core")) == 3
-    assert (len(profile.serving.load_for("core").rates), profile.serving.load_for("core").repeats) == (3, 1)
-    assert profile.serving.ablated_for("core") is None
-    assert profile.serving.load_for("full").repeats > 1
+    served = profile.serving.of_scope("core")
+    assert (len(served.variants), len(served.load.rates), served.load.repeats, served.ablated) == (3, 3, 1, None)
+    assert profile.serving.of_scope("full") is profile.serving
+    assert profile.serving.load.repeats > 1
 
 
 def test_folders_of_seeds_and_devices():

@@ -1,6 +1,6 @@
 """Budgets: what is measured and how long, and the load on the service."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from compress.config.strict import Positive, Strict
 from compress.config.variants import LabelTraining, Scope
@@ -57,6 +57,7 @@ class CoreServing(Strict):
 
     variants: Annotated[list[str], Field(min_length=1)]
     load: Load
+    ablated: ClassVar[None] = None
 
 
 class Serving(Strict):
@@ -76,11 +77,6 @@ class Serving(Strict):
             raise ValueError("tasks: need the keys parent and training, too")
         return self
 
-    def variants_for(self, scope: Scope) -> list[str]:
-        return self.core.variants if self.core and scope == "core" else self.variants
-
-    def load_for(self, scope: Scope) -> Load:
-        return self.core.load if self.core and scope == "core" else self.load
-
-    def ablated_for(self, scope: Scope) -> str | None:
-        return None if self.core and scope == "core" else self.ablated
+    def of_scope(self, scope: Scope) -> "Serving | CoreServing":
+        """What holds the variants, the load and the ablated variant of a scope."""
+        return self.core if self.core and scope == "core" else self

@@ -58,7 +58,7 @@ class Profile(Strict):
         if serving := self.serving:
             used["serving"] = [name for name in (serving.parent, serving.ablated) if name]
             used["serving.variants"] = serving.variants
-            used["serving.core.variants"] = serving.variants_for("core")
+            used["serving.core.variants"] = serving.of_scope("core").variants
         for key, wanted in used.items():
             if unknown := set(wanted) - set(names):
                 raise ValueError(f"{key}: no variant is called {sorted(unknown)[0]!r}")
@@ -98,13 +98,14 @@ class Profile(Strict):
     @model_validator(mode="after")
     def core_is_complete(self):
         """Whatever a core variant, the baseline or the core's load test needs is core, too."""
-        core = {variant.name for variant in self.in_scope("core")}
+        listed = {variant.name for variant in self.in_scope("core")}
         needed = {parent: variant.name for variant in self.in_scope("core") for parent in variant.parents}
         needed[self.baseline] = "baseline"
         if self.serving:
-            served = filter(None, [self.serving.parent, self.serving.ablated_for("core")])
-            needed |= dict.fromkeys([*served, *self.serving.variants_for("core")], "serving")
-        if missing := sorted(needed.keys() - core):
+            core = self.serving.of_scope("core")
+            served = filter(None, [self.serving.parent, core.ablated, *core.variants])
+            needed |= dict.fromkeys(served, "serving")
+        if missing := sorted(needed.keys() - listed):
             raise ValueError(f"core: must list {missing[0]!r}, which {needed[missing[0]]} needs")
         return self
 
