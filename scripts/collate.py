@@ -14,7 +14,7 @@ from compress.cli import add_device, main_guard, profile_parser, seed_list
 def main(args: argparse.Namespace) -> int:
     from compress.config.profile import load_profile
     from compress.graph.planning import variants_to_build
-    from compress.results.collating import collate, report_rows
+    from compress.results.collating import collate, print_summary
 
     profile = load_profile(args.profile)
     if args.only:
@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     folder = args.results or profile.results_on(args.device)
     rows = collate(profile, args.seeds, args.device, "full" if args.only else args.scope, folder)
     print(f"{folder}: {len(rows)} rows")
-    return report_rows(rows)
+    return print_summary(rows)
 
 
 def seeds(text: str) -> list[int]:

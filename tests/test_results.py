@@ -15,7 +15,7 @@ from compress.files import read_arrays, write_arrays, write_json
 from compress.metrics import softmax
 from compress.provenance import provenance
 from compress.results import scoring, seedfile, statistics
-from compress.results.collating import collate, report_rows
+from compress.results.collating import collate, print_summary
 from compress.results.flips import flip_rows
 from compress.results.models import model_folder
 from compress.results.reading import read_results
@@ -362,12 +362,12 @@ def test_a_variant_without_results_has_a_row_with_the_reason_and_failures_set_th
         "not-built": ("missing", "not built"),
     }
     assert [row.variant for row in tables(profile, [0], "full")][-1] == "appendix"
-    assert report_rows(rows) == 1
+    assert print_summary(rows) == 1
     printed = capsys.readouterr().out
     assert "broken (seed 0): failed: it is failed" in printed
     assert "not-built (seed 0): missing: not built" in printed
-    assert report_rows([row for row in rows if row.status == "missing"]) == 1
-    assert report_rows([row for row in rows if row.status in ("ok", "skipped")]) == 0
+    assert print_summary([row for row in rows if row.status == "missing"]) == 1
+    assert print_summary([row for row in rows if row.status in ("ok", "skipped")]) == 0
 
 
 def test_collate_works_from_seed_files_alone_and_adds_a_seed_without_touching_others(profile, built):

@@ -129,7 +129,7 @@ def variant_rows(
     return rows
 
 
-def report_rows(rows: list[VariantRow]) -> int:
+def print_summary(rows: list[VariantRow]) -> int:
     """Prints how many variants each seed has, and why others have no results.
 
     The exit status is 1 if one failed, or is missing on the CPU; a GPU may have measured a part of them.

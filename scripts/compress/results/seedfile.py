@@ -104,7 +104,7 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
         files = [folder / "predictions.npz", folder / "cold.npz", *sorted(folder.glob("timing-*.npz"))]
         for file in files if record.status == "ok" else ():
             if file.exists():
-                packed |= {f"{variant.name}/{file.stem}/{name}": array for name, array in _small(file, record).items()}
+                packed |= {f"{variant.name}/{file.stem}/{name}": array for name, array in _packed(file, record).items()}
     _write_npz(path, packed)
 
 
@@ -185,22 +185,22 @@ def _check(entry: Entry, labels: dict[str, np.ndarray], classes: int, source: st
                 raise UserError(f"{source}: {name} must be pairs of positive seconds; run make all")
 
 
-def _small(path: Path, record: Record) -> dict[str, np.ndarray]:
+def _packed(path: Path, record: Record) -> dict[str, np.ndarray]:
     """The arrays of a variant's file as they are packed.
 
     Raises UserError for logits that are not finite, and for predictions of another model than the record's.
     """
-    small, arrays = {}, read_arrays(path)
+    packed, arrays = {}, read_arrays(path)
     if path.stem == "predictions" and f'"{record.artifact_sha256}"' not in str(arrays.get("about")):
         raise UserError(f"{path}: predictions of another model; remove it and run make all")
     for name, array in arrays.items():
         if name.startswith("logits"):
             if not np.isfinite(array).all():
                 raise UserError(f"{path}: {name}: not finite; remove the variant's folder and run make all")
-            small[name] = half_logits(array)
+            packed[name] = half_logits(array)
         else:
-            small[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
-    return small
+            packed[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+    return packed
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
