@@ -48,11 +48,11 @@ def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
     groups["test"] = same_sentences([np.array(seed.texts) for seed in seeds])  # blocks may have the same labels
     return {
         seed.number: Scores(
-            seed.labels["test"],
-            seeds[groups["test"][i]].number,
-            {name: entry.logits["test"].argmax(-1) for name, entry in seed.evaluated.items()},
-            resampled_f1(seed, "test", seeds[groups["test"][i]].number),
-            {
+            labels=seed.labels["test"],
+            sentences=seeds[groups["test"][i]].number,
+            predictions={name: entry.logits["test"].argmax(-1) for name, entry in seed.evaluated.items()},
+            f1=resampled_f1(seed, "test", seeds[groups["test"][i]].number),
+            domains={
                 domain: resampled_f1(seed, domain, seeds[groups[domain][i]].number, macro=True)
                 for domain in OUT_OF_DOMAIN
                 if domain in seed.labels

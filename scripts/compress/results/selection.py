@@ -57,29 +57,32 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
     if profile.baseline not in first:
         return []
     bytes_of = {name: entry.record.sizes.bytes for name, entry in first.items()}
+    trained = [name for name in first if name in names and first[name].record.trained]
     rows = []
-    for name in sorted(first, key=lambda name: name != profile.baseline):
-        if name in names and first[name].record.trained:
-            passes = [one.arrays["latency_seconds"] for one in first[name].passes]
-            rows.append(
-                Candidate(
-                    name,
-                    {seed.number: seed.entries[name].logits["validation"] for seed in usable if name in seed.evaluated},
-                    bytes_of[profile.baseline] / bytes_of[name],
-                    speedup_of(first[name].record)(passes)[0] if passes else 0.0,
-                    teacher_agreement(usable, name),
-                )
+    for name in sorted(trained, key=lambda name: name != profile.baseline):
+        passes = [one.arrays["latency_seconds"] for one in first[name].passes]
+        own = [seed for seed in usable if name in seed.evaluated]
+        rows.append(
+            Candidate(
+                name=name,
+                logits={seed.number: seed.entries[name].logits["validation"] for seed in own},
+                size_ratio=bytes_of[profile.baseline] / bytes_of[name],
+                latency_speedup=speedup_of(first[name].record)(passes)[0] if passes else 0.0,
+                agreement=teacher_agreement(own, name),
             )
+        )
     return rows
 
 
 def teacher_agreement(seeds: list[Seed], name: str) -> dict[int, float]:
-    """By seed with held-out texts: the share of them for which the variant predicts the large teacher's class."""
-    labels = {seed.number: seed.labels[UNLABELLED] for seed in seeds if UNLABELLED in seed.labels}
+    """By seed with held-out texts: the share of them for which the variant predicts the large teacher's class.
+
+    seeds: those that have the variant's predictions.
+    """
     return {
-        seed.number: float(np.mean(seed.entries[name].logits[UNLABELLED].argmax(-1) == labels[seed.number]))
+        seed.number: float(np.mean(seed.entries[name].logits[UNLABELLED].argmax(-1) == seed.labels[UNLABELLED]))
         for seed in seeds
-        if seed.number in labels and name in seed.evaluated
+        if UNLABELLED in seed.labels
     }
 
 
