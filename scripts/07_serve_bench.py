@@ -13,7 +13,7 @@ import signal
 import sys
 from functools import partial
 
-from compress.cli import cores, main_guard, positive, run_parser
+from compress.cli import build_parser, cores, main_guard, positive
 
 
 def main(args: argparse.Namespace) -> int:
@@ -37,10 +37,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = run_parser(__doc__)
-    parser.add_argument("variant", nargs="?", help="the classifier to build; its parent must be built")
-    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="where models are trained (default: --device)")
-    parser.add_argument("--number", default="", help="its place in the plan, shown in messages")
+    parser = build_parser(__doc__, nargs="?")
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="of the load (default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=cores(), help="of every server (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="SERVER", help="measure only these servers")

@@ -8,13 +8,13 @@ Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
 import argparse
 from pathlib import Path
 
-from compress.cli import main_guard, natural, profile_parser
+from compress.cli import add_device, main_guard, profile_parser, seed_list
 
 
 def main(args: argparse.Namespace) -> int:
     from compress.config.profile import load_profile
     from compress.graph.planning import variants_to_build
-    from compress.results.collating import collate, report_rows
+    from compress.results.collating import collate, print_summary
 
     profile = load_profile(args.profile)
     if args.only:
@@ -24,18 +24,16 @@ def main(args: argparse.Namespace) -> int:
     folder = args.results or profile.results_on(args.device)
     rows = collate(profile, args.seeds, args.device, "full" if args.only else args.scope, folder)
     print(f"{folder}: {len(rows)} rows")
-    return report_rows(rows)
+    return print_summary(rows)
 
 
 def seeds(text: str) -> list[int]:
-    return sorted({natural(seed) for seed in text.split()})
+    return seed_list(text) if text else []
 
 
 if __name__ == "__main__":
     parser = profile_parser(__doc__)
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where models are measured (default: %(default)s)"
-    )
+    add_device(parser)
     parser.add_argument("--seeds", type=seeds, default=[], help="to pack, separated by spaces (default: all in build/)")
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="variants to expect (default: core)")
     parser.add_argument("--only", default="", metavar="NAMES", help="these variants and their ancestors alone")

@@ -6,7 +6,7 @@ Example: python scripts/plan.py --profile minilm --scope core --seeds "0 1"
 
 import argparse
 
-from compress.cli import main_guard, profile_parser, seed_list
+from compress.cli import add_device, main_guard, profile_parser, seed_list
 
 
 def main(args: argparse.Namespace) -> None:
@@ -25,8 +25,6 @@ if __name__ == "__main__":
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="(default: %(default)s)")
     parser.add_argument("--only", default="", metavar="NAMES", help="these variants and their ancestors alone")
     parser.add_argument("--seeds", type=seed_list, default=[0], help="separated by spaces (default: 0)")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where models are measured (default: %(default)s)"
-    )
+    add_device(parser)
     parser.add_argument("--train-device", choices=("cpu", "cuda"), help="where models are trained (default: --device)")
     main_guard(main, parser)

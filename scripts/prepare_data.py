@@ -20,7 +20,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def report(card: dict) -> None:
-    """Prints what became of the rows, the size of every split, and how the tokenizer takes the texts."""
+    """Prints what became of the rows, the size of every split, and facts about the tokenizer."""
     if rows := card.get("rows"):
         print(f"        rows: {sum(rows['read'].values())} read, {rows['used']} used")
         for title in ("dropped", "texts", "classes"):

@@ -26,15 +26,10 @@ def return_freed_memory() -> None:
 def main(args: argparse.Namespace) -> int:
     return_freed_memory()  # before the first large import
     from compress.config.profile import load_profile
-    from compress.errors import UserError
-    from compress.results.models import model_folder
+    from compress.results.models import served_folders
     from compress.serving.server import serve
 
-    profile = load_profile(args.profile)
-    models = args.model or [service.name for service in profile.services]
-    if not models:
-        raise UserError(f"profile {args.profile} has no services: name a model with --model")
-    folders = [model_folder(profile, model, args.seed) for model in models]
+    folders = served_folders(load_profile(args.profile), args.model, args.seed)
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     return serve(folders, options, args.host, args.port)
 

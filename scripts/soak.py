@@ -18,16 +18,12 @@ def main(args: argparse.Namespace) -> int:
     from compress.config.profile import load_profile
     from compress.errors import UserError
     from compress.loadtest.soaking import growth, soak
-    from compress.results.models import model_folder
+    from compress.results.models import served_folders
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the server, as Ctrl-C does
     profile = load_profile(args.profile)
-    models = args.model or [service.name for service in profile.services]
-    if not models:
-        raise UserError(f"profile {args.profile} has no services: name a model with --model")
-    folders = [model_folder(profile, model) for model in models]
     log = profile.build / "soak.log"
-    samples = soak(folders, args.minutes, args.threads, log, partial(print, flush=True))
+    samples = soak(served_folders(profile, args.model), args.minutes, args.threads, log, partial(print, flush=True))
     if found := growth(samples):
         raise UserError(f"{'; '.join(found)} (the service's log: {log})")
     print(f"nothing grows; at most {max(sample.memory_mb for sample in samples):.0f} MB")

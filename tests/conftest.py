@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from compress.config.profile import load_profile
+from compress.errors import UserError
+from compress.paths import PROFILES
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads crawl on a busy machine
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +73,23 @@ def smoke(running_smoke):
     output, errors = ((folder / "build" / name).read_text("utf-8") for name in ("stdout", "stderr"))
     assert status == 0, output[-3000:] + errors[-3000:]
     return folder, output
+
+
+@pytest.fixture
+def error_of_profile(monkeypatch, tmp_path):
+    """The error of a committed profile in which one text is replaced."""
+
+    def load(name: str, old: str, new: str) -> str:
+        text = (PROFILES / f"{name}.toml").read_text("utf-8")
+        assert old in text
+        (tmp_path / f"{name}.toml").write_text(text.replace(old, new, 1), "utf-8")
+        monkeypatch.setattr("compress.config.profile.PROFILES", tmp_path)
+        with pytest.raises(UserError) as caught:
+            load_profile(name)
+        assert f"{name}.toml: " in str(caught.value)
+        return str(caught.value)
+
+    return load
 
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

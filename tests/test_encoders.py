@@ -7,6 +7,7 @@ import torch
 from compress.config.budgets import Measure
 from compress.config.profile import Profile
 from compress.config.sources import Backbone
+from compress.config.variants import METHODS
 from compress.data.backbone import save_backbone
 from compress.data.prepare import prepare
 from compress.errors import UserError
@@ -208,7 +209,8 @@ def own_profile(folder, *variants, **backbone):
     (folder / "a.csv").write_text("text,label\n" + "".join(f"the film was good{i},{'ab'[i % 2]}\n" for i in range(40)))
     data = {"path": str(folder / "a.csv"), "validation": 10, "test": 10, "max_length": 16}
     about = {"name": "own", "description": "-", "baseline": "bert-orig", "data": data, "backbone": backbone}
-    return Profile.model_validate(about | {"variants": [{"name": "bert-orig", "method": "untrained"}, *variants]})
+    listed = [{"name": "bert-orig", "method": "untrained"}, *variants]
+    return Profile.model_validate(about | {"variants": [METHODS[of["method"]].model_validate(of) for of in listed]})
 
 
 def test_shapes_longer_than_the_encoder_are_refused_before_a_training(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 from compress.config.profile import load_profile
-from compress.report import canvas, comparisons, gallery, load_plots, plots
+from compress.report import canvas, gallery, load_plots, plots
 from compress.results.reading import read_results
 from compress.results.rows import ServingRow
 
@@ -37,13 +37,13 @@ def test_every_variant_is_one_point_and_a_champion_a_ring_around_its_variant():
     drawn = sorted(tuple(container[0].get_xydata()[0]) for container in axes.containers)
     assert drawn == sorted((row.size_mb, row.f1_test) for row in plots.measured(RESULTS, "size_mb"))
     rings = {line.get_label(): tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11}
-    rows = comparisons.by_name(RESULTS)
+    rows = RESULTS.by_name
     variants = {name: rows[facts["chosen"]] for name, facts in RESULTS.champions.items()}
     assert rings == {name: (row.size_mb, row.f1_test) for name, row in variants.items()}
 
 
 def test_speedups_have_error_bars_where_they_have_an_interval():
-    row = comparisons.by_name(RESULTS)["finetuned-ort-int8"]
+    row = RESULTS.by_name["finetuned-ort-int8"]
     low, high = 0.8 * row.latency_speedup, 1.25 * row.latency_speedup
     timed = replace(row, latency_speedup_low=low, latency_speedup_high=high)
     assert canvas.speedup_errors([timed]) == [

@@ -25,23 +25,9 @@ from compress.engines.predictor import BACKENDS, batches, load
 from compress.errors import UserError
 from compress.files import atomic_path, digest, write_json
 from compress.methods.training import last_checkpoint
-from compress.paths import PROFILES, ROOT, SCRIPTS
+from compress.paths import ROOT, SCRIPTS
 from compress.storage.artifact import TOKENIZER_FILES, read_artifact, save_artifact
 from compress.storage.packed import save_tensors
-
-
-@pytest.fixture
-def profile_text(monkeypatch, tmp_path):
-    """Writes a changed smoke profile where load_profile looks."""
-    monkeypatch.setattr("compress.config.profile.PROFILES", tmp_path)
-
-    def write(old: str, new: str) -> None:
-        text = (PROFILES / "smoke.toml").read_text("utf-8")
-        assert old in text
-        (tmp_path / "smoke.toml").write_text(text.replace(old, new, 1), "utf-8")
-
-    return write
-
 
 SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "distill-1x32", "finetuned-ort-fp32"'
 
@@ -91,12 +77,8 @@ SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "dist
         ('name = "smoke"', 'name = "smok"', "name: is 'smok', must be the name of the file"),
     ],
 )
-def test_a_wrong_profile_names_file_and_key(profile_text, old, new, key):
-    profile_text(old, new)
-    with pytest.raises(UserError) as caught:
-        load_profile("smoke")
-    assert "smoke.toml: " in str(caught.value)
-    assert key in str(caught.value)
+def test_a_wrong_profile_names_file_and_key(error_of_profile, old, new, key):
+    assert key in error_of_profile("smoke", old, new)
 
 
 def test_an_unknown_profile_lists_the_known_ones():
@@ -160,10 +142,10 @@ def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_
     assert sum(seconds[variant.name] for variant in core) < 55 * 60  # two at a time
     appendix = {"cascade", "low-rank", "mixed-precision", "ternary-bert", "weight-only"}
     assert {variant.method for variant in core} == {variant.method for variant in profile.variants} - appendix
-    assert len(profile.serving.variants_for("core")) == 3
-    assert (len(profile.serving.load_for("core").rates), profile.serving.load_for("core").repeats) == (3, 1)
-    assert profile.serving.ablated_for("core") is None
-    assert profile.serving.load_for("full").repeats > 1
+    served = profile.serving.of_scope("core")
+    assert (len(served.variants), len(served.load.rates), served.load.repeats, served.ablated) == (3, 3, 1, None)
+    assert profile.serving.of_scope("full") is profile.serving
+    assert profile.serving.load.repeats > 1
 
 
 def test_folders_of_seeds_and_devices():
@@ -173,11 +155,10 @@ def test_folders_of_seeds_and_devices():
     assert profile.plan_folder == ROOT / "build/smoke/plan"
 
 
-def test_threads_of_a_build_come_from_the_variant_or_the_profile():
-    profile = load_profile("minilm")
-    threads = {variant.name: profile.threads_of(variant) for variant in profile.variants}
+def test_only_the_baseline_of_the_default_profile_is_built_with_two_threads():
+    threads = {variant.name: variant.threads for variant in load_profile("minilm").variants}
     assert threads.pop("finetuned") == 2
-    assert set(threads.values()) == {1}
+    assert set(threads.values()) == {None}
 
 
 def test_local_files_of_a_profile_are_listed_and_packages_have_none(tmp_path):

@@ -183,7 +183,7 @@ def test_a_rate_is_offered_until_the_budgets_requests_are_sent_or_its_time_is_ov
 
 def test_models_are_offered_the_baselines_calm_rate_too(tmp_path, monkeypatch):
     profile = load_profile("minilm")
-    models = profile.serving.variants_for("full")
+    models = profile.serving.variants
     servers = own_servers(profile, "full", 2, tmp_path.joinpath)
     assert {of.name for of in servers if of.compared_with} == set(models) - {profile.baseline}
     offered = []

@@ -12,7 +12,7 @@ import pytest
 from compress.config.profile import load_profile
 from compress.data.card import MOST_HELD_OUT
 from compress.paths import ROOT
-from compress.report import comparisons, gallery, load_facts, pages, plots, tables, views
+from compress.report import comparisons, families, gallery, load_facts, pages, plots, tables, views
 from compress.report.tables import Column, markdown_table
 from compress.results.reading import Results, read_results
 from compress.results.rows import SeedRow, ServingRow, VariantRow
@@ -197,7 +197,7 @@ def test_a_change_is_measured_on_every_seed_that_both_variants_have():
     rows = [row_of(name, seed=seed, f1_test=value) for name, of in f1.items() for seed, value in enumerate(of)]
     results = results_of(rows)
     (change,) = comparisons.one_thing_at_a_time(results, results.variants)
-    assert not comparisons.one_thing_at_a_time(results, [comparisons.by_name(results)["int8-dynamic"]])
+    assert not comparisons.one_thing_at_a_time(results, [results.by_name["int8-dynamic"]])
     assert (change.new.variant, change.old.variant, change.seeds) == ("qat-int8", "int8-dynamic", 2)
     assert (change.gained, change.least, change.most) == pytest.approx((-1.5, -2, -1))
     assert change.smaller is None
@@ -231,11 +231,11 @@ def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
     ],
 )
 def test_ingredients_are_those_of_the_variant_and_its_ancestors(variant, expected):
-    assert comparisons.ingredients(variant, RESULTS) == expected
+    assert families.ingredients(variant, RESULTS) == expected
 
 
 def test_a_variant_without_an_ingredient_is_as_large_as_the_baseline():
-    alone = [row for row in ROWS if row.status == "ok" and not comparisons.ingredients(row.variant, RESULTS)]
+    alone = [row for row in ROWS if row.status == "ok" and not families.ingredients(row.variant, RESULTS)]
     assert "finetuned" in [row.variant for row in alone]
     assert all(0.99 < row.size_ratio < 1.01 for row in alone)
 
@@ -262,7 +262,7 @@ def test_a_choice_is_the_best_of_its_family_that_fits(column):
         for row in comparisons.compressed_rows(RESULTS):
             cost = getattr(row, column)
             if cost is not None and cost <= budget.limit:
-                chosen = budget.rows[comparisons.family_of(row.variant, RESULTS)]
+                chosen = budget.rows[families.family_of(row.variant, RESULTS)]
                 assert getattr(chosen, column) <= budget.limit
                 assert comparisons.f1_on_validation(chosen, RESULTS) >= comparisons.f1_on_validation(row, RESULTS)
 
@@ -441,7 +441,7 @@ def test_a_variant_that_keeps_the_quality_is_counted_once_it_was_tested():
 
 def large_results() -> Results:
     """Made-up results of the large network: the course's rows and two others, losing twice what the small one loses."""
-    small = comparisons.by_name(RESULTS)
+    small = RESULTS.by_name
     names = [
         "finetuned",
         "bert-orig",

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -15,9 +14,7 @@ from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.report import comparisons, formats, notebook, pages
 from compress.results.reading import read_results
-from conftest import run
-
-ROOT = Path(__file__).resolve().parents[1]
+from conftest import ROOT, run
 
 
 def pins(text: str) -> dict[str, str]:
@@ -297,7 +294,7 @@ def test_help_is_quick_and_long_for_every_script():
         assert "Example:" in done.stdout
 
 
-def test_a_second_run_is_told_and_stops(tmp_path):
+def test_a_second_run_stops_and_says_why(tmp_path):
     with open(tmp_path / "lock", "w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         command = [sys.executable, ROOT / "scripts" / "with_lock.py", tmp_path / "lock", "echo", "ran"]

@@ -15,12 +15,14 @@ from compress.files import read_arrays, write_arrays, write_json
 from compress.metrics import softmax
 from compress.provenance import provenance
 from compress.results import scoring, seedfile, statistics
-from compress.results.collating import collate, report_rows
+from compress.results.collating import collate, print_summary
+from compress.results.flips import flip_rows
+from compress.results.models import model_folder
 from compress.results.reading import read_results
 from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write_rows
-from compress.results.scoring import Scores, flip_rows, pooled_tests, resampled_f1
+from compress.results.scoring import Scores, pooled_tests, resampled_f1
 from compress.results.seedfile import half_logits, read_seed_file, seed_path, write_seed_file
-from compress.results.selection import SCORES, Candidate, choose, chosen
+from compress.results.selection import SCORES, Candidate, choose
 from compress.storage.record import Record, Sizes, write_record
 from hypothesis import given
 from hypothesis import strategies as st
@@ -360,12 +362,12 @@ def test_a_variant_without_results_has_a_row_with_the_reason_and_failures_set_th
         "not-built": ("missing", "not built"),
     }
     assert [row.variant for row in tables(profile, [0], "full")][-1] == "appendix"
-    assert report_rows(rows) == 1
+    assert print_summary(rows) == 1
     printed = capsys.readouterr().out
     assert "broken (seed 0): failed: it is failed" in printed
     assert "not-built (seed 0): missing: not built" in printed
-    assert report_rows([row for row in rows if row.status == "missing"]) == 1
-    assert report_rows([row for row in rows if row.status in ("ok", "skipped")]) == 0
+    assert print_summary([row for row in rows if row.status == "missing"]) == 1
+    assert print_summary([row for row in rows if row.status in ("ok", "skipped")]) == 0
 
 
 def test_collate_works_from_seed_files_alone_and_adds_a_seed_without_touching_others(profile, built):
@@ -427,7 +429,7 @@ def test_pooling_compares_each_seed_with_its_own_baseline_on_its_own_sentences(p
         )
         for name in ("pruned", BASE)
     )
-    assert row.mcnemar_p == pytest.approx(statistics.mcnemar(correct[None], base_correct[None]), rel=1e-5)
+    assert row.mcnemar_p == pytest.approx(statistics.sign_flip_p(correct.astype(int) - base_correct), rel=1e-5)
     others = [row.mcnemar_p for name, row in pooled.items() if name != BASE]
     adjusted = [row.p_adjusted for name, row in pooled.items() if name != BASE]
     assert adjusted == pytest.approx(statistics.holm(others), rel=1e-4)
@@ -456,7 +458,8 @@ def test_seeds_with_equal_sentences_share_resamples_and_count_each_sentence_once
     mine, base = (
         np.array([raw(profile, name, seed)["logits/test"].argmax(-1) for seed in (0, 1)]) for name in ("pruned", BASE)
     )
-    assert row.mcnemar_p == pytest.approx(statistics.mcnemar(mine == truth, base == truth), rel=1e-5)
+    differences = (mine == truth).sum(0) - (base == truth).sum(0)
+    assert row.mcnemar_p == pytest.approx(statistics.sign_flip_p(differences), rel=1e-5)
     f1 = statistics.bootstrap_f1(np.vstack([base, mine]), truth, statistics.bootstrap_weights(len(truth)), 2)
     drops = 100 * (f1[:, :2] - f1[:, 2:]).T
     samples = statistics.mean_over_seeds([[0, *of_seed] for of_seed in drops], same_sentences=True)[1:]
@@ -622,15 +625,17 @@ def test_agreement_is_counted_on_the_held_out_texts_of_seeds_with_logits_of_the_
 
 
 def test_a_champions_name_resolves_to_the_variant_that_collate_chose(profile, built):
-    with pytest.raises(UserError, match=r"champions\.json: no champion-tiny; run: make results PROFILE=smoke"):
-        chosen(profile, "champion-tiny")
+    with pytest.raises(UserError, match=r"champions\.json: no champion-tiny; run: make all PROFILE=smoke"):
+        model_folder(profile, "champion-tiny")
     tables(profile, [0, 1])
     facts = json.loads((profile.results / "champions.json").read_text("utf-8"))["champion-tiny"]
     assert facts["rule"] == {"goal": "tiny", "tolerance": 5.0, "scope": "core"}
-    assert chosen(profile, "champion-tiny") == facts["chosen"]
-    assert chosen(profile, "pruned") == "pruned"
-    small = {row.variant for row in read_results(profile).rows if row.size_ratio}
-    assert facts["chosen"] in small
+    assert facts["chosen"] in {row.variant for row in read_results(profile).rows if row.size_ratio}
+    folder = profile.variant_folder(facts["chosen"])
+    with pytest.raises(UserError, match=f"{folder}: champion-tiny is not built"):
+        model_folder(profile, "champion-tiny")
+    (folder / "artifact.json").touch()
+    assert model_folder(profile, "champion-tiny") == model_folder(profile, facts["chosen"]) == folder
 
 
 def test_rows_are_read_back_as_written(tmp_path):

@@ -390,7 +390,7 @@ def test_a_response_after_the_deadline_is_504(smoke, full_size, texts):
 
 def test_a_slow_sender_ends_at_the_deadline(smoke):
     with service(smoke[0], STATIC, deadline_ms=300) as (port, _):
-        head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
+        head = HEAD % (10, b"")
         with socket.create_connection((HOST, port), timeout=10) as client:
             client.sendall(head + b'"a')
             started = time.perf_counter()
@@ -450,12 +450,11 @@ def full_service(smoke, full_size, texts):
 
 
 def test_a_refusal_comes_before_the_body_and_the_connection_stays_open(smoke, full_size, texts):
-    head = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with full_service(smoke, full_size, texts) as (port, _, busy):
         with socket.create_connection((HOST, port), timeout=10) as client:
-            client.sendall(head % 3)
+            client.sendall(HEAD % (3, b""))
             assert client.recv(1000).startswith(b"HTTP/1.1 429")
-            client.sendall(b'"a"' + head % 60_000)
+            client.sendall(b'"a"' + HEAD % (60_000, b""))
             assert client.recv(1000).startswith(b"HTTP/1.1 429")
             client.sendall(b" " * 20_000)  # the server does not wait for a long body of a refused request
             assert client.recv(1000) == b""

@@ -24,19 +24,22 @@ def run_parser(doc: str) -> argparse.ArgumentParser:
     """The parser of a script that works on one seed's models."""
     parser = profile_parser(doc)
     parser.add_argument("--seed", type=natural, default=0, help="training seed (default: %(default)s)")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where models are measured (default: %(default)s)"
-    )
+    add_device(parser)
     return parser
 
 
-def build_parser(doc: str) -> argparse.ArgumentParser:
-    """The parser of a numbered script: which variant to build, with which seed, where."""
+def build_parser(doc: str, nargs: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a numbered script: which variant to build, with which seed, where; nargs "?" makes it optional."""
     parser = run_parser(doc)
-    parser.add_argument("variant", help="the variant of the profile to build; its parents must be built")
+    parser.add_argument("variant", nargs=nargs, help="the variant of the profile to build; its parents must be built")
     parser.add_argument("--train-device", choices=("cpu", "cuda"), help="where models are trained (default: --device)")
     parser.add_argument("--number", default="", help="its place in the plan, shown in messages")
     return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    about = "where models are measured (default: %(default)s)"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=about)
 
 
 def cores() -> int:
@@ -111,9 +114,9 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
 
 
 def replace_closed_streams() -> None:
-    """Opens the null device for closed standard streams, whose numbers other files would get.
+    """Opens the null device in place of closed standard streams: the next opened file would get their number.
 
-    sys.stdin stays None: a script that reads it can say so.
+    sys.stdin stays None, so that a script can tell that it is closed.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)

@@ -27,9 +27,9 @@ def log_to(path: Path) -> None:
     os.close(log)
 
 
-def show_tail(path: Path, lines: int = TAIL_LINES) -> None:
+def show_tail(path: Path) -> None:
     """Writes the last lines of a log file to the console."""
     sys.stdout.flush()
     sys.stderr.flush()
-    for line in path.read_text("utf-8", errors="replace").splitlines()[-lines:]:
+    for line in path.read_text("utf-8", errors="replace").splitlines()[-TAIL_LINES:]:
         say(f"    {line}")

@@ -1,4 +1,4 @@
-"""The two exceptions with a meaning: the user can repair it, or this machine can't do it."""
+"""UserError for what the user can repair, and Skip for what this machine can't build."""
 
 
 class UserError(Exception):

@@ -30,7 +30,7 @@ def digest(value) -> str:
 def atomic_path(path: Path):
     """A temporary neighbour of `path` (file or folder) that replaces it when the block succeeds.
 
-    Its permissions are those of any new file: safetensors keeps its files from other users.
+    It gets the permissions of any new file: safetensors writes files that only their owner can read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")

@@ -1,18 +1,12 @@
-"""Budgets: what is measured and how long, the threads of a build, and the load on the service."""
+"""Budgets: what is measured and how long, and the load on the service."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from compress.config.strict import Positive, Strict
-from compress.config.variants import Scope, Training
+from compress.config.variants import LabelTraining, Scope
 from pydantic import Field, model_validator
 
 RATES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 3.0]
-
-
-class Building(Strict):
-    """How variants are built."""
-
-    threads: Positive = 1  # per build; fixed, because rounding depends on the number of threads
 
 
 class Shapes(Strict):
@@ -63,6 +57,7 @@ class CoreServing(Strict):
 
     variants: Annotated[list[str], Field(min_length=1)]
     load: Load
+    ablated: ClassVar[None] = None
 
 
 class Serving(Strict):
@@ -70,7 +65,7 @@ class Serving(Strict):
 
     tasks: list[Literal["movies", "amazon", "tweets", "nyt", "domain"]] = []  # need the rated snippets
     parent: str | None = None  # of the classifiers
-    training: Training | None = None  # of the classifiers
+    training: LabelTraining | None = None  # of the classifiers
     variants: Annotated[list[str], Field(min_length=1)]
     ablated: str  # the variant that is also served without batching, without sorting, and by one worker
     load: Load = Load()
@@ -80,15 +75,8 @@ class Serving(Strict):
     def tasks_fit(self):
         if self.tasks and (self.parent is None or self.training is None):
             raise ValueError("tasks: need the keys parent and training, too")
-        if self.training and not self.training.is_on_labels:
-            raise ValueError("training: transfer and teacher are for methods with a teacher")
         return self
 
-    def variants_for(self, scope: Scope) -> list[str]:
-        return self.core.variants if self.core and scope == "core" else self.variants
-
-    def load_for(self, scope: Scope) -> Load:
-        return self.core.load if self.core and scope == "core" else self.load
-
-    def ablated_for(self, scope: Scope) -> str | None:
-        return None if self.core and scope == "core" else self.ablated
+    def of_scope(self, scope: Scope) -> "Serving | CoreServing":
+        """What holds the variants, the load and the ablated variant of a scope."""
+        return self.core if self.core and scope == "core" else self

@@ -2,11 +2,11 @@
 
 A group's options hold for all its variants; a variant's own options come on top. The grid builds every model in every
 engine and precision, named <model>-<engine>-<precision>. The variants of the chapters HW4 and HW6 come last, so that
-the grid's stand with their chapter's.
+those of the grid are listed with their chapter.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from compress.config.strict import Strict, explain
 from compress.config.variants import METHODS, Variant
@@ -46,8 +46,6 @@ class Grid(Strict):
 
 class Listing(Strict):
     """The part of a profile's file that lists variants."""
-
-    KEYS: ClassVar = ("variants", "groups", "grid", "core")
 
     variants: Table = {}
     groups: dict[str, Group] = {}

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from compress.config.budgets import Building, Measure, Serving
+from compress.config.budgets import Measure, Serving
 from compress.config.groups import Listing, list_variants
 from compress.config.sources import Backbone, Data
 from compress.config.strict import Strict, explain
-from compress.config.variants import AnyVariant, Cascade, Classifier, Mixed, Scope, Variant
+from compress.config.variants import Cascade, Classifier, Mixed, Scope, Variant
 from compress.errors import UserError
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 from pydantic import Field, ValidationError, model_validator
@@ -43,10 +43,9 @@ class Profile(Strict):
     data: Data
     teacher: str | None = None  # the profile whose baseline is the large teacher
     measure: Measure = Measure()
-    building: Building = Building()
     serving: Serving | None = None
     champions: list[Champion] = []
-    variants: Annotated[list[AnyVariant], Field(min_length=1)]  # parents before children
+    variants: Annotated[list[Variant], Field(min_length=1)]  # from list_variants(); parents before children
 
     @model_validator(mode="after")
     def names_exist(self):
@@ -59,7 +58,7 @@ class Profile(Strict):
         if serving := self.serving:
             used["serving"] = [name for name in (serving.parent, serving.ablated) if name]
             used["serving.variants"] = serving.variants
-            used["serving.core.variants"] = serving.variants_for("core")
+            used["serving.core.variants"] = serving.of_scope("core").variants
         for key, wanted in used.items():
             if unknown := set(wanted) - set(names):
                 raise ValueError(f"{key}: no variant is called {sorted(unknown)[0]!r}")
@@ -99,13 +98,14 @@ class Profile(Strict):
     @model_validator(mode="after")
     def core_is_complete(self):
         """Whatever a core variant, the baseline or the core's load test needs is core, too."""
-        core = {variant.name for variant in self.in_scope("core")}
+        listed = {variant.name for variant in self.in_scope("core")}
         needed = {parent: variant.name for variant in self.in_scope("core") for parent in variant.parents}
         needed[self.baseline] = "baseline"
         if self.serving:
-            served = filter(None, [self.serving.parent, self.serving.ablated_for("core")])
-            needed |= dict.fromkeys([*served, *self.serving.variants_for("core")], "serving")
-        if missing := sorted(needed.keys() - core):
+            core = self.serving.of_scope("core")
+            served = filter(None, [self.serving.parent, core.ablated, *core.variants])
+            needed |= dict.fromkeys(served, "serving")
+        if missing := sorted(needed.keys() - listed):
             raise ValueError(f"core: must list {missing[0]!r}, which {needed[missing[0]]} needs")
         return self
 
@@ -142,7 +142,7 @@ class Profile(Strict):
 
     def ancestors(self, name: str) -> set[str]:
         """The variant itself, its parents, their parents and so on."""
-        parents = {variant.name: variant.parents for variant in self.variants}
+        parents = {variant.name: variant.parents for variant in (*self.variants, *self.services)}
         names, todo = set(), [name]
         while todo:
             names.add(todo[-1])
@@ -151,12 +151,8 @@ class Profile(Strict):
 
     def is_trained(self, variant: Variant) -> bool:
         """True if the variant or one of its ancestors was trained on the task."""
-        ancestors = set().union(*map(self.ancestors, variant.parents))
-        return any(v.has_training for v in [variant, *(v for v in self.variants if v.name in ancestors)])
-
-    def threads_of(self, variant: Variant) -> int:
-        """The threads of the variant's build."""
-        return variant.threads or self.building.threads
+        ancestors = self.ancestors(variant.name)
+        return any(v.has_training for v in (*self.variants, *self.services) if v.name in ancestors)
 
     @property
     def file(self) -> Path:
@@ -224,7 +220,7 @@ def load_profile(name: str) -> Profile:
         raise UserError(f"unknown profile {name!r}: choose one of {', '.join(known)}")
     try:
         content = tomllib.loads(path.read_text("utf-8"))
-        listing = Listing.model_validate({key: content.pop(key) for key in Listing.KEYS if key in content})
+        listing = Listing.model_validate({key: content.pop(key) for key in Listing.model_fields if key in content})
         variants = list_variants(path, listing)
         if unknown := set(listing.core or ()) - {variant.name for variant in variants}:
             raise UserError(f"{path}: core: no variant is called {sorted(unknown)[0]!r}")

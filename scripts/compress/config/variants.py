@@ -4,16 +4,15 @@ To add a method, write its class here, add the class to OPTIONS, and write the f
 the numbered script that offers the method, `module` the module of compress.methods with the function.
 """
 
-from typing import Annotated, ClassVar, Literal, Union, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from compress.config.strict import Positive, Strict, exactly_one
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 Scope = Literal["core", "full"]  # core: in the paper's main text; full: in the appendix
 Chapter = Literal["baseline", "HW1", "HW2", "HW3", "HW4", "HW6", "HW7"]
 Family = Literal["baseline", "quantization", "pruning", "low-rank", "clustering", "distillation", "engine", "service"]
 Share = Annotated[float, Field(gt=0, le=1)]
-COMMON = {"name", "method", "parent", "chapter", "family", "scope", "timed", "threads"}  # fields that are no options
 NO_INT8 = "torch.ao's dynamic int8 has kernels for the CPU only"
 NO_ENGINE = "the engine's pinned package runs on the CPU only"
 
@@ -45,10 +44,15 @@ class Training(Strict):
             raise ValueError("teacher: has no effect if soft_weight is 0")
         return self
 
-    @property
-    def is_on_labels(self) -> bool:
-        """Whether it can be the training of a method without a teacher."""
-        return (self.transfer, self.teacher) == (["train"], "baseline")
+
+def without_teacher(training: Training) -> Training:
+    """The training; raises ValueError if it sets options that need a teacher."""
+    if training.transfer != ["train"] or training.teacher != "baseline":
+        raise ValueError("transfer and teacher are for methods with a teacher")
+    return training
+
+
+LabelTraining = Annotated[Training, AfterValidator(without_teacher)]
 
 
 class Variant(Strict):
@@ -65,7 +69,7 @@ class Variant(Strict):
     family: Family
     scope: Scope = "core"
     timed: bool = True  # false: the same arithmetic as another row, which has the times
-    threads: Positive | None = None  # of the build, if not building.threads
+    threads: Positive | None = None  # of the build; default: one
 
     @property
     def parents(self) -> list[str]:
@@ -82,9 +86,9 @@ class Variant(Strict):
         return bool(self.trainings)
 
     @property
-    def options(self) -> dict:
-        """The method's own options as JSON values."""
-        return self.model_dump(mode="json", exclude=COMMON)
+    def recipe(self) -> dict:
+        """The fields that decide what is built, as JSON values."""
+        return self.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
 
 
 class Derived(Variant):
@@ -113,13 +117,7 @@ class Finetune(Baseline):
     """The whole network, trained on the labels."""
 
     method: Literal["finetune"]
-    training: Training
-
-    @model_validator(mode="after")
-    def has_no_teacher(self):
-        if not self.training.is_on_labels:
-            raise ValueError("training: transfer and teacher are for methods with a teacher")
-        return self
+    training: LabelTraining
 
 
 class Tfidf(Baseline):
@@ -471,7 +469,7 @@ class TorchRuntime(Tooled):
 
 
 class Cascade(Derived):
-    """Two models in one: the parent answers where it is sure, the slower and better `second` answers the rest."""
+    """Two models in one: the slower and better `second` classifies the sentences of which the parent is not sure."""
 
     script: ClassVar[str] = "06_optimum.py"
     module: ClassVar[str] = "cascade"
@@ -514,4 +512,3 @@ OPTIONS = (
     Cascade,
 )  # fmt: skip
 METHODS = {get_args(option.model_fields["method"].annotation)[0]: option for option in OPTIONS}
-AnyVariant = Annotated[Union[OPTIONS], Field(discriminator="method")]  # noqa: UP007 (a tuple)

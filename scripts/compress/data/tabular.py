@@ -30,9 +30,10 @@ Table = list[tuple[str, str | None]]  # (text, class name); None for a text with
 
 def read_tables(data: Data) -> tuple[dict[str, Table], list[str]]:
     """The tables of a path or of a hub's data set by split, and the names of the classes in their order."""
-    path, declared = ROOT / data.path if data.path else download(data.hub, "dataset"), None
+    path = ROOT / data.path if data.path else download(data.hub, "dataset")
     if data.path:
-        local_files(data)
+        local_files(data)  # raises UserError if there are none
+    declared = None
     if path.is_file():
         tables = {"train": read_table(path, data)}
     elif not data.configuration and (files := _split_files(path)):
@@ -139,11 +140,11 @@ def _read_dataset(folder: Path, data: Data) -> tuple[dict[str, Table], list[str]
                 if (most := max((i for i in labels if i is not None), default=0)) >= len(declared):
                     raise UserError(f"{where}: {split}: the label {most} has no name: {len(declared)} are declared")
                 labels = [declared[i] if i is not None and i >= 0 else None for i in labels]
-            tables[split] = [
-                (_cell(row, text, value), None if name is None else _cell(row, label, name, int, float).strip())
-                for number, (value, name) in enumerate(zip(part[text][:], labels, strict=True), 1)
-                for row in [f"{where}: {split}: row {number}"]
-            ]
+            tables[split] = []
+            for number, (value, name) in enumerate(zip(part[text][:], labels, strict=True), 1):
+                row = f"{where}: {split}: row {number}"
+                own = _cell(row, text, value)
+                tables[split].append((own, None if name is None else _cell(row, label, name, int, float).strip()))
     return tables, declared
 
 

@@ -54,7 +54,7 @@ class Job:
     @property
     def threads(self) -> int:
         """The profile's choice, not the machine's: another number of threads rounds differently."""
-        return self.profile.threads_of(self.variant)
+        return self.variant.threads or 1
 
     @property
     def context(self) -> Context:
@@ -179,10 +179,9 @@ def help_train(job: Job, makers: dict[str, Maker]) -> None:
 def clear_if_changed(job: Job, context: Context) -> None:
     """Empties the working folder unless its checkpoints come from exactly these inputs and this code."""
     profile = job.profile
-    options = job.variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
     known = job.seed, job.train_device, context.threads, job.fingerprint
-    hashes = [sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(job.profile, job.variant)]
-    inputs = digest([options, profile.teacher, profile.data.max_length, *known, hashes])
+    hashes = [sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(profile, job.variant)]
+    inputs = digest([job.variant.recipe, profile.teacher, profile.data.max_length, *known, hashes])
     path = context.work / INPUTS
     data = profile.data_folder(job.seed) / CARD  # newer than the encoder's files
     read = [data, *sources_of(job.variant), *teacher_files(profile, job.variant, job.seed)]

@@ -1,7 +1,7 @@
 """The plan: which variants to build from which parents and sources, written as a Makefile and one JSON per variant.
 
 A plan file is rewritten only when its content changes, so that Make rebuilds exactly the variants whose options did.
-The plan of the data lists the local files with date and size: Make need not read their names.
+The plan of the data lists the local files with date and size: it changes with them, and Make reads it alone.
 Nothing here imports a heavy library: `make all` plans every time.
 """
 
@@ -83,21 +83,17 @@ def imported(name: str) -> list[str]:
 
 
 def variants_to_build(profile: Profile, scope: str, only: list[str]) -> list:
-    """The variants of a scope, services last, or those named in `only` with all their ancestors.
+    """The variants of a scope, services last, or the baseline and those named in `only` with all their ancestors.
 
     Raises UserError for an unknown name.
     """
     everything = [*profile.variants, *profile.services]
     if not only:
         return [*profile.in_scope(scope), *profile.services]
-    known = {variant.name: variant for variant in everything}
-    needed, todo = {profile.baseline}, list(only)
-    while todo:
-        name = todo.pop()
-        if name not in known:
-            raise UserError(f"profile {profile.name} has no variant {name!r}; it has: {', '.join(known)}")
-        needed.add(name)
-        todo += [parent for parent in parents_of(profile, known[name]) if parent not in needed]
+    known = [variant.name for variant in everything]
+    if unknown := sorted(set(only) - set(known)):
+        raise UserError(f"profile {profile.name} has no variant {unknown[0]!r}; it has: {', '.join(known)}")
+    needed = {profile.baseline}.union(*map(profile.ancestors, only))
     return [variant for variant in everything if variant.name in needed]
 
 
@@ -108,9 +104,8 @@ def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, 
     plans["data"]["longest_input"] = profile.longest_input
     plans["data"]["files"] = {name: [stat.st_mtime_ns, stat.st_size] for name, stat in stats.items()}
     for variant in variants:
-        options = variant.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
         length = {"max_length": profile.data.max_length}
-        plans[variant.name] = {"options": options, "train_device": train_device, **length}
+        plans[variant.name] = {"options": variant.recipe, "train_device": train_device, **length}
         if learns_from_large_teacher(variant):
             plans[variant.name]["teacher"] = profile.teacher
     for name, plan in plans.items():

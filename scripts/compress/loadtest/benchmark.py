@@ -149,11 +149,11 @@ def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callabl
     """
     splits = load_splits(profile, seed=0)
     texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
-    budget = profile.serving.load_for(args.scope)
+    budget = profile.serving.of_scope(args.scope).load
     benchmark = Benchmark(
         folder=serving_folder(profile),
         load=budget,
-        accepted=[budget, profile.serving.load_for("full")],
+        accepted=[budget, profile.serving.load],
         again=args.again,
         requests=payloads(texts, HOST, PATH),
         provenance=provenance(0, args.threads, "cpu"),

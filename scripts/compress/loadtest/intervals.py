@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 
 def effective_number(runs: Sequence[np.ndarray], probability: float) -> int:
-    """How many independent latencies would fix the quantile as well as these, which are in the order of sending."""
+    """The number of independent latencies that fix the quantile as precisely as these, in the order of sending."""
     latency = np.concatenate(runs)
     limit = np.quantile(latency, probability)
     blocks = [block > limit for run in runs for block in np.array_split(run, max(BLOCKS // len(runs), 2))]

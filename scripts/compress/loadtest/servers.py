@@ -105,9 +105,9 @@ class Server:
 
 def own_layout(profile: Profile, scope: str) -> dict[str, tuple[list[str], tuple[str, ...]]]:
     """Our servers in a scope by name: the models that each serves, and its options on top of the usual ones."""
-    serving = profile.serving
-    layout = {name: ([name], ()) for name in serving.variants_for(scope)}
-    if ablated := serving.ablated_for(scope):
+    serving = profile.serving.of_scope(scope)
+    layout = {name: ([name], ()) for name in serving.variants}
+    if ablated := serving.ablated:
         layout |= {f"{ablated}-{change}": ([ablated], options) for change, options in ABLATIONS.items()}
     if services := [service.name for service in profile.services]:
         layout[FIVE] = (services, ())
@@ -119,7 +119,7 @@ def own_servers(profile: Profile, scope: str, threads: int, folder_of: Callable[
 
     The single models without a changed option are compared with the baseline's.
     """
-    deadline, servers = profile.serving.load_for(scope).deadline_ms, []
+    deadline, servers = profile.serving.of_scope(scope).load.deadline_ms, []
     for name, (models, options) in own_layout(profile, scope).items():
         is_compared = models == [name] and name != profile.baseline
         about = {"with_clients": name == FIVE, "compared_with": [profile.baseline] if is_compared else []}

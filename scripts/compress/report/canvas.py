@@ -52,7 +52,7 @@ def drop_errors(rows) -> list[list[float]]:
 
 
 def f1_errors(rows) -> list[list[float]]:
-    """Those of the paired drop, as F1."""
+    """Lengths of F1's error bars, from the paired interval of the drop."""
     above, below = drop_errors(rows)
     return [[length / 100 for length in below], [length / 100 for length in above]]
 
@@ -62,7 +62,7 @@ def speedup_errors(rows) -> list[list[float]]:
 
 
 def latency_errors(rows) -> list[list[float]]:
-    """Those of latency_ms, the baseline's latency over the speed-up."""
+    """Lengths of the error bars of latency_ms, from the interval of the speed-up."""
     ends = [(row, row.latency_speedup_low, row.latency_speedup_high) for row in rows]
     return error_lengths(
         (

@@ -7,10 +7,11 @@ the chosen variant is its test result. The pairs of "one thing at a time" are da
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise, product
+from itertools import chain, pairwise, product, takewhile
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
+from compress.report.families import by_family
 from compress.results.reading import PooledRow, Results, by_variant
 from compress.results.statistics import MARGIN, rank_correlation
 
@@ -44,12 +45,8 @@ PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
 DECISION_MB, DECISION_MS, DECISION_POINTS = (23, 12, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
 
 
-def by_name(results: Results) -> dict[str, PooledRow]:
-    return {row.variant: row for row in results.variants}
-
-
 def baseline_row(results: Results) -> PooledRow:
-    return by_name(results)[results.environment["baseline"]]
+    return results.by_name[results.environment["baseline"]]
 
 
 def f1_on_validation(row: PooledRow, results: Results) -> float | None:
@@ -142,7 +139,7 @@ def front_page_rows(results: Results) -> dict[str, PooledRow]:
 
     A variant that is several champions has one name.
     """
-    rows, baseline = by_name(results), results.environment["baseline"]
+    rows, baseline = results.by_name, results.environment["baseline"]
     named = {"fine-tuned BERT, PyTorch": baseline, "the same, ONNX Runtime": f"{baseline}-ort-fp32"}
     chosen = champion_names(results)
     named |= {" = ".join(names): variant for variant, names in chosen.items()}
@@ -227,7 +224,7 @@ def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Chan
     """The pairs of report/ablations.csv whose changed variant is one of these rows."""
     f1 = {(row.variant, row.seed): row.f1_test for row in results.rows if row.f1_test is not None}
     seeds = sorted({seed for _, seed in f1})
-    rows, names, changes = by_name(results), {row.variant for row in own}, []
+    rows, names, changes = results.by_name, {row.variant for row in own}, []
     with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
         pairs = [line for line in csv.DictReader(file) if line["with"] in names]
     for line in pairs:
@@ -341,7 +338,7 @@ def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
 
 def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow, PooledRow]]:
     """(student, its control on labels alone, its control from a random start) for each student that has both."""
-    rows = by_name(results)
+    rows = results.by_name
     names = [name for name in rows if {f"{name}-labels", f"{name}-scratch"} <= set(rows)]
     found = [(rows[name], rows[f"{name}-labels"], rows[f"{name}-scratch"]) for name in names]
     return [rows for rows in found if len(trained(rows)) == 3]
@@ -349,11 +346,9 @@ def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow,
 
 def training_minutes(row: PooledRow | None, results: Results) -> float:
     """Minutes of the row's training and of all trainings between it and the baseline, of the first seed."""
-    rows, seconds = by_name(results), 0.0
-    while row is not None and row.variant != results.environment["baseline"]:
-        seconds += row.train_seconds or 0
-        row = rows.get(row.parent)
-    return seconds / 60
+    rows = results.ancestry(row.variant) if row else []
+    own = takewhile(lambda row: row.variant != results.environment["baseline"], rows)
+    return sum(row.train_seconds or 0 for row in own) / 60
 
 
 # What a model's name is followed by, for every engine and precision of the grid.
@@ -374,11 +369,7 @@ def engine_grid(results: Results) -> dict[tuple[str, str], PooledRow]:
 
 def lineage(champion: str, results: Results) -> list[PooledRow]:
     """The rows from the baseline to the champion's variant: each adds one ingredient."""
-    rows = by_name(results)
-    steps = [rows[results.champions[champion]["chosen"]]]
-    while steps[0].parent:
-        steps.insert(0, rows[steps[0].parent])
-    return steps
+    return results.ancestry(results.champions[champion]["chosen"])[::-1]
 
 
 def largest_step(champion: str, results: Results, column: str) -> tuple[PooledRow, PooledRow, float] | None:
@@ -420,52 +411,6 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
     return losses
 
 
-MIX, ENGINE_ALONE = "a mix", "another engine alone"
-FAMILIES = (
-    *("int8", "int4", "int3", "ternary", "16-bit floats", "clustering", "pruning", "low rank", "smaller student"),
-    *("shallow", MIX, ENGINE_ALONE),
-)
-BY_METHOD = {
-    "int8-dynamic": {"int8"},
-    "int8-saved": {"int8"},
-    "mixed-precision": {"int8", "int4"},
-    "ternary-bert": {"ternary"},
-    "prune": {"pruning"},
-    "structured": {"pruning"},
-    "low-rank": {"low rank"},
-    "cluster": {"clustering"},
-    "deep-compression": {"clustering"},
-    "distill": {"smaller student"},
-    "cut": {"smaller student"},
-    "trim": {"smaller student"},
-    "tfidf": {"shallow"},
-    "static": {"shallow"},
-}
-# Options of the other methods that say how weights are stored; the first word of the value decides.
-STORAGE_OPTIONS = ("precision", "compression", "quantization", "scheme", "dtype", "level")
-BY_STORAGE = {"int8": "int8", "dynamic": "int8", "static": "int8", "int4": "int4", "codebook": "clustering"}
-BY_STORAGE |= dict.fromkeys(("fp16", "bf16", "float16", "bfloat16", "O4"), "16-bit floats")
-
-
-def ingredients(variant: str, results: Results) -> set[str]:
-    """What was done to the weights of a variant and of its ancestors."""
-    rows, found = by_name(results), set()
-    while variant:
-        options = results.methods[variant]["options"]
-        found |= BY_METHOD.get(rows[variant].method, set())
-        if "bits" in options:
-            found.add(f"int{options['bits']}")
-        words = [(options.get(option) or "").split("-")[0] for option in STORAGE_OPTIONS]
-        found |= {BY_STORAGE[word] for word in words if word in BY_STORAGE}
-        variant = rows[variant].parent
-    return found
-
-
-def family_of(variant: str, results: Results) -> str:
-    found = ingredients(variant, results)
-    return MIX if len(found) > 1 else found.pop() if found else ENGINE_ALONE
-
-
 def compressed_rows(results: Results) -> list[PooledRow]:
     """The rows that compete: trained and measured on validation, without the baseline."""
     rows = [row for row in trained(results.variants) if row.method != "finetune"]
@@ -477,13 +422,6 @@ def useful(results: Results) -> list[PooledRow]:
     base = f1_on_validation(baseline_row(results), results)
     rows = compressed_rows(results) if base is not None else []
     return [row for row in rows if 100 * (base - f1_on_validation(row, results)) <= TOLERANCE]
-
-
-def by_family(rows: Iterable[PooledRow], results: Results) -> dict[str, list[PooledRow]]:
-    found: dict[str, list[PooledRow]] = {name: [] for name in FAMILIES}
-    for row in rows:
-        found[family_of(row.variant, results)].append(row)
-    return {name: rows for name, rows in found.items() if rows}
 
 
 @dataclass(frozen=True)
@@ -540,13 +478,8 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 def learned_from_large(name: str, results: Results) -> bool:
     """Whether the variant or one of its ancestors was trained on the large teacher's logits."""
-    rows = by_name(results)
-    while name in rows:
-        training = results.methods[name]["options"].get("training") or {}
-        if training.get("teacher") == "large":
-            return True
-        name = rows[name].parent
-    return False
+    options = [results.methods[row.variant]["options"] for row in results.ancestry(name)]
+    return any((own.get("training") or {}).get("teacher") == "large" for own in options)
 
 
 def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float, float]:

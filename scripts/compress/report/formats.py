@@ -121,7 +121,7 @@ def to_latex(profile: Profile, text: str) -> str:
     title, body = _split_title(text)  # the title is LaTeX's, and so are sections and captions
     body = re.sub(r"^##", "#", FIGURE.sub(r"![\1](\2.pdf)", CONTENTS.sub("", body)), flags=re.M)
     body = re.sub(r"\]\(#\d+-", "](#", body)  # pandoc's own Markdown leaves numbers out of anchors
-    done = _exported(profile, LatexExporter(), body, title)
+    done = _exported(profile, body, title)
     # The exporter makes paths absolute; the committed file must not say where the clone lies.
     done = done.replace(f"{{{profile.figures}/", f"{{{os.path.relpath(profile.figures, profile.report)}/")
     done = done.replace("\\begin{document}", f"{PREAMBLE}\\begin{{document}}", 1)
@@ -129,13 +129,13 @@ def to_latex(profile: Profile, text: str) -> str:
     return "\n".join(line.rstrip() for line in done.splitlines()) + "\n"
 
 
-def _exported(profile: Profile, exporter, text: str, title: str) -> str:
-    """Markdown through an exporter of nbconvert, as a notebook of one cell."""
+def _exported(profile: Profile, text: str, title: str) -> str:
+    """Markdown as LaTeX by nbconvert, as a notebook of one cell."""
     os.environ["PATH"] = os.path.dirname(pypandoc.get_pandoc_path()) + os.pathsep + os.environ["PATH"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="report")])
     notebook.metadata.title = title
     resources = {"metadata": {"path": str(profile.report), "name": "report"}}
-    return exporter.from_notebook_node(notebook, resources=resources)[0]
+    return LatexExporter().from_notebook_node(notebook, resources=resources)[0]
 
 
 def _split_title(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from compress.results.reading import Results, by_variant
 from compress.results.rows import ServingRow
@@ -32,7 +33,7 @@ class ServerFacts:
 
     @property
     def most(self) -> float:
-        """The largest rate answered, saturated or while settings were tried."""
+        """The largest measured rate: at saturation, or while settings were tried."""
         return max(self.saturated, self.best_setting or 0)
 
     @property
@@ -150,16 +151,27 @@ def equal_rate(rows: Iterable[ServingRow], base: str) -> list[ServingRow]:
     return found if len(found) > 1 else []
 
 
-def judged_rates(rows: Iterable[ServingRow], names: Iterable[str], p99_ms: float) -> list[tuple[ServingRow, bool]]:
-    """(row, whether it passes) of every rate offered to these servers."""
+class JudgedRate(NamedTuple):
+    row: ServingRow
+    passes: bool
+
+
+def judged_rates(rows: Iterable[ServingRow], names: Iterable[str], p99_ms: float) -> list[JudgedRate]:
+    """Every rate offered to these servers, and whether it passes."""
     of_server = by_variant(open_rows(rows))
-    return [(row, passes(row, p99_ms)) for name in names for row in of_server.get(name, [])]
+    return [JudgedRate(row, passes(row, p99_ms)) for name in names for row in of_server.get(name, [])]
 
 
-def client_loops(rows: Iterable[ServingRow]) -> list[tuple[int, ServingRow]]:
-    """(clients, row) of the closed loops with the course's numbers of clients, by server and number."""
-    found = [(int(row.layout.removeprefix("clients-")), row) for row in rows if row.layout.startswith("clients-")]
-    return sorted(found, key=lambda loop: (loop[1].variant, loop[0]))
+class ClientLoop(NamedTuple):
+    clients: int
+    row: ServingRow
+
+
+def client_loops(rows: Iterable[ServingRow]) -> list[ClientLoop]:
+    """The closed loops with the course's numbers of clients, by server and number."""
+    own = [row for row in rows if row.layout.startswith("clients-")]
+    loops = [ClientLoop(int(row.layout.removeprefix("clients-")), row) for row in own]
+    return sorted(loops, key=lambda loop: (loop.row.variant, loop.clients))
 
 
 def open_minutes(rows: Iterable[ServingRow]) -> float:

@@ -96,7 +96,7 @@ def page_context(profile: Profile, results: Results) -> dict:
         "measured": measured,
         "chapter": by_chapter,
         "chapters": [name for name in comparisons.CHAPTERS if by_chapter[name] or (name == "HW7" and results.serving)],
-        "row": comparisons.by_name(results),
+        "row": results.by_name,
         "base": comparisons.baseline_row(results),
         "seeds": seeds,
         "data": results.data,

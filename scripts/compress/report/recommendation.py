@@ -93,8 +93,9 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     rows = [row for row in rows if f1_on_validation(row, results) > best_f1 - MARGIN / 100]
     timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
     free = [row for row in timed if needs_no_data(row, results)]
+    both = max(free, key=lambda row: row.size_ratio * row.latency_speedup, default=None)
     found = [
-        ("a small and fast model without training or data", max(free, key=_size_and_speed, default=None)),
+        ("a small and fast model without training or data", both),
         ("the least time per sentence", comparisons.highest(timed, "latency_speedup")),
         ("the smallest download", comparisons.lowest(rows, "size_mb")),
         ("the most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
@@ -104,10 +105,6 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
         if row is not None:
             joined.setdefault(row.variant, ([], row))[0].append(need)
     return [(", ".join(needs), row) for needs, row in joined.values()]
-
-
-def _size_and_speed(row: PooledRow) -> float:
-    return row.size_ratio * row.latency_speedup
 
 
 def describe_variant(row: PooledRow) -> str:

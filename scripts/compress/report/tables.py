@@ -127,7 +127,7 @@ TIMES = [
     Column("faster", "row.throughput_speedup", ".2f"),
 ]
 
-# Where a field begins with "row", "details", "measured" or "options" a row is one of views.entries().
+# Where a field begins with "details", "measured" or "options" a row is one of views.entries().
 TABLES = {
     "overview": [
         Column("Model", "name"),
@@ -148,7 +148,7 @@ TABLES = {
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
     ],
     "headline": [
-        Column("Name", lambda line: line["name"]),
+        Column("Name", "name"),
         Column("Device", "device"),
         Column("Training", "trained"),
         Column("F1_test", "f1_test", ".3f"),
@@ -432,24 +432,24 @@ TABLES = {
         Column("RSS MB", "full.peak_rss_mb", ".0f"),
     ],
     "rates": [
-        Column("Server", lambda judged: judged[0].variant),
-        Column("offered /s", lambda judged: judged[0].offered_rps, ".0f"),
-        Column("of saturation", lambda judged: judged[0].share, ".2f"),
-        Column("requests", lambda judged: judged[0].requests, "d"),
-        Column("p99 ms", lambda judged: judged[0].latency_ms_p99, ".1f"),
-        Column("from", lambda judged: judged[0].latency_ms_p99_low, ".1f"),
-        Column("to", lambda judged: judged[0].latency_ms_p99_high, ".1f"),
-        Column("rejected", lambda judged: judged[0].shed_fraction, ".2f"),
-        Column("rule", lambda judged: "passes" if judged[1] else "fails"),
+        Column("Server", "row.variant"),
+        Column("offered /s", "row.offered_rps", ".0f"),
+        Column("of saturation", "row.share", ".2f"),
+        Column("requests", "row.requests", "d"),
+        Column("p99 ms", "row.latency_ms_p99", ".1f"),
+        Column("from", "row.latency_ms_p99_low", ".1f"),
+        Column("to", "row.latency_ms_p99_high", ".1f"),
+        Column("rejected", "row.shed_fraction", ".2f"),
+        Column("rule", lambda judged: "passes" if judged.passes else "fails"),
     ],
     "clients": [
-        Column("Server", lambda loop: loop[1].variant),
-        Column("Clients", lambda loop: loop[0], "d"),
-        Column("answered/s", lambda loop: loop[1].achieved_rps, ".1f"),
-        Column("p50 ms", lambda loop: loop[1].latency_ms_p50, ".1f"),
-        Column("p95 ms", lambda loop: loop[1].latency_ms_p95, ".1f"),
-        Column("p99 ms", lambda loop: loop[1].latency_ms_p99, ".1f"),
-        Column("errors", lambda loop: loop[1].error_fraction, ".3f"),
+        Column("Server", "row.variant"),
+        Column("Clients", "clients", "d"),
+        Column("answered/s", "row.achieved_rps", ".1f"),
+        Column("p50 ms", "row.latency_ms_p50", ".1f"),
+        Column("p95 ms", "row.latency_ms_p95", ".1f"),
+        Column("p99 ms", "row.latency_ms_p99", ".1f"),
+        Column("errors", "row.error_fraction", ".3f"),
     ],
     "settings": [
         Column("Peer", "name"),

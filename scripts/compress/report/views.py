@@ -6,14 +6,13 @@ from dataclasses import asdict
 
 from compress.config.profile import Profile
 from compress.paths import ROOT
-from compress.report import comparisons as compare
-from compress.report import recommendation
+from compress.report import comparisons, families, recommendation
 from compress.results.reading import PooledRow, Results
 
 
 def entries(rows: Iterable[PooledRow], results: Results) -> list[dict]:
     """Each row with what its record says (options, details, measured, seconds) and the champions that it is."""
-    names, empty = compare.champion_names(results), {"options": {}, "details": {}, "measured": {}}
+    names, empty = comparisons.champion_names(results), {"options": {}, "details": {}, "measured": {}}
     return [
         {"row": row, "champions": names.get(row.variant, []), **(results.methods.get(row.variant) or empty)}
         for row in rows
@@ -42,11 +41,11 @@ def pruned(rows: Iterable[PooledRow], results: Results) -> list[dict]:
 
 def sensitivities(results: Results) -> list[dict]:
     """Per group of tensors the effect of 8 and of 4 bits in that group alone, and the bits that were chosen."""
-    found = compare.sensitivity_row(results)
+    found = comparisons.sensitivity_row(results)
     if found is None:
         return []
     _, details = found
-    losses = compare.group_losses(details["sensitivity"])
+    losses = comparisons.group_losses(details["sensitivity"])
     cells = {(row["group"], row["bits"]): row for row in details["sensitivity"]}
     return [
         {
@@ -62,19 +61,19 @@ def sensitivities(results: Results) -> list[dict]:
 
 def cascades(results: Results) -> list[dict]:
     """Each measured cascade with the row of its second model, and how many times faster than that model it is."""
-    rows, lines = compare.by_name(results), []
-    for entry in entries(compare.of_method(results, "cascade"), results):
+    rows, lines = results.by_name, []
+    for entry in entries(comparisons.of_method(results, "cascade"), results):
         if "passed_on" not in entry["details"]:
             continue
         second = rows[entry["options"]["second"]]
-        faster = compare.ratio(entry["row"].latency_speedup, second.latency_speedup)
+        faster = comparisons.ratio(entry["row"].latency_speedup, second.latency_speedup)
         lines.append(entry | {"second": second, "faster": faster})
     return lines
 
 
 def champions(results: Results) -> list[dict]:
     """Each champion's name and the facts of its choice, with the row of its variant."""
-    rows = compare.by_name(results)
+    rows = results.by_name
     return [{"name": name, "row": rows[facts["chosen"]], **facts} for name, facts in results.champions.items()]
 
 
@@ -90,7 +89,7 @@ def small_champions(results: Results) -> list[tuple[str, dict]]:
 def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
     """A line per budget and family, best validation F1 first."""
     lines = []
-    for budget in compare.budgets(results, column):
+    for budget in comparisons.budgets(results, column):
         chosen = [
             {
                 "limit": budget.limit,
@@ -98,7 +97,7 @@ def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
                 "family": _mixture(family, row, results),
                 "row": row,
                 "cost": getattr(row, column),
-                "validation_f1": compare.f1_on_validation(row, results),
+                "validation_f1": comparisons.f1_on_validation(row, results),
             }
             for family, row in budget.rows.items()
             if row
@@ -108,23 +107,23 @@ def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
 
 
 def _mixture(family: str, row: PooledRow, results: Results) -> str:
-    if family != compare.MIX:
+    if family != families.MIX:
         return family
-    return f"{family}: {' + '.join(sorted(compare.ingredients(row.variant, results)))}"
+    return f"{family}: {' + '.join(sorted(families.ingredients(row.variant, results)))}"
 
 
 def prices(results: Results) -> list[dict]:
     """The baseline and the cheapest row of each family; empty if throughput was not measured."""
-    base = compare.baseline_row(results)
+    base = comparisons.baseline_row(results)
     if not base.throughput_per_s:
         return []
-    chosen = [("baseline", base), *compare.cheapest(results)]
-    return [{"family": of, "row": row, "base": base, "price": compare.PRICE_PER_CORE_HOUR} for of, row in chosen]
+    chosen = [("baseline", base), *comparisons.cheapest(results)]
+    return [{"family": of, "row": row, "base": base, "price": comparisons.PRICE_PER_CORE_HOUR} for of, row in chosen]
 
 
 def gpu_rows(results: Results) -> list[dict]:
     """The GPU's measured rows, with the same training's seconds on the CPU."""
-    cpu = compare.by_name(results)
+    cpu = results.by_name
     lines = []
     for row in (row for row in results.gpu.variants if row.status == "ok"):
         seconds = cpu[row.variant].train_seconds if row.train_seconds and row.variant in cpu else None
@@ -151,9 +150,9 @@ def published() -> list[dict]:
 
 def against_large(results: Results) -> list[dict]:
     """The baseline and the champions against the large fine-tuned model: sizes, times, and points lost."""
-    large, row_of = compare.baseline_row(results.large), compare.by_name(results)
+    large, row_of = comparisons.baseline_row(results.large), results.by_name
     names = {results.environment["baseline"]: "fine-tuned"}
-    names |= {variant: " = ".join(champions) for variant, champions in compare.champion_names(results).items()}
+    names |= {variant: " = ".join(champions) for variant, champions in comparisons.champion_names(results).items()}
     return [
         {
             "name": names[lost.variant],
@@ -169,8 +168,8 @@ def against_large(results: Results) -> list[dict]:
 
 def course_pairs(profile: Profile, results: Results) -> list[dict]:
     """The course's rows and ours that repeat them, with the speed-up over the fp32 row of the same device."""
-    cpu = compare.by_name(results)
-    gpu = compare.by_name(results.gpu) if results.gpu else {}
+    cpu = results.by_name
+    gpu = results.gpu.by_name if results.gpu else {}
     if profile.baseline not in profile.course.values():
         return []
     seconds = {(line["name"], line["device"]): line["seconds"] for line in course()}
@@ -189,7 +188,7 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
 
 def front_page_lines(results: Results) -> list[dict]:
     """The few models of the front page, each with its name."""
-    return [{"name": name, "row": row} for name, row in compare.front_page_rows(results).items()]
+    return [{"name": name, "row": row} for name, row in comparisons.front_page_rows(results).items()]
 
 
 def answer_lines(results: Results) -> list[dict]:
@@ -204,7 +203,7 @@ def headline(results: Results) -> list[dict]:
         | {"name": " ".join([f"**{entry['row'].variant}**", *(f"({name})" for name in entry["champions"])])}
         | {"trained": "yes" if entry["row"].trained else "no"}
         | {"seconds": seconds_per_sentence(entry["row"])}
-        for entry in entries(compare.headline_rows(results), results)
+        for entry in entries(comparisons.headline_rows(results), results)
     ]
     return ours + [line | {"name": f"course: {line['name']}"} for line in course()]
 
@@ -248,7 +247,7 @@ def latency_by_length(rows: Iterable[PooledRow], results: Results) -> list[dict]
     """Milliseconds and speed-up by length at batch 1 and the fewest threads, of the rows that have them."""
     lines = []
     for row in rows:
-        cells = compare.shape_ratios(row.variant, results)
+        cells = comparisons.shape_ratios(row.variant, results)
         threads = min((cell["threads"] for cell in cells), default=None)
         first = [cell for cell in cells if cell["batch"] == 1 and cell["threads"] == threads]
         if first:

@@ -2,7 +2,8 @@
 
 import numpy as np
 from compress.config.profile import Profile
-from compress.data.tasks import load_tasks
+from compress.config.variants import Classifier
+from compress.data.tasks import Task, load_tasks
 from compress.errors import UserError
 from compress.files import write_json
 from compress.measure.evaluation import read_predictions
@@ -14,15 +15,15 @@ from compress.storage.record import read_record
 def service_rows(profile: Profile) -> list[ServiceRow]:
     """A row per classifier of seed 0, also written to its folder for the service's /info. Raises UserError."""
     tasks = load_tasks(profile, seed=0)
-    rows = [service_row(profile, variant.name, tasks[variant.task], variant.task) for variant in profile.services]
+    rows = [service_row(profile, variant, tasks[variant.task]) for variant in profile.services]
     for row in rows:
         quality_facts = {"f1_test": row.f1_test, "batch_flip_rate": row.batch_flip_rate}
         write_json(profile.variant_folder(row.variant) / "measured.json", quality_facts)
     return rows
 
 
-def service_row(profile: Profile, name: str, task, task_name: str) -> ServiceRow:
-    folder = profile.variant_folder(name)
+def service_row(profile: Profile, variant: Classifier, task: Task) -> ServiceRow:
+    folder = profile.variant_folder(variant.name)
     record = read_record(folder)
     if record.status != "ok":
         raise UserError(f"{folder}: {record.status}: {record.reason}")
@@ -33,8 +34,8 @@ def service_row(profile: Profile, name: str, task, task_name: str) -> ServiceRow
     scores = quality(arrays["logits/test"], labels)
     alone, batched = (arrays[key].argmax(-1) for key in ("logits/test", "logits_batched/test"))
     return ServiceRow(
-        variant=name,
-        task=task_name,
+        variant=variant.name,
+        task=variant.task,
         classes=len(task.labels),
         train_sentences=len(task.rows["train"]),
         test_sentences=len(labels),

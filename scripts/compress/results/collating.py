@@ -11,10 +11,10 @@ from compress.files import write_json
 from compress.results.cards import write_cards
 from compress.results.costs import cost_columns, find_ort_speedup
 from compress.results.facts import environment, methods
+from compress.results.flips import flip_rows
 from compress.results.rows import VariantRow, write_rows
 from compress.results.scoring import (
     Scores,
-    flip_rows,
     large_rows,
     pooled_rows,
     quality_columns,
@@ -129,7 +129,7 @@ def variant_rows(
     return rows
 
 
-def report_rows(rows: list[VariantRow]) -> int:
+def print_summary(rows: list[VariantRow]) -> int:
     """Prints how many variants each seed has, and why others have no results.
 
     The exit status is 1 if one failed, or is missing on the CPU; a GPU may have measured a part of them.

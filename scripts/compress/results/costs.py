@@ -48,15 +48,11 @@ def cost_columns(entry: Entry, base: Entry | None, ort_speedup: float | None) ->
 
 def reason_of(entry: Entry) -> str:
     """Why times, or the memory, of an evaluated variant are empty; nothing if they are there."""
-    if not entry.passes:
-        return timing_reason(entry.record)
-    return "" if entry.cold else "its cold start could not be measured"
-
-
-def timing_reason(record: Record) -> str:
-    if not record.options.get("timed", True):
+    if entry.passes:
+        return "" if entry.cold else "its cold start could not be measured"
+    if not entry.record.options.get("timed", True):
         return NOT_TIMED
-    return OTHER_SEED if record.seed else "not timed"
+    return OTHER_SEED if entry.record.seed else "not timed"
 
 
 def speedup_of(record: Record) -> Callable:
@@ -95,9 +91,9 @@ def own_milliseconds(passes: list[Measured]) -> np.ndarray:
 
 
 def wider_interval(columns: dict, base: Entry | None) -> dict:
-    """The speed-up's interval with the ratio of the table's own milliseconds in it, where the two disagree.
+    """The speed-up's interval, widened to contain the ratio of the table's milliseconds; {} if the two nearly agree.
 
-    The baseline beside a variant can be faster or slower than in its own row.
+    They differ where the baseline was faster or slower while it was timed with the variant than in its own row.
     """
     speedup, low = columns["latency_speedup"], columns["latency_speedup_low"]
     if base is None or not base.passes or low is None:

@@ -29,8 +29,8 @@ def methods(profile: Profile, seeds: list[Seed]) -> dict[str, dict]:
 def validation_f1(seeds: list[Seed], baseline: str) -> dict[str, float]:
     """Mean F1 on validation by variant of the first seed.
 
-    A variant that lacks some seeds has the baseline's mean over all seeds less its mean drop on its own seeds, so that
-    easy and hard seeds don't decide between variants.
+    For a variant that lacks some seeds: the baseline's mean over all seeds minus the variant's mean drop on its own
+    seeds, because some seeds are easier than others.
     """
     f1 = [
         {

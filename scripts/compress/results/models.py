@@ -1,4 +1,4 @@
-"""The folder of a model by the name that a user gives: a variant, a service, a champion, or the folder itself."""
+"""The folders of models by the names that a user gives: a variant, a service, a champion, or the folder itself."""
 
 from pathlib import Path
 
@@ -29,3 +29,11 @@ def model_folder(profile: Profile, model: str, seed: int = 0) -> Path:
         scope = " SCOPE=full" if variants[name].scope == "full" else ""
         raise UserError(f"{folder}: {model} is not built; run: make all PROFILE={profile.name}{scope}")
     return folder
+
+
+def served_folders(profile: Profile, models: list[str] | None, seed: int = 0) -> list[Path]:
+    """The folders of the models to serve: by default the profile's services; raises UserError if it has none."""
+    models = models or [service.name for service in profile.services]
+    if not models:
+        raise UserError(f"profile {profile.name} has no services: name a model with --model")
+    return [model_folder(profile, model, seed) for model in models]

@@ -19,7 +19,7 @@ AVERAGED = (  # noqa: SIM905
     "flip_rate batch_flip_rate accuracy_test f1_macro_test ece_test f1_macro_amazon f1_macro_tweets f1_macro_nyt "
     "accuracy_amazon accuracy_tweets accuracy_nyt"
 ).split()
-# Columns of seeds.csv by the column of variants.csv that they replace, and those without a counterpart there.
+# Columns of seeds.csv by the column of variants.csv that they replace.
 POOLED = {
     "f1_test": "f1_mean",
     "f1_drop_points": "drop_mean",
@@ -27,9 +27,6 @@ POOLED = {
     "f1_drop_ci_high": "drop_high",
     "ood_drop_points": "ood_drop_mean",
 }
-ADDED = (  # noqa: SIM905
-    "seeds f1_sd drop_upper_one_sided non_inferior mcnemar_p p_adjusted ood_drop_low ood_drop_high"
-).split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +42,10 @@ class PooledRow(VariantRow):
     p_adjusted: float | None = None
     ood_drop_low: float | None = None
     ood_drop_high: float | None = None
+
+
+# The columns of seeds.csv without a counterpart in variants.csv.
+ADDED = {field.name for field in fields(SeedRow)} & {field.name for field in fields(PooledRow)} - {"variant"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,18 @@ class Results:
         base = of_variant[self.environment["baseline"]][0]
         first = [rows for rows in of_variant.values() if rows[0].seed == self.rows[0].seed]
         return [_pooled(rows, pooled.get(rows[0].variant), base.latency_ms_p50) for rows in first]
+
+    @cached_property
+    def by_name(self) -> dict[str, PooledRow]:
+        return {row.variant: row for row in self.variants}
+
+    def ancestry(self, variant: str) -> list[PooledRow]:
+        """The variant's row, its parent's and so on."""
+        rows = []
+        while variant in self.by_name:
+            rows.append(self.by_name[variant])
+            variant = rows[-1].parent
+        return rows
 
 
 def read_results(profile: Profile) -> Results:

@@ -6,8 +6,7 @@ import numpy as np
 from compress.config.profile import Profile, load_profile
 from compress.data.card import OUT_OF_DOMAIN
 from compress.metrics import softmax
-from compress.results.flips import excerpt, most_flipped
-from compress.results.rows import FlipRow, ReliabilityRow, SeedRow
+from compress.results.rows import ReliabilityRow, SeedRow
 from compress.results.seedfile import SETS, Seed, read_seed_file, seed_path
 from compress.results.statistics import (
     MARGIN,
@@ -49,11 +48,11 @@ def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
     groups["test"] = same_sentences([np.array(seed.texts) for seed in seeds])  # blocks may have the same labels
     return {
         seed.number: Scores(
-            seed.labels["test"],
-            seeds[groups["test"][i]].number,
-            {name: entry.logits["test"].argmax(-1) for name, entry in seed.evaluated.items()},
-            resampled_f1(seed, "test", seeds[groups["test"][i]].number),
-            {
+            labels=seed.labels["test"],
+            sentences=seeds[groups["test"][i]].number,
+            predictions={name: entry.logits["test"].argmax(-1) for name, entry in seed.evaluated.items()},
+            f1=resampled_f1(seed, "test", seeds[groups["test"][i]].number),
+            domains={
                 domain: resampled_f1(seed, domain, seeds[groups[domain][i]].number, macro=True)
                 for domain in OUT_OF_DOMAIN
                 if domain in seed.labels
@@ -64,7 +63,7 @@ def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
 
 
 def same_sentences(sets: list[np.ndarray | None]) -> list[int]:
-    """For each seed the index of the first seed with the same texts, or with the same labels where only these are."""
+    """For each seed the index of the first with the same texts, or with the same labels where texts are not stored."""
     return [next(i for i, other in enumerate(sets) if np.array_equal(mine, other)) for mine in sets]
 
 
@@ -182,7 +181,11 @@ def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, 
 
 
 def pooled_p(name: str, baseline: str, scores: list[Scores]) -> float:
-    """McNemar's test over all seeds; a sentence that several seeds test counts once, with its summed difference."""
+    """Two-sided exact p of McNemar's test, pooled over all seeds.
+
+    Several predictions for one sentence are not independent. So each sentence counts once, with the number of seeds in
+    which only the variant is right, less those in which only the baseline is (Durkalski et al., 2003).
+    """
     own = [of_seed for of_seed in scores if name in of_seed.predictions]
     sums: dict[int, np.ndarray] = {}
     for of_seed in own:
@@ -197,26 +200,4 @@ def reliability_rows(seed: Seed) -> list[ReliabilityRow]:
         ReliabilityRow(variant=name, **bin_)
         for name, entry in seed.evaluated.items()
         for bin_ in reliability(softmax(entry.logits["test"]), seed.labels["test"])
-    ]
-
-
-def flip_rows(seed: Seed, baseline: str) -> list[FlipRow]:
-    """The test sentences whose prediction differs from the baseline's in most trained variants."""
-    others = [name for name, entry in seed.evaluated.items() if entry.record.trained and name != baseline]
-    if not others or baseline not in seed.evaluated:
-        return []
-    predictions = np.array([seed.entries[name].logits["test"].argmax(-1) for name in others])
-    probabilities = softmax(seed.entries[baseline].logits["test"])
-    base = probabilities.argmax(-1)
-    return [
-        FlipRow(
-            sentence=i,
-            text=excerpt(seed.texts[i]),
-            label=seed.classes[seed.labels["test"][i]],
-            answer=seed.classes[base[i]],
-            confidence=float(probabilities[i].max()),
-            flipped=flipped,
-            variants=len(others),
-        )
-        for i, flipped in most_flipped(predictions, base)
     ]

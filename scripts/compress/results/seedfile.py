@@ -2,8 +2,8 @@
 
 Its arrays: "<variant>/record" (the text of record.json), "<variant>/predictions/<array>", "<variant>/cold/<array>",
 "<variant>/timing-<pass>/<array>", "labels/<set>", "texts/test", "classes" and "card" (the text of data.json). The
-labels of the held-out unlabelled texts are the large teacher's answers. Logits are half floats less their row's
-maximum, times are float32. Equal content gives equal bytes.
+labels of the held-out unlabelled texts are the large teacher's predictions. Logits are stored as half floats, after
+subtracting their row's maximum; times are float32. Equal content gives equal bytes.
 """
 
 import json
@@ -88,8 +88,8 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
     """Packs a seed of build/<profile>/; raises UserError naming a file that is damaged or of other data."""
     splits, card = load_splits(profile, seed), load_card(profile, seed)
     packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
-    if (answers := teacher_answers(profile, seed, held_out(splits))) is not None:
-        packed[f"labels/{UNLABELLED}"] = answers
+    if (labels := teacher_labels(profile, seed, held_out(splits))) is not None:
+        packed[f"labels/{UNLABELLED}"] = labels
     packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
     packed["card"] = np.array(json.dumps(card, sort_keys=True))
     for variant in profile.variants:
@@ -104,11 +104,11 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
         files = [folder / "predictions.npz", folder / "cold.npz", *sorted(folder.glob("timing-*.npz"))]
         for file in files if record.status == "ok" else ():
             if file.exists():
-                packed |= {f"{variant.name}/{file.stem}/{name}": array for name, array in _small(file, record).items()}
+                packed |= {f"{variant.name}/{file.stem}/{name}": array for name, array in _packed(file, record).items()}
     _write_npz(path, packed)
 
 
-def teacher_answers(profile: Profile, seed: int, texts: list[str]) -> np.ndarray | None:
+def teacher_labels(profile: Profile, seed: int, texts: list[str]) -> np.ndarray | None:
     """The large teacher's classes, int64 [texts]; None without texts or without its logits for this seed."""
     if profile.teacher is None or not texts:
         return None
@@ -185,22 +185,22 @@ def _check(entry: Entry, labels: dict[str, np.ndarray], classes: int, source: st
                 raise UserError(f"{source}: {name} must be pairs of positive seconds; run make all")
 
 
-def _small(path: Path, record: Record) -> dict[str, np.ndarray]:
+def _packed(path: Path, record: Record) -> dict[str, np.ndarray]:
     """The arrays of a variant's file as they are packed.
 
     Raises UserError for logits that are not finite, and for predictions of another model than the record's.
     """
-    small, arrays = {}, read_arrays(path)
+    packed, arrays = {}, read_arrays(path)
     if path.stem == "predictions" and f'"{record.artifact_sha256}"' not in str(arrays.get("about")):
         raise UserError(f"{path}: predictions of another model; remove it and run make all")
     for name, array in arrays.items():
         if name.startswith("logits"):
             if not np.isfinite(array).all():
                 raise UserError(f"{path}: {name}: not finite; remove the variant's folder and run make all")
-            small[name] = half_logits(array)
+            packed[name] = half_logits(array)
         else:
-            small[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
-    return small
+            packed[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+    return packed
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

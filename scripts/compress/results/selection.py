@@ -1,6 +1,6 @@
 """Champions: names for the best variants, chosen by measured cost and two losses, never on a test set.
 
-The losses are F1 on validation and, where the profile has a large teacher, agreement with its answers to held-out
+The losses are F1 on validation and, where the profile has a large teacher, agreement with its predictions on held-out
 unlabelled texts of other domains. Neither may exceed the rule's tolerance.
 """
 
@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from compress.config.profile import Profile
-from compress.errors import UserError
 from compress.files import remove, write_json
 from compress.results.costs import speedup_of
-from compress.results.reading import read_champions
 from compress.results.seedfile import UNLABELLED, Seed
 from compress.results.statistics import bootstrap_f1, bootstrap_weights, f1_of
 
@@ -31,16 +29,6 @@ class Candidate:
     size_ratio: float  # the baseline's bytes over its own
     latency_speedup: float  # 0 if it was not timed
     agreement: dict[int, float] = field(default_factory=dict)  # with the large teacher by seed: share of texts, 0 to 1
-
-
-def chosen(profile: Profile, name: str) -> str:
-    """The variant that a champion's name stands for; any other name stands for itself."""
-    if name not in {rule.name for rule in profile.champions}:
-        return name
-    facts = read_champions(profile.results).get(name)
-    if facts is None:
-        raise UserError(f"{profile.results}/champions.json: no {name}; run: make results PROFILE={profile.name}")
-    return facts["chosen"]
 
 
 def write_champions(path: Path, profile: Profile, seeds: list[Seed]) -> None:
@@ -69,29 +57,32 @@ def candidates(profile: Profile, seeds: list[Seed], names: set[str]) -> list[Can
     if profile.baseline not in first:
         return []
     bytes_of = {name: entry.record.sizes.bytes for name, entry in first.items()}
+    trained = [name for name in first if name in names and first[name].record.trained]
     rows = []
-    for name in sorted(first, key=lambda name: name != profile.baseline):
-        if name in names and first[name].record.trained:
-            passes = [one.arrays["latency_seconds"] for one in first[name].passes]
-            rows.append(
-                Candidate(
-                    name,
-                    {seed.number: seed.entries[name].logits["validation"] for seed in usable if name in seed.evaluated},
-                    bytes_of[profile.baseline] / bytes_of[name],
-                    speedup_of(first[name].record)(passes)[0] if passes else 0.0,
-                    teacher_agreement(usable, name),
-                )
+    for name in sorted(trained, key=lambda name: name != profile.baseline):
+        passes = [one.arrays["latency_seconds"] for one in first[name].passes]
+        own = [seed for seed in usable if name in seed.evaluated]
+        rows.append(
+            Candidate(
+                name=name,
+                logits={seed.number: seed.entries[name].logits["validation"] for seed in own},
+                size_ratio=bytes_of[profile.baseline] / bytes_of[name],
+                latency_speedup=speedup_of(first[name].record)(passes)[0] if passes else 0.0,
+                agreement=teacher_agreement(own, name),
             )
+        )
     return rows
 
 
 def teacher_agreement(seeds: list[Seed], name: str) -> dict[int, float]:
-    """The share of held-out texts with the large teacher's answer, by seed; only of seeds with such texts."""
-    answers = {seed.number: seed.labels[UNLABELLED] for seed in seeds if UNLABELLED in seed.labels}
+    """By seed with held-out texts: the share of them for which the variant predicts the large teacher's class.
+
+    seeds: those that have the variant's predictions.
+    """
     return {
-        seed.number: float(np.mean(seed.entries[name].logits[UNLABELLED].argmax(-1) == answers[seed.number]))
+        seed.number: float(np.mean(seed.entries[name].logits[UNLABELLED].argmax(-1) == seed.labels[UNLABELLED]))
         for seed in seeds
-        if seed.number in answers and name in seed.evaluated
+        if UNLABELLED in seed.labels
     }
 
 
@@ -100,8 +91,8 @@ def choose(rows: list[Candidate], labels: dict[int, np.ndarray], goal: str, tole
 
     rows[0] is the baseline. Points of F1, and of agreement where it is known, are paired with the baseline of the same
     seed and averaged over the candidate's seeds; labels are by seed. A candidate that was not timed can only be "tiny".
-    The best of many near equals was also lucky: the standard error of its F1 points, from a paired bootstrap, shows by
-    how much. None if no candidate fits.
+    The best of many similar candidates is in part the luckiest: the standard error of its F1 points, from a paired
+    bootstrap, says how large that part can be. None if no candidate fits.
     """
     base, score = rows[0], SCORES[goal]
     classes = next(iter(base.logits.values())).shape[-1]

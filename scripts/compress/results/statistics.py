@@ -80,17 +80,11 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(spearmanr(one, other).statistic)
 
 
-def mcnemar(correct: np.ndarray, baseline_correct: np.ndarray) -> float:
-    """Two-sided exact p of McNemar's test (1947), pooled over seeds: bool [seeds, items] of the model and the baseline.
-
-    Several predictions for one item are not independent. So each item counts once, with the number of seeds in which
-    only the model is right, less those in which only the baseline is (Durkalski et al., 2003).
-    """
-    return sign_flip_p(correct.astype(int).sum(0) - baseline_correct.astype(int).sum(0))
-
-
 def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided exact p of the sum of int [items], if either sign of each item is equally likely."""
+    """Two-sided exact p of the sum of int [items], if either sign of each item is equally likely.
+
+    For right or wrong predictions of two models, the difference is -1, 0 or 1 and this is McNemar's test (1947).
+    """
     from scipy.stats import binom  # noqa: PLC0415
 
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
@@ -112,14 +106,14 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[dict]:
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict]:
     """Sentences, mean confidence and accuracy of each equal-width bin of confidence that is not empty.
 
     probabilities [sentences, classes], labels [sentences]. See Guo et al. (2017), fig. 1.
     """
     confidence = probabilities.max(-1)
     correct = probabilities.argmax(-1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    bin_of = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
     return [
         {
             "bin": int(b),
@@ -131,10 +125,10 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_B
     ]
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The mean of |accuracy - confidence| over the bins, weighted by their sentences (Guo et al., 2017, eq. 3)."""
-    filled = reliability(probabilities, labels, bins)
-    return sum(b["sentences"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / len(labels)
+    bins = reliability(probabilities, labels)
+    return sum(b["sentences"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(labels)
 
 
 def paired_speedup(passes: list[np.ndarray]) -> tuple[float, float | None, float | None]:

@@ -43,8 +43,19 @@ def load_models(folders: Sequence[Path], options: Options) -> tuple[list[Model],
         number, ids = list(tokenizers).index(kind), token_ids(tokenizers[kind], PROBE)
         invariant = all([is_invariant(predictor, ids) for predictor in predictors])  # also warms up each of them
         max_batch = options.max_batch if invariant else 1
-        about = (artifact.variant, artifact.labels, number, predictors, artifact.max_length, max_batch)
-        models.append(Model(*about, *fit_cost(predictors[-1], artifact.max_length)))
+        seconds_per_call, seconds_per_token = fit_cost(predictors[-1], artifact.max_length)
+        models.append(
+            Model(
+                name=artifact.variant,
+                labels=artifact.labels,
+                tokenizer=number,
+                predictors=predictors,
+                max_length=artifact.max_length,
+                max_batch=max_batch,
+                seconds_per_call=seconds_per_call,
+                seconds_per_token=seconds_per_token,
+            )
+        )
         warn_of_saturation(artifact.variant, artifact.backend, predictors[-1].precision, artifact.options)
         infos.append(describe(folder, artifact, predictors[-1], invariant, max_batch))
     return models, list(tokenizers.values()), infos

@@ -1,4 +1,4 @@
-"""record.json: what one build of one variant ended in. Written last, sealed with a hash, refused when altered."""
+"""record.json: how the build of a variant ended. It is written last, and its hash shows if it was edited."""
 
 import json
 from pathlib import Path
@@ -75,14 +75,9 @@ class Record(Strict):
         return self
 
 
-def sealed(record: Record) -> dict:
-    """The JSON value of record.json."""
-    content = json.loads(record.model_dump_json())
-    return {"record": content, "sha256": digest(content)}
-
-
 def write_record(folder: Path, record: Record) -> None:
-    write_json(folder / FILE, sealed(record))
+    content = json.loads(record.model_dump_json())
+    write_json(folder / FILE, {"record": content, "sha256": digest(content)})
 
 
 def read_record(folder: Path) -> Record:
