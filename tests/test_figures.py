@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 from compress.config.profile import load_profile
-from compress.report import canvas, gallery, load_plots, plots
+from compress.report import canvas, chapter_plots, comparisons, gallery, load_plots, plots
 from compress.results.reading import read_results
 from compress.results.rows import ServingRow
 
@@ -60,6 +60,13 @@ def test_error_bars_of_f1_are_the_paired_interval_of_the_drop():
     row = replace(RESULTS.variants[1], f1_test=0.8, f1_drop_points=2.0, f1_drop_ci_low=1.0, f1_drop_ci_high=5.0)
     assert canvas.drop_errors([row]) == [[1.0], [3.0]]
     assert canvas.f1_errors([row]) == [[pytest.approx(0.03)], [pytest.approx(0.01)]]
+
+
+def test_students_are_drawn_by_the_points_that_they_lose_to_their_own_seeds_baseline():
+    axes = chapter_plots.distillation_bars(RESULTS).axes[0]
+    drawn = dict(zip([text.get_text() for text in axes.get_yticklabels()], axes.lines[1].get_xdata(), strict=True))
+    assert drawn == {row.variant: row.f1_drop_points for row in comparisons.of_method(RESULTS, "distill")}
+    assert set(axes.lines[0].get_xdata()) == {0}
 
 
 def test_intervals_of_speed_and_other_domains_are_drawn():

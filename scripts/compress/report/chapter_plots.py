@@ -120,14 +120,13 @@ def student_curve(results: Results):
 
 
 def distillation_bars(results: Results):
-    """F1 of every distilled student with its interval."""
+    """The F1 points that every distilled student loses, with their interval."""
     rows = [row for row, _ in with_options(results, "distill")][::-1]
-    base = comparisons.baseline_row(results)
     figure, axes = canvas.new_axes(6.4, 0.6 + 0.32 * len(rows))
-    axes.axvline(base.f1_test, color="0.5", lw=1, zorder=0)
-    f1, names = [row.f1_test for row in rows], [row.variant for row in rows]
-    axes.errorbar(f1, names, xerr=canvas.f1_errors(rows), fmt="o", color=canvas.GREEN, capsize=3)
-    axes.set_xlabel(f"{canvas.F1_LABEL}; line: {base.variant}")
+    axes.axvline(0, color="0.5", lw=1, zorder=0)
+    lost, names = [row.f1_drop_points for row in rows], [row.variant for row in rows]
+    axes.errorbar(lost, names, xerr=canvas.drop_errors(rows), fmt="o", color=canvas.GREEN, capsize=3)
+    axes.set_xlabel(f"F1 points lost, 95 % interval; line: {comparisons.baseline_row(results).variant}")
     axes.grid(alpha=0.3, axis="x")
     return figure
 
