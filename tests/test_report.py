@@ -6,13 +6,14 @@ import math
 import random
 import re
 from dataclasses import dataclass, fields, replace
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
 from compress.config.profile import load_profile
 from compress.data.card import MOST_HELD_OUT
 from compress.paths import ROOT
-from compress.report import comparisons, families, gallery, load_facts, pages, plots, tables, views
+from compress.report import comparisons, families, gallery, load_facts, pages, plots, recommendation, tables, views
 from compress.report.tables import Column, markdown_table
 from compress.results.reading import Results, read_results
 from compress.results.rows import SeedRow, ServingRow, VariantRow
@@ -271,7 +272,36 @@ def test_no_row_is_better_and_no_larger_than_one_of_the_frontier():
     frontier = comparisons.pareto(ROWS, "size_mb")
     assert frontier
     for row in comparisons.trained(ROWS):
-        assert not [best for best in frontier if row.size_mb <= best.size_mb and row.f1_test > best.f1_test]
+        larger = [best for best in frontier if row.size_mb <= best.size_mb]
+        assert not [best for best in larger if row.f1_drop_points < best.f1_drop_points]
+
+
+def test_a_variant_of_an_easy_seed_alone_does_not_beat_one_that_loses_fewer_points():
+    f1 = {"base": (0.90, 0.80), "both-seeds": (0.89, 0.79), "easy-seed": (0.88,)}
+    drops = {"base": 0.0, "both-seeds": 1.0, "easy-seed": 2.0}
+    sizes = dict(zip(f1, (90.0, 10.0, 12.0), strict=True))
+    rows = [
+        row_of(name, seed=seed, f1_test=value, f1_drop_points=drops[name], size_mb=sizes[name])
+        for name, of in f1.items()
+        for seed, value in enumerate(of)
+    ]
+    pooled = [SeedRow(variant=name, seeds=len(of), f1_mean=mean(of), drop_mean=drops[name]) for name, of in f1.items()]
+    results = results_of(rows, seeds=pooled)
+    base, both, easy = results.variants
+    assert easy.f1_test > both.f1_test
+    assert comparisons.pareto(results.variants, "size_mb") == [both, base]
+    comparable = [comparisons.comparable_f1(row, base) for row in results.variants]
+    assert comparable == pytest.approx([0.85, 0.84, 0.83])
+    assert [recommendation.fits(row, {"min_f1": 0.835}, base) for row in results.variants] == [True, True, False]
+
+
+def test_pages_show_the_seeds_beside_f1_where_a_variant_has_fewer():
+    fewer = {row.variant for row in ROWS if row.seeds < RESULTS.by_name["finetuned"].seeds}
+    assert fewer
+    for name in ("quality", "domains"):
+        lines = views.entries(ROWS, RESULTS) if name == "quality" else comparisons.domain_losses(ROWS)
+        table = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(lines, name))]
+        assert {line["Variant"].split(" ")[0] for line in table if line["Seeds"] == "1"} == fewer
 
 
 def test_cost_is_threads_over_throughput_and_the_cheapest_comes_first():

@@ -8,6 +8,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise, product, takewhile
+from math import inf
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
@@ -36,7 +37,7 @@ PRUNED = {"pruning", "low-rank"}  # the families of the section on pruning
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
-SHOWN_F1 = 0.16  # F1 below the best: the figures of F1 over a cost leave out variants below it
+SHOWN_POINTS = 16  # F1 points below the best: the figures of F1 over a cost leave out variants below it
 UNEVEN_F1 = 0.05  # between a variant's best and worst seed
 UNEVEN_BYTES = 1.02  # a variant's largest size over its smallest
 BUDGETS_MB = (23, 10, 5, 2.5)
@@ -51,6 +52,15 @@ def baseline_row(results: Results) -> PooledRow:
 
 def f1_on_validation(row: PooledRow, results: Results) -> float | None:
     return results.methods.get(row.variant, {}).get("measured", {}).get("validation_f1")
+
+
+def comparable_f1(row: PooledRow, base: PooledRow) -> float | None:
+    """Test F1 that can be compared between variants with different seeds: the baseline's less the points lost.
+
+    Each seed has test sentences of its own, easy or hard ones, so f1_test itself, the mean over a variant's own seeds,
+    can't. For a variant that has all the baseline's seeds both are equal.
+    """
+    return None if row.f1_drop_points is None else base.f1_test - row.f1_drop_points / 100
 
 
 def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
@@ -90,25 +100,24 @@ def highest(rows: Iterable[PooledRow], column: str) -> PooledRow | None:
 
 
 def pareto(rows: Iterable[PooledRow], column: str) -> list[PooledRow]:
-    """The rows that no other row beats in F1 at the same or a lower value of the column, in the column's order."""
-    measured = [row for row in rows if getattr(row, column) is not None and row.f1_test is not None]
-    frontier, best = [], -1.0
-    for row in sorted(measured, key=lambda row: (getattr(row, column), -row.f1_test)):
-        if row.f1_test > best:
+    """The rows that lose fewer F1 points than all others with the same or a lower value of the column, in its order."""
+    frontier, least = [], inf
+    for row in sorted(with_losses(rows, column), key=lambda row: (getattr(row, column), row.f1_drop_points)):
+        if row.f1_drop_points < least:
             frontier.append(row)
-            best = row.f1_test
+            least = row.f1_drop_points
     return frontier
 
 
-def lowest_shown(rows: Iterable[PooledRow]) -> float:
-    """The least F1 on the axis of a figure of F1 over a cost."""
-    return max(0.0, max(row.f1_test for row in rows if row.f1_test is not None) - SHOWN_F1)
+def with_losses(rows: Iterable[PooledRow], column: str) -> list[PooledRow]:
+    """The rows of a figure of F1 over a cost: those with measured quality and a value of the column."""
+    return [row for row in rows if row.f1_drop_points is not None and getattr(row, column) is not None]
 
 
 def below_axis(rows: Iterable[PooledRow], column: str) -> int:
     """The number of rows below the axis of the figure of F1 over this column."""
-    measured = [row for row in rows if getattr(row, column) is not None and row.f1_test is not None]
-    return sum(row.f1_test < lowest_shown(measured) for row in measured)
+    drops = [row.f1_drop_points for row in with_losses(rows, column)]
+    return sum(drop > min(drops) + SHOWN_POINTS for drop in drops)
 
 
 def champion_names(results: Results) -> dict[str, list[str]]:

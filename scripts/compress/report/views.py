@@ -187,8 +187,10 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
 
 
 def front_page_lines(results: Results) -> list[dict]:
-    """The few models of the front page, each with its name."""
-    return [{"name": name, "row": row} for name, row in comparisons.front_page_rows(results).items()]
+    """The few models of the front page, each with its name and an F1 that can be compared with the others'."""
+    base = comparisons.baseline_row(results)
+    rows = comparisons.front_page_rows(results)
+    return [{"name": name, "row": row, "f1": comparisons.comparable_f1(row, base)} for name, row in rows.items()]
 
 
 def answer_lines(results: Results) -> list[dict]:
