@@ -529,6 +529,21 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert plots.both_sizes(results).axes[0].get_yticklabels()[-1].get_text() == pairs[0].method
 
 
+def test_controls_and_cascades_are_in_no_group_of_compressed_networks():
+    groups = comparisons.domain_groups(RESULTS)
+    names = {name: [row.variant for row in rows] for name, rows in groups.items()}
+    counted = [variant for variants in names.values() for variant in variants]
+    assert len(counted) == len(set(counted)) > 50
+    controls = {f"taught-6x384-{control}" for control in ("own", "labels", "home")}
+    assert not set(counted) & (controls | {"cascade-2x384-int8", "finetuned", "taught-6x384"})
+    assert {"taught-6x384-ort-int8", "taught-tiny"} <= set(names["taught"])
+    assert {"int8-dynamic", "cluster-16", "prune-fisher-50"} <= set(names["same"])
+    assert {"distill-2x384", "structured-50", "trim-12000"} <= set(names["fewer"])
+    for variant in names["taught"]:  # as the README says of them
+        options = [RESULTS.methods[row.variant]["options"] for row in RESULTS.ancestry(variant)]
+        assert any("unlabelled" in (own.get("training") or {}).get("transfer", ()) for own in options)
+
+
 def test_results_of_the_large_network_on_other_sentences_are_not_compared():
     large = large_results()
     large.data["fingerprint"] = "other"

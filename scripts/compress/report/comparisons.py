@@ -498,22 +498,29 @@ def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> 
     return mean(of.f1_drop_points for of in own), mean(of.ood_drop_points for of in own)
 
 
-def domain_facts(results: Results) -> dict[str, dict] | None:
-    """Of networks with fewer parameters than the baseline and of the others: the number and the median losses.
+def domain_groups(results: Results) -> dict[str, list[PooledRow]] | None:
+    """Single networks in fewer bytes than the baseline: those with fewer parameters, and those with as many ("same").
 
-    Those that learned from the large teacher are a group of their own, "taught", if there are any. Counted are the rows
-    that lose at most SHOWN_LOSS points and change a prediction; None without both other groups.
+    Those that learned from the large teacher are a group of their own, "taught", if there are any. A network of the
+    baseline's size is no compression but a control, and a cascade has two networks. Counted are the rows that lose at
+    most SHOWN_LOSS points and change a prediction; None without both other groups.
     """
+    base = baseline_row(results)
     rows = [row for row in domain_losses(compressed_rows(results)) if row.flip_rate and row.parameters]
     rows = [row for row in rows if row.f1_drop_points <= SHOWN_LOSS and row.chapter != "baseline"]
-    full = baseline_row(results).parameters
+    rows = [row for row in rows if row.size_mb < 0.99 * base.size_mb and row.parameters < 1.01 * base.parameters]
     taught = [row for row in rows if learned_from_large(row.variant, results)]
-    fewer = [row for row in rows if row.parameters < 0.99 * full and row not in taught]
+    fewer = [row for row in rows if row.parameters < 0.99 * base.parameters and row not in taught]
     same = [row for row in rows if row not in fewer and row not in taught]
     if not fewer or not same:
         return None
-    groups = {"fewer": fewer, "same": same} | ({"taught": taught} if taught else {})
-    return {
+    return {"fewer": fewer, "same": same} | ({"taught": taught} if taught else {})
+
+
+def domain_facts(results: Results) -> dict[str, dict] | None:
+    """Of each of the groups of domain_groups() the number of rows and the median losses; None without groups."""
+    groups = domain_groups(results)
+    return groups and {
         name: {
             "rows": len(rows),
             "home": median(row.f1_drop_points for row in rows),
