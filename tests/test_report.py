@@ -204,6 +204,17 @@ def test_a_change_is_measured_on_every_seed_that_both_variants_have():
     assert change.smaller is None
 
 
+def test_a_change_of_the_baseline_has_the_speedup_of_the_other_tables():
+    changes = comparisons.one_thing_at_a_time(RESULTS, ROWS)
+    made = [change for change in changes if change.old.variant == "finetuned" and change.new.latency_speedup]
+    assert made
+    assert comparisons.baseline_row(RESULTS).latency_speedup != 1
+    for change in made:
+        assert (change.faster, change.smaller) == pytest.approx(
+            (change.new.latency_speedup, change.new.size_ratio), rel=1e-4
+        )
+
+
 def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
     losses = {("student", 0): (1.0, 2.0), ("student", 1): (3.0, 8.0), ("control", 1): (0.5, 0.5)}
     rows = [

@@ -241,10 +241,15 @@ def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Chan
         gains = [100 * (f1[new, seed] - f1[old, seed]) for seed in seeds if {(new, seed), (old, seed)} <= set(f1)]
         if gains:
             smaller = ratio(rows[old].size_mb, rows[new].size_mb)
-            faster = ratio(rows[new].latency_speedup, rows[old].latency_speedup)
+            faster = ratio(speedup(rows[new], results), speedup(rows[old], results))
             spread = min(gains), max(gains), len(gains)
             changes.append(Change(line["question"], rows[new], rows[old], mean(gains), *spread, smaller, faster))
     return changes
+
+
+def speedup(row: PooledRow, results: Results) -> float | None:
+    """The speed-up over the baseline; the baseline's is 1, where the time against itself differs by noise."""
+    return 1.0 if row.latency_speedup and row.variant == results.environment["baseline"] else row.latency_speedup
 
 
 def ratio(a: float | None, b: float | None) -> float | None:
