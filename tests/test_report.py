@@ -103,6 +103,7 @@ def every_table() -> dict[str, list]:
         "optimum": comparisons.optimum_pairs(RESULTS),
         "changes": comparisons.one_thing_at_a_time(RESULTS, ROWS),
         "champions": views.champions(RESULTS),
+        "goals": views.goals(RESULTS),
         "budgets": views.budget_choices(RESULTS, "size_mb", "MB"),
         "prices": views.prices(RESULTS),
         "flips": RESULTS.flips,
@@ -266,6 +267,27 @@ def test_validation_chooses_within_a_budget_and_never_the_test_set():
     assert by_limit[10].rows["int8"].variant == "best-on-validation"
     assert by_limit[10].winner == "int8"
     assert (by_limit[5].rows, by_limit[5].winner) == ({"int8": None}, None)
+
+
+@pytest.mark.parametrize("column", ["size_mb", "latency_ms"])
+def test_a_caption_of_equal_budgets_names_each_winner_once_with_all_its_budgets(column):
+    found = comparisons.winners(RESULTS, column)
+    budgets = [budget for budget in comparisons.budgets(RESULTS, column) if budget.winner]
+    limits = {(row.variant, family, limit) for family, row, own in found for limit in own}
+    assert limits == {(of.rows[of.winner].variant, of.winner, of.limit) for of in budgets}
+    name = {"size_mb": "equal_bytes", "latency_ms": "equal_latency"}[column]
+    text = pages.caption(pages.page_templates(PROFILE, RESULTS), name)
+    assert [text.count(f"`{row.variant}`") for _, row, _ in found] == [1] * len(found)
+
+
+def test_a_goal_is_missed_below_its_value_and_open_without_a_measurement():
+    chosen = {facts["chosen"] for facts in RESULTS.champions.values()}
+    columns = ("size_ratio", "latency_speedup", "throughput_speedup")
+    for value, outcome in ((1e-3, "missed"), (1e3, "reached"), (None, "not measured")):
+        of_value = dict.fromkeys(columns, value)
+        rows = [replace(row, **of_value) if row.variant in chosen else row for row in RESULTS.rows]
+        lines = views.goals(replace(RESULTS, rows=rows))
+        assert [line["outcome"] for line in lines] == [outcome] * len(views.GOALS)
 
 
 @pytest.mark.parametrize("column", ["size_mb", "latency_ms"])

@@ -465,6 +465,16 @@ def budgets(results: Results, column: str) -> list[Budget]:
     return found
 
 
+def winners(results: Results, column: str) -> list[tuple[str, PooledRow, list[float]]]:
+    """(family, row, limits) of each row that is best on validation within budgets, once with all of its budgets."""
+    found: dict[str, tuple[str, PooledRow, list[float]]] = {}
+    for budget in budgets(results, column):
+        if budget.winner:
+            row = budget.rows[budget.winner]
+            found.setdefault(row.variant, (budget.winner, row, []))[2].append(budget.limit)
+    return list(found.values())
+
+
 def above_all_budgets(results: Results, column: str) -> dict[str, float]:
     """The least value of the column in each family that fits no budget."""
     rows = [row for row in compressed_rows(results) if getattr(row, column) is not None]

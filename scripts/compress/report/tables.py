@@ -300,6 +300,12 @@ TABLES = {
         Column("ms", "row.latency_ms_p50", ".2f"),
         Column("Within tolerance", lambda line: f"{line['within_tolerance']} of {line['candidates']}"),
     ],
+    "goals": [
+        Column("Champion", "champion"),
+        Column("Goal", "goal"),
+        Column("Measured", "value", ".1f"),
+        Column("Outcome", "outcome"),
+    ],
     "budgets": [
         Column("Budget", lambda choice: f"{choice['limit']:.3g} {choice['unit']}"),
         Column("Family", "family"),
