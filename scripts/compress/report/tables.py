@@ -352,6 +352,7 @@ TABLES = {
         Column("s", "seconds", ".4f"),
         Column("faster", "faster", ".2f"),
         Column("Ours", "row.variant"),
+        Column("Seeds", "row.seeds", "d"),
         Column("F1", "row.f1_test", ".3f"),
         Column("Points lost", "row.f1_drop_points", ".1f", DROP),
         Column("MB", "row.size_mb", ".1f"),
