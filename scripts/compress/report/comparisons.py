@@ -60,7 +60,9 @@ def comparable_f1(row: PooledRow, base: PooledRow) -> float | None:
     Each seed has test sentences of its own, easy or hard ones, so f1_test itself, the mean over a variant's own seeds,
     can't. For a variant that has all the baseline's seeds both are equal.
     """
-    return None if row.f1_drop_points is None else base.f1_test - row.f1_drop_points / 100
+    if base.f1_test is None or row.f1_drop_points is None:
+        return None
+    return base.f1_test - row.f1_drop_points / 100
 
 
 def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:

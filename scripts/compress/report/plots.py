@@ -8,7 +8,7 @@ from compress.results.reading import Results, by_variant
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-MOST_LOST = 6  # points: the end of the overview's colours
+MOST_LOST = 6  # points lost or gained: the ends of the overview's colours
 LETTER_WIDTH = 0.0095  # of a letter in the labels below the points, as a share of the axis
 
 
@@ -49,7 +49,7 @@ def overview(results: Results):
     """
     named = comparisons.front_page_rows(results)
     figure, axes = canvas.new_axes(7.2, 3.8)
-    norm = Normalize(0, MOST_LOST, clip=True)
+    norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
     for name, row in named.items():
         x, y = row.size_mb, row.text_latency_ms_p50
         home, away = (canvas.LOSSES(norm(value or 0)) for value in (row.f1_drop_points, row.ood_drop_points))
@@ -248,7 +248,7 @@ def both_sizes(results: Results):
     panels[0][0].set_yticks(range(len(pairs)), [pair.method for pair in pairs], fontsize=8)
     for label, style in (("small", {"mfc": "white"}), ("large", {})):
         panels[0][-1].plot([], [], "o", color=canvas.BLUE, ms=5, label=label, **style)
-    panels[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
 

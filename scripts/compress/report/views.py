@@ -179,7 +179,7 @@ def against_large(results: Results) -> list[dict]:
             "name": names[lost.variant],
             "row": (row := row_of[lost.variant]),
             "lost": lost,
-            "smaller": large.size_mb / row.size_mb,
+            "smaller": row.size_mb and large.size_mb / row.size_mb,
             "faster": row.latency_ms and large.latency_ms and large.latency_ms / row.latency_ms,
         }
         for lost in results.against_large
