@@ -1,7 +1,8 @@
 """Recommends a variant within limits of megabytes, milliseconds and F1, and says what it loses and how to use it.
 
 Reads only results/<profile>/. Status 1 if no variant keeps the limits; the output then says which limit excludes all.
-Among the variants within the limits the one with the best F1 on validation is chosen; F1 shown is that of the test set.
+Among the variants within the limits the one with the best F1 on validation is chosen. F1 shown and limited is that of
+the test set: the baseline's less the points lost, because variants with fewer seeds have fewer test sentences.
 Milliseconds are the baseline's median latency divided by the variant's speed-up.
 Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
 """

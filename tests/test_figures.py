@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 from compress.config.profile import load_profile
-from compress.report import canvas, gallery, load_plots, plots
+from compress.report import canvas, chapter_plots, comparisons, gallery, load_plots, plots
 from compress.results.reading import read_results
 from compress.results.rows import ServingRow
 
@@ -35,11 +35,12 @@ def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
 def test_every_variant_is_one_point_and_a_champion_a_ring_around_its_variant():
     axes = plots.trade_off(RESULTS, "size_mb", "MB").axes[0]
     drawn = sorted(tuple(container[0].get_xydata()[0]) for container in axes.containers)
-    assert drawn == sorted((row.size_mb, row.f1_test) for row in plots.measured(RESULTS, "size_mb"))
+    base = comparisons.baseline_row(RESULTS)
+    rows = [row for row in RESULTS.variants if row.size_mb and row.f1_test is not None]
+    assert drawn == sorted((row.size_mb, base.f1_test - row.f1_drop_points / 100) for row in rows)
     rings = {line.get_label(): tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11}
-    rows = RESULTS.by_name
-    variants = {name: rows[facts["chosen"]] for name, facts in RESULTS.champions.items()}
-    assert rings == {name: (row.size_mb, row.f1_test) for name, row in variants.items()}
+    chosen = {name: RESULTS.by_name[facts["chosen"]] for name, facts in RESULTS.champions.items()}
+    assert rings == {name: (row.size_mb, comparisons.comparable_f1(row, base)) for name, row in chosen.items()}
 
 
 def test_speedups_have_error_bars_where_they_have_an_interval():
@@ -60,6 +61,13 @@ def test_error_bars_of_f1_are_the_paired_interval_of_the_drop():
     row = replace(RESULTS.variants[1], f1_test=0.8, f1_drop_points=2.0, f1_drop_ci_low=1.0, f1_drop_ci_high=5.0)
     assert canvas.drop_errors([row]) == [[1.0], [3.0]]
     assert canvas.f1_errors([row]) == [[pytest.approx(0.03)], [pytest.approx(0.01)]]
+
+
+def test_students_are_drawn_by_the_points_that_they_lose_to_their_own_seeds_baseline():
+    axes = chapter_plots.distillation_bars(RESULTS).axes[0]
+    drawn = dict(zip([text.get_text() for text in axes.get_yticklabels()], axes.lines[1].get_xdata(), strict=True))
+    assert drawn == {row.variant: row.f1_drop_points for row in comparisons.of_method(RESULTS, "distill")}
+    assert set(axes.lines[0].get_xdata()) == {0}
 
 
 def test_intervals_of_speed_and_other_domains_are_drawn():

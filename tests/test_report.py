@@ -6,13 +6,14 @@ import math
 import random
 import re
 from dataclasses import dataclass, fields, replace
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
 from compress.config.profile import load_profile
 from compress.data.card import MOST_HELD_OUT
 from compress.paths import ROOT
-from compress.report import comparisons, families, gallery, load_facts, pages, plots, tables, views
+from compress.report import comparisons, families, gallery, load_facts, pages, plots, recommendation, tables, views
 from compress.report.tables import Column, markdown_table
 from compress.results.reading import Results, read_results
 from compress.results.rows import SeedRow, ServingRow, VariantRow
@@ -102,6 +103,7 @@ def every_table() -> dict[str, list]:
         "optimum": comparisons.optimum_pairs(RESULTS),
         "changes": comparisons.one_thing_at_a_time(RESULTS, ROWS),
         "champions": views.champions(RESULTS),
+        "goals": views.goals(RESULTS),
         "budgets": views.budget_choices(RESULTS, "size_mb", "MB"),
         "prices": views.prices(RESULTS),
         "flips": RESULTS.flips,
@@ -203,6 +205,17 @@ def test_a_change_is_measured_on_every_seed_that_both_variants_have():
     assert change.smaller is None
 
 
+def test_a_change_of_the_baseline_has_the_speedup_of_the_other_tables():
+    changes = comparisons.one_thing_at_a_time(RESULTS, ROWS)
+    made = [change for change in changes if change.old.variant == "finetuned" and change.new.latency_speedup]
+    assert made
+    assert comparisons.baseline_row(RESULTS).latency_speedup != 1
+    for change in made:
+        assert (change.faster, change.smaller) == pytest.approx(
+            (change.new.latency_speedup, change.new.size_ratio), rel=1e-4
+        )
+
+
 def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
     losses = {("student", 0): (1.0, 2.0), ("student", 1): (3.0, 8.0), ("control", 1): (0.5, 0.5)}
     rows = [
@@ -257,6 +270,27 @@ def test_validation_chooses_within_a_budget_and_never_the_test_set():
 
 
 @pytest.mark.parametrize("column", ["size_mb", "latency_ms"])
+def test_a_caption_of_equal_budgets_names_each_winner_once_with_all_its_budgets(column):
+    found = comparisons.winners(RESULTS, column)
+    budgets = [budget for budget in comparisons.budgets(RESULTS, column) if budget.winner]
+    limits = {(row.variant, family, limit) for family, row, own in found for limit in own}
+    assert limits == {(of.rows[of.winner].variant, of.winner, of.limit) for of in budgets}
+    name = {"size_mb": "equal_bytes", "latency_ms": "equal_latency"}[column]
+    text = pages.caption(pages.page_templates(PROFILE, RESULTS), name)
+    assert [text.count(f"`{row.variant}`") for _, row, _ in found] == [1] * len(found)
+
+
+def test_a_goal_is_missed_below_its_value_and_open_without_a_measurement():
+    chosen = {facts["chosen"] for facts in RESULTS.champions.values()}
+    columns = ("size_ratio", "latency_speedup", "throughput_speedup")
+    for value, outcome in ((1e-3, "missed"), (1e3, "reached"), (None, "not measured")):
+        of_value = dict.fromkeys(columns, value)
+        rows = [replace(row, **of_value) if row.variant in chosen else row for row in RESULTS.rows]
+        lines = views.goals(replace(RESULTS, rows=rows))
+        assert [line["outcome"] for line in lines] == [outcome] * len(views.GOALS)
+
+
+@pytest.mark.parametrize("column", ["size_mb", "latency_ms"])
 def test_a_choice_is_the_best_of_its_family_that_fits(column):
     for budget in comparisons.budgets(RESULTS, column):
         for row in comparisons.compressed_rows(RESULTS):
@@ -271,7 +305,36 @@ def test_no_row_is_better_and_no_larger_than_one_of_the_frontier():
     frontier = comparisons.pareto(ROWS, "size_mb")
     assert frontier
     for row in comparisons.trained(ROWS):
-        assert not [best for best in frontier if row.size_mb <= best.size_mb and row.f1_test > best.f1_test]
+        larger = [best for best in frontier if row.size_mb <= best.size_mb]
+        assert not [best for best in larger if row.f1_drop_points < best.f1_drop_points]
+
+
+def test_a_variant_of_an_easy_seed_alone_does_not_beat_one_that_loses_fewer_points():
+    f1 = {"base": (0.90, 0.80), "both-seeds": (0.89, 0.79), "easy-seed": (0.88,)}
+    drops = {"base": 0.0, "both-seeds": 1.0, "easy-seed": 2.0}
+    sizes = dict(zip(f1, (90.0, 10.0, 12.0), strict=True))
+    rows = [
+        row_of(name, seed=seed, f1_test=value, f1_drop_points=drops[name], size_mb=sizes[name])
+        for name, of in f1.items()
+        for seed, value in enumerate(of)
+    ]
+    pooled = [SeedRow(variant=name, seeds=len(of), f1_mean=mean(of), drop_mean=drops[name]) for name, of in f1.items()]
+    results = results_of(rows, seeds=pooled)
+    base, both, easy = results.variants
+    assert easy.f1_test > both.f1_test
+    assert comparisons.pareto(results.variants, "size_mb") == [both, base]
+    comparable = [comparisons.comparable_f1(row, base) for row in results.variants]
+    assert comparable == pytest.approx([0.85, 0.84, 0.83])
+    assert [recommendation.fits(row, {"min_f1": 0.835}, base) for row in results.variants] == [True, True, False]
+
+
+def test_pages_show_the_seeds_beside_f1_where_a_variant_has_fewer():
+    fewer = {row.variant for row in ROWS if row.seeds < RESULTS.by_name["finetuned"].seeds}
+    assert fewer
+    for name in ("quality", "domains"):
+        lines = views.entries(ROWS, RESULTS) if name == "quality" else comparisons.domain_losses(ROWS)
+        table = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(lines, name))]
+        assert {line["Variant"].split(" ")[0] for line in table if line["Seeds"] == "1"} == fewer
 
 
 def test_cost_is_threads_over_throughput_and_the_cheapest_comes_first():
@@ -499,6 +562,21 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
         "both_sizes"
     }
     assert plots.both_sizes(results).axes[0].get_yticklabels()[-1].get_text() == pairs[0].method
+
+
+def test_controls_and_cascades_are_in_no_group_of_compressed_networks():
+    groups = comparisons.domain_groups(RESULTS)
+    names = {name: [row.variant for row in rows] for name, rows in groups.items()}
+    counted = [variant for variants in names.values() for variant in variants]
+    assert len(counted) == len(set(counted)) > 50
+    controls = {f"taught-6x384-{control}" for control in ("own", "labels", "home")}
+    assert not set(counted) & (controls | {"cascade-2x384-int8", "finetuned", "taught-6x384"})
+    assert {"taught-6x384-ort-int8", "taught-tiny"} <= set(names["taught"])
+    assert {"int8-dynamic", "cluster-16", "prune-fisher-50"} <= set(names["same"])
+    assert {"distill-2x384", "structured-50", "trim-12000"} <= set(names["fewer"])
+    for variant in names["taught"]:  # as the README says of them
+        options = [RESULTS.methods[row.variant]["options"] for row in RESULTS.ancestry(variant)]
+        assert any("unlabelled" in (own.get("training") or {}).get("transfer", ()) for own in options)
 
 
 def test_results_of_the_large_network_on_other_sentences_are_not_compared():

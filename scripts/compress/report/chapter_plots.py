@@ -20,14 +20,15 @@ def sparsity_curve(results: Results):
     """F1 over the share of zeros, by training and criterion; on the right the speed-up of zeros and of removal."""
     figure, panels = canvas.new_panels(1, 2, 8.2, 3.8, width_ratios=(3, 2))
     axes, speed = panels[0]
-    canvas.baseline_line(axes, comparisons.baseline_row(results))
+    base = comparisons.baseline_row(results)
+    canvas.baseline_line(axes, base)
     series: dict[str, list] = {}
     for row, options in with_options(results, "prune"):
         name = f"gradual, {options['criterion']}" if options["training"] else "one shot, no training"
         if options["pattern"] != "unstructured":
             name = f"gradual, {options['pattern']}"
         series.setdefault(name, []).append((100 * options["sparsity"], row))
-    f1_lines(axes, series)
+    f1_lines(axes, series, base)
     axes.set_xlabel("zeros in the encoder's matrices, %")
     zeros = [(100 * options["sparsity"], row) for row, options in with_options(results, "prune")]
     speed_line(speed, "zeros", zeros, "D", canvas.ORANGE)
@@ -56,14 +57,14 @@ def speed_line(axes, name: str, points, marker: str, colour: str) -> None:
         axes.errorbar(list(timed), speedups, yerr=errors, fmt="none", color=colour, capsize=3)
 
 
-def f1_lines(axes, series: dict[str, list[tuple]]) -> None:
+def f1_lines(axes, series: dict[str, list[tuple]], base: PooledRow) -> None:
     """One line per name through its points (x, row)."""
     styles = list(canvas.CHAPTER_STYLES.values())[1:]
     for (colour, marker), (name, points) in zip(styles, series.items(), strict=False):
         rows = [row for _, row in points]
         axes.errorbar(
             [x for x, _ in points],
-            [row.f1_test for row in rows],
+            [comparisons.comparable_f1(row, base) for row in rows],
             yerr=canvas.f1_errors(rows),
             **{"marker": marker, "color": colour, "capsize": 3, "label": name},
         )
@@ -80,10 +81,12 @@ def codebook_curve(results: Results):
         name += ", with a price per bit" if options["rate"] else ""
         series.setdefault(name, []).append((options["k"], row))
     figure, axes = canvas.new_axes()
-    canvas.baseline_line(axes, comparisons.baseline_row(results))
-    f1_lines(axes, series)
+    base = comparisons.baseline_row(results)
+    canvas.baseline_line(axes, base)
+    f1_lines(axes, series, base)
     for k, row in series.get("k-means alone", ()):
-        axes.annotate(f"{row.size_mb:.1f} MB", (k, row.f1_test), (6, -12), textcoords="offset points", fontsize=7)
+        place = k, comparisons.comparable_f1(row, base)
+        axes.annotate(f"{row.size_mb:.1f} MB", place, (6, -12), textcoords="offset points", fontsize=7)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.set_xlabel("k, distinct values per matrix, log scale")
@@ -93,7 +96,8 @@ def codebook_curve(results: Results):
 def student_curve(results: Results):
     """F1 over the minutes of training since the baseline, parents included; one marker per shape of student."""
     figure, axes = canvas.new_axes(7.2, 4.4)
-    canvas.baseline_line(axes, comparisons.baseline_row(results))
+    base = comparisons.baseline_row(results)
+    canvas.baseline_line(axes, base)
     names: dict[tuple, str] = {}  # of the first variant, by shape
     for row, options in with_options(results, "distill"):
         names.setdefault((row.parent, str(options["student"])), row.variant)
@@ -102,7 +106,7 @@ def student_curve(results: Results):
         has_teacher, is_random = options["training"]["soft_weight"] > 0, options["initialization"] == "random"
         axes.errorbar(
             comparisons.training_minutes(row, results),
-            row.f1_test,
+            comparisons.comparable_f1(row, base),
             yerr=canvas.f1_errors([row]),
             marker=markers[row.parent, str(options["student"])],
             color=canvas.GREEN if has_teacher else canvas.YELLOW,
@@ -120,14 +124,13 @@ def student_curve(results: Results):
 
 
 def distillation_bars(results: Results):
-    """F1 of every distilled student with its interval."""
+    """The F1 points that every distilled student loses, with their interval."""
     rows = [row for row, _ in with_options(results, "distill")][::-1]
-    base = comparisons.baseline_row(results)
     figure, axes = canvas.new_axes(6.4, 0.6 + 0.32 * len(rows))
-    axes.axvline(base.f1_test, color="0.5", lw=1, zorder=0)
-    f1, names = [row.f1_test for row in rows], [row.variant for row in rows]
-    axes.errorbar(f1, names, xerr=canvas.f1_errors(rows), fmt="o", color=canvas.GREEN, capsize=3)
-    axes.set_xlabel(f"{canvas.F1_LABEL}; line: {base.variant}")
+    axes.axvline(0, color="0.5", lw=1, zorder=0)
+    lost, names = [row.f1_drop_points for row in rows], [row.variant for row in rows]
+    axes.errorbar(lost, names, xerr=canvas.drop_errors(rows), fmt="o", color=canvas.GREEN, capsize=3)
+    axes.set_xlabel(f"F1 points lost, 95 % interval; line: {comparisons.baseline_row(results).variant}")
     axes.grid(alpha=0.3, axis="x")
     return figure
 

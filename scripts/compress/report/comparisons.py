@@ -8,6 +8,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise, product, takewhile
+from math import inf
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
@@ -36,7 +37,7 @@ PRUNED = {"pruning", "low-rank"}  # the families of the section on pruning
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
-SHOWN_F1 = 0.16  # F1 below the best: the figures of F1 over a cost leave out variants below it
+SHOWN_POINTS = 16  # F1 points below the best: the figures of F1 over a cost leave out variants below it
 UNEVEN_F1 = 0.05  # between a variant's best and worst seed
 UNEVEN_BYTES = 1.02  # a variant's largest size over its smallest
 BUDGETS_MB = (23, 10, 5, 2.5)
@@ -51,6 +52,17 @@ def baseline_row(results: Results) -> PooledRow:
 
 def f1_on_validation(row: PooledRow, results: Results) -> float | None:
     return results.methods.get(row.variant, {}).get("measured", {}).get("validation_f1")
+
+
+def comparable_f1(row: PooledRow, base: PooledRow) -> float | None:
+    """Test F1 that can be compared between variants with different seeds: the baseline's less the points lost.
+
+    Each seed has test sentences of its own, easy or hard ones, so f1_test itself, the mean over a variant's own seeds,
+    can't. For a variant that has all the baseline's seeds both are equal.
+    """
+    if base.f1_test is None or row.f1_drop_points is None:
+        return None
+    return base.f1_test - row.f1_drop_points / 100
 
 
 def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
@@ -90,25 +102,24 @@ def highest(rows: Iterable[PooledRow], column: str) -> PooledRow | None:
 
 
 def pareto(rows: Iterable[PooledRow], column: str) -> list[PooledRow]:
-    """The rows that no other row beats in F1 at the same or a lower value of the column, in the column's order."""
-    measured = [row for row in rows if getattr(row, column) is not None and row.f1_test is not None]
-    frontier, best = [], -1.0
-    for row in sorted(measured, key=lambda row: (getattr(row, column), -row.f1_test)):
-        if row.f1_test > best:
+    """The rows that lose fewer F1 points than all others with the same or a lower value of the column, in its order."""
+    frontier, least = [], inf
+    for row in sorted(with_losses(rows, column), key=lambda row: (getattr(row, column), row.f1_drop_points)):
+        if row.f1_drop_points < least:
             frontier.append(row)
-            best = row.f1_test
+            least = row.f1_drop_points
     return frontier
 
 
-def lowest_shown(rows: Iterable[PooledRow]) -> float:
-    """The least F1 on the axis of a figure of F1 over a cost."""
-    return max(0.0, max(row.f1_test for row in rows if row.f1_test is not None) - SHOWN_F1)
+def with_losses(rows: Iterable[PooledRow], column: str) -> list[PooledRow]:
+    """The rows of a figure of F1 over a cost: those with measured quality and a value of the column."""
+    return [row for row in rows if row.f1_drop_points is not None and getattr(row, column) is not None]
 
 
 def below_axis(rows: Iterable[PooledRow], column: str) -> int:
     """The number of rows below the axis of the figure of F1 over this column."""
-    measured = [row for row in rows if getattr(row, column) is not None and row.f1_test is not None]
-    return sum(row.f1_test < lowest_shown(measured) for row in measured)
+    drops = [row.f1_drop_points for row in with_losses(rows, column)]
+    return sum(drop > min(drops) + SHOWN_POINTS for drop in drops)
 
 
 def champion_names(results: Results) -> dict[str, list[str]]:
@@ -232,10 +243,15 @@ def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Chan
         gains = [100 * (f1[new, seed] - f1[old, seed]) for seed in seeds if {(new, seed), (old, seed)} <= set(f1)]
         if gains:
             smaller = ratio(rows[old].size_mb, rows[new].size_mb)
-            faster = ratio(rows[new].latency_speedup, rows[old].latency_speedup)
+            faster = ratio(speedup(rows[new], results), speedup(rows[old], results))
             spread = min(gains), max(gains), len(gains)
             changes.append(Change(line["question"], rows[new], rows[old], mean(gains), *spread, smaller, faster))
     return changes
+
+
+def speedup(row: PooledRow, results: Results) -> float | None:
+    """The speed-up over the baseline; the baseline's is 1, where the time against itself differs by noise."""
+    return 1.0 if row.latency_speedup and row.variant == results.environment["baseline"] else row.latency_speedup
 
 
 def ratio(a: float | None, b: float | None) -> float | None:
@@ -451,6 +467,16 @@ def budgets(results: Results, column: str) -> list[Budget]:
     return found
 
 
+def winners(results: Results, column: str) -> list[tuple[str, PooledRow, list[float]]]:
+    """(family, row, limits) of each row that is best on validation within budgets, once with all of its budgets."""
+    found: dict[str, tuple[str, PooledRow, list[float]]] = {}
+    for budget in budgets(results, column):
+        if budget.winner:
+            row = budget.rows[budget.winner]
+            found.setdefault(row.variant, (budget.winner, row, []))[2].append(budget.limit)
+    return list(found.values())
+
+
 def above_all_budgets(results: Results, column: str) -> dict[str, float]:
     """The least value of the column in each family that fits no budget."""
     rows = [row for row in compressed_rows(results) if getattr(row, column) is not None]
@@ -489,22 +515,29 @@ def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> 
     return mean(of.f1_drop_points for of in own), mean(of.ood_drop_points for of in own)
 
 
-def domain_facts(results: Results) -> dict[str, dict] | None:
-    """Of networks with fewer parameters than the baseline and of the others: the number and the median losses.
+def domain_groups(results: Results) -> dict[str, list[PooledRow]] | None:
+    """Single networks in fewer bytes than the baseline: those with fewer parameters, and those with as many ("same").
 
-    Those that learned from the large teacher are a group of their own, "taught", if there are any. Counted are the rows
-    that lose at most SHOWN_LOSS points and change a prediction; None without both other groups.
+    Those that learned from the large teacher are a group of their own, "taught", if there are any. A network of the
+    baseline's size is no compression but a control, and a cascade has two networks. Counted are the rows that lose at
+    most SHOWN_LOSS points and change a prediction; None without both other groups.
     """
+    base = baseline_row(results)
     rows = [row for row in domain_losses(compressed_rows(results)) if row.flip_rate and row.parameters]
     rows = [row for row in rows if row.f1_drop_points <= SHOWN_LOSS and row.chapter != "baseline"]
-    full = baseline_row(results).parameters
+    rows = [row for row in rows if row.size_mb < 0.99 * base.size_mb and row.parameters < 1.01 * base.parameters]
     taught = [row for row in rows if learned_from_large(row.variant, results)]
-    fewer = [row for row in rows if row.parameters < 0.99 * full and row not in taught]
+    fewer = [row for row in rows if row.parameters < 0.99 * base.parameters and row not in taught]
     same = [row for row in rows if row not in fewer and row not in taught]
     if not fewer or not same:
         return None
-    groups = {"fewer": fewer, "same": same} | ({"taught": taught} if taught else {})
-    return {
+    return {"fewer": fewer, "same": same} | ({"taught": taught} if taught else {})
+
+
+def domain_facts(results: Results) -> dict[str, dict] | None:
+    """Of each of the groups of domain_groups() the number of rows and the median losses; None without groups."""
+    groups = domain_groups(results)
+    return groups and {
         name: {
             "rows": len(rows),
             "home": median(row.f1_drop_points for row in rows),

@@ -14,24 +14,26 @@ LETTER_WIDTH = 0.0095  # of a letter in the labels below the points, as a share 
 
 def trade_off(results: Results, column: str, label: str):
     """F1 over a cost (log scale), one point per variant; the Pareto frontier is joined and named, the rest is pale."""
-    rows = measured(results, column)
+    rows, base = comparisons.with_losses(results.variants, column), comparisons.baseline_row(results)
+    f1 = {row.variant: comparisons.comparable_f1(row, base) for row in rows}
     frontier = comparisons.pareto(rows, column)
     names = comparisons.champion_names(results)
     figure, axes = canvas.new_axes(7.2, 4.4)
-    costs, f1 = [getattr(row, column) for row in frontier], [row.f1_test for row in frontier]
-    axes.step(costs, f1, where="post", color="0.6", lw=1, zorder=1)
-    cost_points(axes, [row for row in rows if row not in frontier], column, alpha=0.35)
-    cost_points(axes, frontier, column, alpha=1)
+    costs, best = [getattr(row, column) for row in frontier], [f1[row.variant] for row in frontier]
+    axes.step(costs, best, where="post", color="0.6", lw=1, zorder=1)
+    cost_points(axes, [row for row in rows if row not in frontier], f1, column, alpha=0.35)
+    cost_points(axes, frontier, f1, column, alpha=1)
     for marker, champion in zip(cycle(canvas.CHAMPION_MARKERS), results.champions, strict=False):
         for row in (row for row in rows if champion in names.get(row.variant, ())):
-            canvas.ring(axes, getattr(row, column), row.f1_test, marker, label=champion)
+            canvas.ring(axes, getattr(row, column), f1[row.variant], marker, label=champion)
     values = [getattr(row, column) for row in rows]
     low, high = min(values) / 3, max(values) * 1.5  # room for the longest label on the left
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     named = [row for row in rows if row in frontier or row.variant in names]
-    label_below(axes, named, [log(getattr(row, column) / low) / log(high / low) for row in named], column, names)
-    axes.set_ylim(comparisons.lowest_shown(rows), None)
+    places = [log(getattr(row, column) / low) / log(high / low) for row in named]
+    label_below(axes, named, places, f1, column, names)
+    axes.set_ylim(max(0.0, max(f1.values()) - comparisons.SHOWN_POINTS / 100), None)
     canvas.log_ticks(axes.xaxis)
     axes.set_xlabel(f"{label}, log scale")
     axes.set_ylabel(canvas.F1_LABEL)
@@ -80,34 +82,29 @@ def lost(row) -> str:
     return " | ".join(f"{value:z.1f}" for value in values)
 
 
-def measured(results: Results, column: str) -> list:
-    """The rows with F1 and a value in the column."""
-    return [row for row in results.variants if row.f1_test is not None and getattr(row, column) is not None]
-
-
-def cost_points(axes, rows, column: str, alpha: float) -> None:
+def cost_points(axes, rows, f1: dict[str, float], column: str, alpha: float) -> None:
     for row in rows:
         colour, marker = canvas.CHAPTER_STYLES[row.chapter]
         axes.errorbar(
             getattr(row, column),
-            row.f1_test,
+            f1[row.variant],
             xerr=canvas.latency_errors([row]) if column == "latency_ms" else None,
             yerr=canvas.f1_errors([row]),
             **{"marker": marker, "color": colour, "ms": 5, "lw": 1, "capsize": 2, "alpha": alpha},
         )
 
 
-def label_below(axes, rows, places: list[float], column: str, bold) -> None:
+def label_below(axes, rows, places: list[float], f1: dict[str, float], column: str, bold) -> None:
     """The variants' names in steps below all points, with lines to their points: next to them they would overlap.
 
-    places: of the points along the axis, from 0 to 1.
+    places: of the points along the axis, from 0 to 1; f1: by variant.
     """
     steps = label_steps([row.variant for row in rows], places)
     for row, place, step in zip(rows, places, steps, strict=True):
         below, _ = canvas.f1_errors([row])
         axes.annotate(
             row.variant,
-            (getattr(row, column), row.f1_test - below[0]),
+            (getattr(row, column), f1[row.variant] - below[0]),
             (place, 0.36 - 0.037 * step),
             textcoords="axes fraction",
             arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},

@@ -1,6 +1,6 @@
 """Which variant to use: the best F1 on validation within limits of megabytes, milliseconds and F1."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from compress.config.profile import Profile
@@ -12,15 +12,15 @@ from compress.results.statistics import MARGIN
 
 
 class Limit(NamedTuple):
-    column: str
+    value: Callable[[PooledRow, PooledRow], float | None]  # of a row, given the baseline
     unit: str
     sign: int  # +1: the value must not be larger than the limit; -1: not smaller
 
 
 LIMITS = {
-    "max_mb": Limit("size_mb", "MB", 1),
-    "max_ms": Limit("latency_ms", "ms at batch 1", 1),
-    "min_f1": Limit("f1_test", "F1", -1),
+    "max_mb": Limit(lambda row, base: row.size_mb, "MB", 1),
+    "max_ms": Limit(lambda row, base: row.latency_ms, "ms at batch 1", 1),
+    "min_f1": Limit(comparisons.comparable_f1, "F1", -1),
 }
 
 
@@ -30,11 +30,10 @@ def recommendable(results: Results) -> list[PooledRow]:
     return [row for row in rows if f1_on_validation(row, results) is not None]
 
 
-def fits(row: PooledRow, limits: dict[str, float]) -> bool:
+def fits(row: PooledRow, limits: dict[str, float], base: PooledRow) -> bool:
     """True if the row keeps every limit; a value that was not measured keeps none."""
     for name, limit in limits.items():
-        column, _, sign = LIMITS[name]
-        value = getattr(row, column)
+        value, sign = LIMITS[name].value(row, base), LIMITS[name].sign
         if value is None or sign * value > sign * limit:
             return False
     return True
@@ -42,19 +41,20 @@ def fits(row: PooledRow, limits: dict[str, float]) -> bool:
 
 def best(rows: Iterable[PooledRow], limits: dict[str, float], results: Results) -> PooledRow | None:
     """The row of best F1 on validation that keeps the limits, the smaller of equals; None if none does."""
-    fitting = [row for row in rows if fits(row, limits)]
+    base = comparisons.baseline_row(results)
+    fitting = [row for row in rows if fits(row, limits, base)]
     return max(fitting, key=lambda row: (f1_on_validation(row, results), -row.size_mb), default=None)
 
 
-def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tuple[str, PooledRow]]:
+def binding_limits(rows: list[PooledRow], limits: dict[str, float], base: PooledRow) -> list[tuple[str, PooledRow]]:
     """(limit, nearest row) for each limit without which a row would fit; the nearest row misses it by least."""
     found = []
     for name in limits:
-        column, _, sign = LIMITS[name]
-        others = {other: value for other, value in limits.items() if other != name}
-        possible = [row for row in rows if getattr(row, column) is not None and fits(row, others)]
+        value, _, sign = LIMITS[name]
+        others = {other: limit for other, limit in limits.items() if other != name}
+        possible = [row for row in rows if value(row, base) is not None and fits(row, others, base)]
         if possible:
-            found.append((name, min(possible, key=lambda row: (sign * getattr(row, column), -row.f1_test))))
+            found.append((name, min(possible, key=lambda row: (sign * value(row, base), row.f1_drop_points))))
     return found
 
 
@@ -107,9 +107,10 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
     return [(", ".join(needs), row) for needs, row in joined.values()]
 
 
-def describe_variant(row: PooledRow) -> str:
+def describe_variant(row: PooledRow, base: PooledRow) -> str:
     speed = "not timed" if row.latency_ms is None else f"{row.latency_ms:.2f} ms at batch 1"
-    return f"{row.variant}: F1 {row.f1_test:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
+    f1 = comparisons.comparable_f1(row, base)
+    return f"{row.variant}: F1 {f1:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
 
 
 def describe_losses(row: PooledRow) -> str:
@@ -125,11 +126,11 @@ def gains_or_loses(points: float) -> str:
     return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
 
 
-def describe_binding(name: str, limit: float, row: PooledRow) -> str:
+def describe_binding(name: str, limit: float, row: PooledRow, base: PooledRow) -> str:
     """What a limit excludes: --max-mb 1 alone stands in the way; 2.26 MB is possible: ..."""
-    column, unit, _ = LIMITS[name]
-    option = f"--{name.replace('_', '-')} {limit:g}"
-    return f"{option} alone stands in the way; {getattr(row, column):.4g} {unit} is possible: {describe_variant(row)}"
+    value, unit, _ = LIMITS[name]
+    option, possible = f"--{name.replace('_', '-')} {limit:g}", f"{value(row, base):.4g} {unit}"
+    return f"{option} alone stands in the way; {possible} is possible: {describe_variant(row, base)}"
 
 
 def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
@@ -138,14 +139,15 @@ def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> t
     Warns on standard error if this machine's CPU may compute the variant's products wrongly.
     """
     rows = recommendable(results)
-    row = best(rows, limits, results)
+    row, base = best(rows, limits, results), comparisons.baseline_row(results)
     if row is None:
-        reasons = [describe_binding(name, limits[name], nearest) for name, nearest in binding_limits(rows, limits)]
+        binding = binding_limits(rows, limits, base)
+        reasons = [describe_binding(name, limits[name], nearest, base) for name, nearest in binding]
         return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
     warn_of_saturation(row.variant, row.backend, row.precision, results.methods[row.variant]["options"])
     names = comparisons.champion_names(results).get(row.variant)
     lines = [
-        describe_variant(row) + (f", chosen as {', '.join(names)}" if names else ""),
+        describe_variant(row, base) + (f", chosen as {', '.join(names)}" if names else ""),
         describe_losses(row),
         f"build it: make model PROFILE={profile.name} NAME={row.variant}",
         f"serve it: make serve PROFILE={profile.name} MODEL={row.variant}",

@@ -112,6 +112,7 @@ def keeps_quality(line: dict) -> str | None:
 
 
 DROP = ("row.f1_drop_ci_low", "row.f1_drop_ci_high")
+DIRECT_DROP = ("direct.f1_drop_ci_low", "direct.f1_drop_ci_high")
 PARTNER_DROP = ("partner.f1_drop_ci_low", "partner.f1_drop_ci_high")
 OUT_OF_DOMAIN = ("row.ood_drop_low", "row.ood_drop_high")
 SPEEDUP = ("row.latency_speedup_low", "row.latency_speedup_high")
@@ -133,7 +134,7 @@ TABLES = {
         Column("Model", "name"),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms_p50", ".2f"),
-        Column("F1", "row.f1_test", ".3f"),
+        Column("F1", "f1", ".3f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
         Column("Keeps the quality", keeps_quality),
@@ -151,6 +152,7 @@ TABLES = {
         Column("Name", "name"),
         Column("Device", "device"),
         Column("Training", "trained"),
+        Column("Seeds", lambda line: line.get("seeds"), "d"),
         Column("F1_test", "f1_test", ".3f"),
         Column("Size(mb)", "size_mb", ".3f"),
         Column("Time for 1 predict(s)", "seconds", ".5f"),
@@ -166,6 +168,7 @@ TABLES = {
     ],
     "quality": [
         Column("Variant", labelled),
+        Column("Seeds", "row.seeds", "d"),
         Column("F1", "row.f1_test", ".3f", ("row.f1_ci_low", "row.f1_ci_high")),
         Column("Drop", "row.f1_drop_points", ".1f", DROP),
         Column("Non-inferior", lambda entry: yes_no(entry["row"].non_inferior)),
@@ -187,6 +190,7 @@ TABLES = {
     ],
     "domains": [
         Column("Variant", "variant"),
+        Column("Seeds", "seeds", "d"),
         Column("Movies", "f1_macro_test", ".3f"),
         Column("accuracy", "accuracy_test", ".3f"),
         Column("Amazon", "f1_macro_amazon", ".3f"),
@@ -259,8 +263,8 @@ TABLES = {
     "optimum": [
         Column("Optimum", "row.variant"),
         Column("direct", "direct.variant"),
-        Column("F1", "row.f1_test", ".3f"),
-        Column("direct", "direct.f1_test", ".3f"),
+        Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
+        Column("direct", "direct.f1_drop_points", ".1f", DIRECT_DROP),
         Column("MB", "row.size_mb", ".2f"),
         Column("direct", "direct.size_mb", ".2f"),
         Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
@@ -296,14 +300,19 @@ TABLES = {
         Column("ms", "row.latency_ms_p50", ".2f"),
         Column("Within tolerance", lambda line: f"{line['within_tolerance']} of {line['candidates']}"),
     ],
+    "goals": [
+        Column("Champion", "champion"),
+        Column("Goal", "goal"),
+        Column("Measured", "value", ".1f"),
+        Column("Outcome", "outcome"),
+    ],
     "budgets": [
         Column("Budget", lambda choice: f"{choice['limit']:.3g} {choice['unit']}"),
         Column("Family", "family"),
         Column("Variant", "row.variant"),
         Column("Cost", lambda choice: f"{choice['cost']:.2f} {choice['unit']}"),
         Column("F1, validation", "validation_f1", ".3f"),
-        Column("F1, test", "row.f1_test", ".3f", ("row.f1_ci_low", "row.f1_ci_high")),
-        Column("Points lost", "row.f1_drop_points", ".1f", DROP),
+        Column("Points lost, test", "row.f1_drop_points", ".1f", DROP),
     ],
     "prices": [
         Column("Family", "family"),

@@ -77,6 +77,27 @@ def champions(results: Results) -> list[dict]:
     return [{"name": name, "row": rows[facts["chosen"]], **facts} for name, facts in results.champions.items()]
 
 
+GOALS = (  # of the profile minilm's champions: (champion, column, at least, what it is)
+    ("champion-balanced", "size_ratio", 6, "times smaller"),
+    ("champion-balanced", "latency_speedup", 5, "times faster"),
+    ("champion-fast", "latency_speedup", 12, "times faster"),
+    ("champion-fast", "throughput_speedup", 8, "times the throughput"),
+    ("champion-tiny", "size_ratio", 40, "times smaller"),
+)
+
+
+def goals(results: Results) -> list[dict]:
+    """A line per goal of a champion that was chosen, with the value that the champion reaches."""
+    row_of = {name: results.by_name[facts["chosen"]] for name, facts in results.champions.items()}
+    lines = []
+    for champion, column, least, what in GOALS:
+        if champion in row_of:
+            value = getattr(row_of[champion], column)
+            outcome = "not measured" if value is None else "reached" if value >= least else "missed"
+            lines.append({"champion": champion, "goal": f"{least} {what}", "value": value, "outcome": outcome})
+    return lines
+
+
 def small_champions(results: Results) -> list[tuple[str, dict]]:
     """(what it is, the champion) for the fast and the tiny champion, once if a variant is both."""
     of_goal = {champion["rule"]["goal"]: champion for champion in champions(results)}
@@ -187,8 +208,10 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
 
 
 def front_page_lines(results: Results) -> list[dict]:
-    """The few models of the front page, each with its name."""
-    return [{"name": name, "row": row} for name, row in comparisons.front_page_rows(results).items()]
+    """The few models of the front page, each with its name and an F1 that can be compared with the others'."""
+    base = comparisons.baseline_row(results)
+    rows = comparisons.front_page_rows(results)
+    return [{"name": name, "row": row, "f1": comparisons.comparable_f1(row, base)} for name, row in rows.items()]
 
 
 def answer_lines(results: Results) -> list[dict]:
