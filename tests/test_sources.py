@@ -10,6 +10,7 @@ import time
 import pytest
 from compress.config.profile import Profile, load_profile
 from compress.config.sources import Data
+from compress.config.variants import Untrained
 from compress.data.tabular import read_tables
 from conftest import ROOT, copy_repository, run
 
@@ -225,7 +226,7 @@ def test_a_report_on_a_csv_file_of_three_classes_and_an_encoder_in_a_folder(tmp_
 def own_data(folder, **about):
     backbone = load_profile("smoke").backbone.model_dump(mode="python")
     about = {"validation": 10, "test": 10, "path": str(folder / "a.csv")} | about
-    variants = [{"name": "bert-orig", "method": "untrained"}]
+    variants = [Untrained(name="bert-orig", method="untrained")]
     profile = {"name": "own", "description": "-", "baseline": "bert-orig", "data": about}
     return Profile.model_validate(profile | {"backbone": backbone, "variants": variants})
 
