@@ -292,7 +292,7 @@ def test_the_report_says_what_a_cascade_passes_on_and_whether_it_reached_its_aim
         assert "the aim is" not in text
         return
     verdict = "reached" if times > 2 and non_inferior else "missed"
-    assert f"It is {times:.2f} times as fast as `{slow}` (the ratio of their" in text
+    assert f"Its speed is {times:.2f} times that of `{slow}` (the ratio of their" in text
     assert f"{'keeps' if non_inferior else 'does not keep'} the quality: the aim is {verdict}." in text
     if (times, non_inferior) == (2.1, True):
         report = pages.page_templates(PROFILE, changed).get_template("report.md.j2").render()

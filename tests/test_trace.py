@@ -43,10 +43,10 @@ def test_a_row_of_the_report_comes_from_the_raw_logits_and_times(smoke, variant)
     record = json.loads((built / "record.json").read_text("utf-8"))["record"]
 
     # report = CSV
-    quality = report_cells(report, variant, "F1")
+    quality = report_cells(report, variant, "ECE")
     assert quality["F1"].split()[0] == f"{float(row['f1_test']):.3f}"
     assert quality["Drop"].split()[0] == f"{float(row['f1_drop_points']):.1f}"
-    cost = report_cells(report, variant, "MB")
+    cost = report_cells(report, variant, "All s")
     assert cost["MB"] == f"{float(row['size_mb']):.2f}"
     if row["throughput_speedup"]:
         assert cost["faster"] == f"{float(row['throughput_speedup']):.2f}"
