@@ -497,7 +497,7 @@ def test_drops_against_the_large_model_are_those_against_its_baseline(profile, b
         assert rows[name].f1_mean == pytest.approx(row.f1_mean, rel=1e-5)
         assert rows[name].drop_mean == pytest.approx(row.drop_mean - own["pruned"].drop_mean, abs=1e-4)
     assert (rows["pruned"].drop_low, rows["pruned"].drop_high) == (0, 0)
-    other = replace(seeds[0], texts=[f"{text}!" for text in seeds[0].texts])
+    other = replace(seeds[0], card=seeds[0].card | {"fingerprint": "other"})
     assert {row.seeds for row in scoring.large_rows(taught, [other, seeds[1]])} == {1}
 
 

@@ -122,7 +122,7 @@ def pooled_rows(baseline: str, scores: dict[int, Scores]) -> list[SeedRow]:
 def large_rows(profile: Profile, seeds: list[Seed]) -> list[SeedRow]:
     """As pooled_rows, against the baseline of the teacher profile: what a small model loses against the large one.
 
-    Of the seeds that both profiles have with the same test sentences; empty without one.
+    Of the seeds that both profiles have with the same data; empty without one.
     """
     if profile.teacher is None:
         return []
@@ -131,7 +131,8 @@ def large_rows(profile: Profile, seeds: list[Seed]) -> list[SeedRow]:
     for seed in seeds:
         path = seed_path(teacher.results, seed.number)
         large = read_seed_file(path) if path.exists() else None
-        if large and large.texts == seed.texts and teacher.baseline in large.evaluated:
+        same_data = large and large.card["fingerprint"] == seed.card["fingerprint"]
+        if same_data and teacher.baseline in large.evaluated:
             joined.append(replace(seed, entries=seed.entries | {name: large.entries[teacher.baseline]}))
     return pooled_rows(name, score_seeds(joined))
 
