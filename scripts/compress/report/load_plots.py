@@ -59,12 +59,12 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
 
 def draw_intervals(axes, rows: list[ServingRow], color: str) -> None:
     """p99's intervals, where they are known; with an arrow where there is no upper end."""
-    for row in rows:
-        low, high, style = row.latency_ms_p99_low, row.latency_ms_p99_high, {"color": color, "lw": 0.8}
-        if low is not None:
-            top = 1.4 * row.latency_ms_p99 if high is None else high
-            axes.plot([row.offered_rps] * 2, [low, top], marker="_", ms=3, **style)
-        if low is not None and high is None:
+    style = {"color": color, "lw": 0.8}
+    for row in (row for row in rows if row.latency_ms_p99_low is not None):
+        no_end = row.latency_ms_p99_high is None
+        top = 1.4 * row.latency_ms_p99 if no_end else row.latency_ms_p99_high
+        axes.plot([row.offered_rps] * 2, [row.latency_ms_p99_low, top], marker="_", ms=3, **style)
+        if no_end:
             axes.plot(row.offered_rps, top, marker="^", ms=3, **style)
 
 
