@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from compress.config.variants import Prune, Training
+from compress.engines.int8 import int8_linear
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
 from compress.methods.criteria import CRITERIA, BlockFisher, Movement, add_gradients, fisher, magnitude, remove_weights
@@ -107,7 +108,19 @@ def test_an_int8_folder_computes_in_integers_close_to_its_dense_weights(model, t
     assert torch.float32 not in {t.dtype for t in loaded.parameters() if t.ndim == 2}, kinds
     for name, integer in encoded.items():
         assert np.array_equal(dense.get_parameter(name).detach().numpy(), integer.dense())
-    assert (logits(loaded) - logits(dense)).abs().max() < 0.05  # activations have 7 or 8 bits
+    assert (logits(loaded) - logits(dense)).abs().max() < 0.05  # activations have 8 bits
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_int8_products_are_those_of_inputs_with_256_steps(per_channel):
+    torch.manual_seed(0)
+    weight, bias, inputs = torch.randn(24, 64), torch.randn(24), torch.randn(2, 9, 64)
+    integer = quantize_weight(weight, 8, per_channel)
+    scale = (inputs.max() - inputs.min()) / 255
+    zero = torch.round(-inputs.min() / scale)
+    rounded = torch.fake_quantize_per_tensor_affine(inputs, float(scale), int(zero), 0, 255)
+    expected = rounded @ torch.from_numpy(integer.dense()).T + bias
+    assert torch.allclose(int8_linear(integer, bias)(inputs), expected, atol=1e-4)
 
 
 def test_the_bytes_of_embeddings_are_those_of_the_stored_tables(model, tmp_path):

@@ -38,16 +38,17 @@ def level_quota(folder: Path) -> float:
 def warn_of_saturation(model: str, backend: str, precision: str, options: dict) -> None:
     """Warns on standard error if this CPU may compute the model's 8-bit products wrongly. options: the variant's.
 
-    Without VNNI, ONNX Runtime adds pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large sums. ARM
-    has exact instructions, and its /proc/cpuinfo no line "flags".
+    Without VNNI, ONNX Runtime and PyTorch add pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large
+    sums. ARM has exact instructions, and its /proc/cpuinfo no line "flags".
     """
-    suffers = backend in ("onnxruntime", "cascade") and "int8" in precision and not options.get("reduced_range")
+    overflows = backend in ("onnxruntime", "cascade", "torch") and options.get("method") != "torchao"
+    suffers = overflows and "int8" in precision and not options.get("reduced_range")
     if not suffers or not CPUINFO.exists():
         return
     flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8"), re.MULTILINE)
     if flags and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split()):
         print(
-            f"warning: {model}: this CPU has no VNNI instructions: 8-bit products of ONNX Runtime can overflow, and "
-            "predictions differ from the measured ones; build it with reduced_range = true (rows that end in -int7)",
+            f"warning: {model}: this CPU has no VNNI instructions: 8-bit products can overflow, and predictions differ "
+            "from the measured ones; take an ONNX Runtime file with reduced_range = true (rows that end in -int7)",
             file=sys.stderr,
         )

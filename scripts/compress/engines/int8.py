@@ -22,20 +22,35 @@ class Int8Embedding(nn.Module):
         return self.codes[ids] * scale
 
 
-def int8_linear(weight: Integer, bias: torch.Tensor | None) -> nn.Module:
-    """torch's dynamically quantized Linear with the given integers (8 bits or fewer) as its weight."""
+class Int8Linear(Linear):
+    """torch's dynamically quantized Linear, whose inputs use all 256 steps of their 8 bits.
+
+    torch's own class uses 128 (reduce_range=True), so that sums fit into 16 bits on CPUs without VNNI. At BERT base's
+    size that costs a fine-tuned MPNet more than three points of F1.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """float32 [..., in_features] -> float32 [..., out_features]; inputs are rounded with one scale for all."""
+        return torch.ops.quantized.linear_dynamic(inputs, self._packed_params._packed_params, reduce_range=False)
+
+
+def int8_linear(weight: Integer, bias: torch.Tensor | None) -> Int8Linear:
+    """A Linear that computes in int8, with the given integers (8 bits or fewer) as its weight."""
     codes, scale = torch.from_numpy(weight.codes), torch.from_numpy(weight.scale).double()
     if len(scale) == 1:
         packed = torch._make_per_tensor_quantized_tensor(codes, float(scale), 0)
     else:
         packed = torch._make_per_channel_quantized_tensor(codes, scale, torch.zeros(len(scale), dtype=torch.long), 0)
-    layer = Linear(codes.shape[1], codes.shape[0], bias_=bias is not None)
+    layer = Int8Linear(codes.shape[1], codes.shape[0], bias_=bias is not None)
     layer.set_weight_bias(packed, bias)
     return layer
 
 
 def dynamic_int8(model: nn.Module) -> nn.Module:
-    """A copy of the model whose Linear layers quantize_dynamic of torch.ao has replaced: one scale per weight."""
+    """A copy of the model whose Linear layers quantize_dynamic of torch.ao has replaced: one scale per weight.
+
+    Inputs keep torch's 128 steps, since this repeats what the course did.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, but it is what the course used
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
