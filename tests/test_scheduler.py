@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,22 @@ def test_free_calls_justify_no_padding_and_expensive_calls_fill_the_batch():
     assert choose_batch(lengths, 4, 1000, call_tokens=0) == [0]
     assert choose_batch(lengths, 4, 1000, call_tokens=30) == [0, 2, 3]
     assert len(choose_batch(lengths, 4, 1000, call_tokens=1000)) == 4
+
+
+def test_batches_are_padded_to_the_steps_of_the_engine_but_not_beyond_the_encoder():
+    shapes = []
+
+    def predictor(ids, mask):
+        shapes.append(ids.shape)
+        return np.stack([mask.sum(1), np.zeros(len(ids))], 1)
+
+    async def work(scheduler):
+        scheduler.models[0] = replace(scheduler.models[0], length_step=8, max_length=20)
+        return [await scheduler.submit([words(n)]).future for n in (3, 8, 9, 17)]
+
+    scores = [row[0]["m"].scores for row in serving(work, {"m": predictor})]
+    assert shapes == [(1, 8), (1, 8), (1, 16), (1, 20)]
+    assert [np.log(yes / no) for yes, no in scores] == pytest.approx([3, 8, 9, 17])
 
 
 def test_the_cost_is_measured_on_no_longer_texts_than_the_model_takes():

@@ -19,6 +19,8 @@ PROPERTIES = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFER
 class OpenVINOPredictor(Predictor):
     """Single calls reuse one request; many() fills a queue with a request per stream."""
 
+    length_step = 8  # OpenVINO compiles code for every shape, and keeps it
+
     def __init__(self, compiled: openvino.CompiledModel):
         self.compiled, self.request = compiled, compiled.create_infer_request()
         self.names = [entry.any_name for entry in compiled.inputs]

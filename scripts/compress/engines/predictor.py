@@ -31,6 +31,7 @@ BATCH_TOLERANCE = 1e-4  # logits: the largest difference between a sentence alon
 class Predictor(ABC):
     precision: str  # of the arithmetic that runs, read from the loaded model
     threads: int  # read from the loaded model, too
+    length_step = 1  # the service pads batches to a multiple of it; each shape may take memory of its own
 
     @abstractmethod
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -86,13 +87,18 @@ def batches(ids: Sequence[Sequence[int]], size: int, by_length: bool = False) ->
     order = np.argsort([len(row) for row in ids], kind="stable") if by_length else np.arange(len(ids))
     for start in range(0, len(ids), size):
         positions = order[start : start + size]
-        length = max(len(ids[p]) for p in positions)
-        input_ids = np.zeros((len(positions), length), np.int64)  # 0 is BERT's [PAD]; the mask hides it in others
-        mask = np.zeros_like(input_ids)
-        for row, p in enumerate(positions):
-            input_ids[row, : len(ids[p])] = ids[p]
-            mask[row, : len(ids[p])] = 1
-        yield positions, input_ids, mask
+        rows = [ids[p] for p in positions]
+        yield positions, *padded(rows, max(map(len, rows)))
+
+
+def padded(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask) of rows with at most `length` ids: int64 [rows, length]."""
+    input_ids = np.zeros((len(rows), length), np.int64)  # 0 is BERT's [PAD]; the mask hides it in others
+    mask = np.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return input_ids, mask
 
 
 def predict(predictor: Predictor, ids: Sequence[Sequence[int]], batch_size: int = 1) -> np.ndarray:

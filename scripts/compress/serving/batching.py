@@ -28,6 +28,11 @@ class Model:
     max_batch: int  # 1 for a model whose predictions depend on the rest of the batch
     seconds_per_call: float
     seconds_per_token: float
+    length_step: int = 1
+
+    def padded_length(self, length: int) -> int:
+        """The next multiple of length_step, but at most max_length, since the encoder may have no more positions."""
+        return min(-(-length // self.length_step) * self.length_step, self.max_length)
 
     def cost(self, tokens: float) -> float:
         """Expected seconds of one call on so many word pieces, padding included."""

@@ -54,6 +54,7 @@ def load_models(folders: Sequence[Path], options: Options) -> tuple[list[Model],
                 max_batch=max_batch,
                 seconds_per_call=seconds_per_call,
                 seconds_per_token=seconds_per_token,
+                length_step=predictors[-1].length_step,
             )
         )
         warn_of_saturation(artifact.variant, artifact.backend, predictors[-1].precision, artifact.options)

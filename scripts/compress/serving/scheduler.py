@@ -17,7 +17,7 @@ from itertools import count
 from queue import SimpleQueue
 
 import numpy as np
-from compress.engines.predictor import Predictor, batches, token_ids
+from compress.engines.predictor import Predictor, padded, token_ids
 from compress.metrics import softmax
 from compress.serving.batching import Model, choose_batch
 from tokenizers import Tokenizer
@@ -191,7 +191,9 @@ class Scheduler:
         # At most one worker's share of the queue, because another worker will soon be free.
         share = min(model.max_batch, -(-len(queue) // self.workers))
         call_tokens = model.seconds_per_call / model.seconds_per_token
-        chosen = choose_batch([len(item.ids) for item in window], share, self.max_tokens, call_tokens)
+        chosen = choose_batch(
+            [model.padded_length(len(item.ids)) for item in window], share, self.max_tokens, call_tokens
+        )
         taken = set(chosen)
         queue[: self.window] = [item for i, item in enumerate(window) if i not in taken]
         return [window[i] for i in chosen]
@@ -215,7 +217,8 @@ class Scheduler:
                 self._try(model, predictor, [item])
 
     def _run(self, model: Model, predictor: Predictor, items: list[Item]) -> None:
-        ((_, ids, mask),) = batches([item.ids for item in items], len(items))
+        rows = [item.ids for item in items]
+        ids, mask = padded(rows, model.padded_length(max(map(len, rows))))
         started = time.perf_counter()
         scores = softmax(predictor(ids, mask))
         seconds = time.perf_counter() - started
