@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import timeit
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +20,7 @@ from compress.engines import ort, ov
 from compress.engines.predictor import batches, load, predict
 from compress.engines.pytorch import TorchPredictor
 from compress.errors import UserError
-from compress.measure.coldstart import time_new_lengths
+from compress.measure.coldstart import measure_cold, time_new_lengths
 from compress.measure.latency import time_shapes
 from compress.methods.engine_files import PARITY, check_parity, of_one_length
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
@@ -200,6 +202,10 @@ def test_cold_calls_and_shapes_are_timed(files, ids):
 
 @pytest.fixture
 def folder(files, tmp_path):
+    return onnx_folder(files / "fused.onnx", tmp_path, "fp32")
+
+
+def onnx_folder(file, tmp_path, precision):
     """An artifact folder around an ONNX file."""
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
@@ -207,8 +213,8 @@ def folder(files, tmp_path):
     (tokenizer / "tokenizer_config.json").write_text("{}")
     about = {"variant": "x", "method": "onnx", "parent": None, "backend": "onnxruntime", "parameters": 1}
     about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 32, "options": {}}
-    about |= {"train_seconds": None, "details": {}, "runtime": {"precision": "fp32"}}
-    save_artifact(tmp_path / "x", lambda f: shutil.copy(files / "fused.onnx", f / ort.FILE), tokenizer, **about)
+    about |= {"train_seconds": None, "details": {}, "runtime": {"precision": precision}}
+    save_artifact(tmp_path / "x", lambda f: shutil.copy(file, f / ort.FILE), tokenizer, **about)
     return tmp_path / "x"
 
 
@@ -245,6 +251,27 @@ def test_predict_names_a_tokenizer_that_is_missing(folder):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "tokenizer.json: missing" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_int8_student_answers_soon_after_its_start_in_little_memory(tmp_path):
+    sizes = {"hidden_size": 384, "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 6}
+    network = BertForSequenceClassification(BertConfig(vocab_size=12000, **sizes)).eval()
+    export_onnx(network, tmp_path / "fp32.onnx")
+    quantize_onnx_dynamic(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    student = onnx_folder(tmp_path / "int8.onnx", tmp_path, "int8")
+    measure_cold(student, ["film"], "cpu", 1, tmp_path / "cold.npz")
+    about = json.loads(str(np.load(tmp_path / "cold.npz")["about"]))
+    assert about["load_seconds"] < 1
+    assert about["peak_rss_bytes"] < 120e6
+    seconds = timeit.repeat(lambda: run_predict(student, "echo film"), timer=children_seconds, number=1, repeat=3)
+    assert min(seconds) < 0.7
+
+
+def children_seconds():
+    """CPU time, which other work on the machine hardly changes."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def run_predict(folder, what, arguments=""):
