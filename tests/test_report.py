@@ -14,7 +14,7 @@ from compress.config.profile import load_profile
 from compress.data.card import MOST_HELD_OUT
 from compress.paths import ROOT
 from compress.report import comparisons, families, gallery, load_facts, pages, plots, recommendation, tables, views
-from compress.report.tables import Column, markdown_table
+from compress.report.tables import PAGE, Column, column_widths, markdown_table
 from compress.results.reading import Results, read_results
 from compress.results.rows import SeedRow, ServingRow, VariantRow
 
@@ -597,3 +597,12 @@ def test_a_pair_of_optimum_needs_both_models(status, pairs):
     rows = [row_of("finetuned"), row_of("direct"), row_of("by-optimum", status=status)]
     found = comparisons.optimum_pairs(results_of(rows, {"by-optimum": about}))
     assert [pair.row.variant for pair in found] == pairs
+
+
+def test_wide_columns_of_a_table_give_way_before_a_word_is_wider_than_its_column():
+    columns = [("Model", "`a-name-of-code`", "plain-name"), ("Remark", "many short words " * 20), ("F1", "0.9")]
+    code, remark, number = column_widths(columns)
+    assert code >= len("`a-name-of-code`")
+    assert number >= 3
+    assert code + remark + number == pytest.approx(PAGE, abs=2)
+    assert column_widths([columns[0], columns[2]]) == [code, number]

@@ -25,7 +25,7 @@ CITED = "gfm-raw_html-tex_math_gfm+tex_math_dollars"  # the Markdown in which pa
 PREAMBLE = r"""\newcounter{none}  % pandoc's tables count in it
 \usepackage{etoolbox}
 \geometry{margin=0.8in}
-\AtBeginEnvironment{longtable}{\fontsize{7}{8.5}\selectfont\setlength{\tabcolsep}{2pt}}  % wide tables
+\AtBeginEnvironment{longtable}{\fontsize{6.5}{8}\selectfont\setlength{\tabcolsep}{1.5pt}}  % wide tables
 \captionsetup{format=plain, font=small, aboveskip=4pt, belowskip=4pt}  % the exporter hides captions
 \adjustboxset{max size={0.85\linewidth}{0.33\paperheight}}  % figures stay in place: small ones leave small gaps
 \raggedright  % names of variants are long and can't be hyphenated

@@ -6,11 +6,14 @@ cell, and a column without any value is left out.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from compress.report.comparisons import core_seconds
+
+PAGE = 140  # digits that a line of a table in the PDF holds
+BREAK = re.compile(r" |(?<=\w)-(?=\w)(?![^`]*`)")  # where LaTeX may break a cell: not in code
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,19 @@ def table_cell(row, column: Column) -> str:
     return f"{text} [{', '.join(format_number(end, column.format) for end in ends)}]"
 
 
+def column_widths(columns: list[Sequence[str]]) -> list[int]:
+    """Dashes under the title of each column, by which pandoc divides the page: no word is wider than its column."""
+    full = [max(map(text_width, texts)) for texts in columns]
+    least = [max(text_width(word) for text in texts for word in BREAK.split(text)) for texts in columns]
+    share = (PAGE - sum(least)) / max(sum(full) - sum(least), 1)  # of what the columns want beyond their words
+    return [round(low + min(max(share, 0), 1) * (high - low)) for low, high in zip(least, full, strict=True)]
+
+
+def text_width(text: str) -> float:
+    """Of a table's cell, about in digits; capitals and "_" are half as wide again, and there is some space to spare."""
+    return max(3, len(text) + 0.5 * sum(letter.isupper() or letter == "_" for letter in text) + 1.5)
+
+
 def markdown_table(columns: Iterable[Column], rows: Iterable) -> str:
     """A Markdown table of the rows; empty for no rows. Columns after the first are aligned to the right."""
     columns, rows = list(columns), list(rows)
@@ -54,8 +70,7 @@ def markdown_table(columns: Iterable[Column], rows: Iterable) -> str:
     cells = [[table_cell(row, column) for column in columns] for row in rows]
     kept = [i for i in range(len(columns)) if i == 0 or any(line[i] for line in cells)]
     lines = [[columns[i].title for i in kept], *([line[i] for i in kept] for line in cells)]
-    # pandoc divides a page's width by the dashes; 4 more, because letters differ in width
-    widths = [max(3, *map(len, texts)) + 4 for texts in zip(*lines, strict=True)]
+    widths = column_widths(list(zip(*lines, strict=True)))
     dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], dashes, *lines[1:]])
 
@@ -286,7 +301,7 @@ TABLES = {
     "champions": [
         Column("Champion", "name"),
         Column("Variant", "row.variant"),
-        Column("Tolerance", "rule.tolerance", ".1f"),
+        Column("τ", "rule.tolerance", ".1f"),
         Column("Points lost, validation", "validation_drop_points", ".2f"),
         Column("standard error", "validation_standard_error", ".2f"),
         Column("Agreement lost", "agreement_drop_points", ".2f"),
