@@ -5,7 +5,8 @@ from pathlib import Path
 
 import matplotlib
 from compress.files import atomic_path
-from compress.report.comparisons import CHAPTERS
+from compress.report.comparisons import CHAPTERS, baseline_row
+from compress.results.reading import Results
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
@@ -81,7 +82,8 @@ def log_ticks(axis) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def baseline_line(axes, base) -> None:
+def baseline_line(axes, results: Results) -> None:
+    base = baseline_row(results)
     axes.axhline(base.f1_test, color="0.5", lw=1, zorder=0, label=base.variant)
 
 

@@ -50,21 +50,6 @@ def baseline_row(results: Results) -> PooledRow:
     return results.by_name[results.environment["baseline"]]
 
 
-def f1_on_validation(row: PooledRow, results: Results) -> float | None:
-    return results.methods.get(row.variant, {}).get("measured", {}).get("validation_f1")
-
-
-def comparable_f1(row: PooledRow, base: PooledRow) -> float | None:
-    """Test F1 that can be compared between variants with different seeds: the baseline's less the points lost.
-
-    Each seed has test sentences of its own, easy or hard ones, so f1_test itself, the mean over a variant's own seeds,
-    can't. For a variant that has all the baseline's seeds both are equal.
-    """
-    if base.f1_test is None or row.f1_drop_points is None:
-        return None
-    return base.f1_test - row.f1_drop_points / 100
-
-
 def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
     """The rows of trained models with measured quality."""
     return [row for row in rows if row.trained and row.f1_drop_points is not None]
@@ -122,20 +107,12 @@ def below_axis(rows: Iterable[PooledRow], column: str) -> int:
     return sum(drop > min(drops) + SHOWN_POINTS for drop in drops)
 
 
-def champion_names(results: Results) -> dict[str, list[str]]:
-    """The champions' names by the variant that they stand for."""
-    names: dict[str, list[str]] = {}
-    for champion, facts in results.champions.items():
-        names.setdefault(facts["chosen"], []).append(champion)
-    return names
-
-
 def headline_rows(results: Results) -> list[PooledRow]:
     """The baselines, the champions, and of each chapter the smallest and the fastest variant that keeps the quality."""
     measured = [row for row in results.variants if row.status == "ok"]
     if all(row.f1_test is None for row in measured):
         return measured
-    shown = {row.variant for row in measured if row.chapter == "baseline"} | set(champion_names(results))
+    shown = {row.variant for row in measured if row.chapter == "baseline" or row.champions}
     for chapter in CHAPTERS:
         rows = keeping(row for row in measured if row.chapter == chapter)
         faster = [row for row in rows if row.latency_speedup and row.latency_speedup > 1]
@@ -152,8 +129,8 @@ def front_page_rows(results: Results) -> dict[str, PooledRow]:
     """
     rows, baseline = results.by_name, results.environment["baseline"]
     named = {"fine-tuned BERT, PyTorch": baseline, "the same, ONNX Runtime": f"{baseline}-ort-fp32"}
-    chosen = champion_names(results)
-    named |= {" = ".join(names): variant for variant, names in chosen.items()}
+    chosen = [facts["chosen"] for facts in results.champions.values()]
+    named |= {" = ".join(rows[variant].champions): variant for variant in chosen if variant in rows}
     named |= {"word vectors": "static", "tf-idf": "tfidf"}
     timed = {name: rows[variant] for name, variant in named.items() if variant in rows}
     if (large := large_row(results)) is not None:
@@ -163,7 +140,8 @@ def front_page_rows(results: Results) -> dict[str, PooledRow]:
 
 def large_row(results: Results) -> PooledRow | None:
     """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences."""
-    small = next((row for row in results.against_large if row.variant == results.environment["baseline"]), None)
+    base = baseline_row(results)
+    small = next((row for row in results.against_large if row.variant == base.variant), None)
     if small is None or results.large is None:
         return None
     negative = {
@@ -175,7 +153,8 @@ def large_row(results: Results) -> PooledRow | None:
         "ood_drop_high": small.ood_drop_low,
     }
     drops = {column: None if value is None else -value for column, value in negative.items()}
-    return replace(baseline_row(results.large), **drops, non_inferior=-small.drop_low < MARGIN)
+    f1 = base.f1_test + small.drop_mean / 100
+    return replace(baseline_row(results.large), **drops, comparable_f1=f1, non_inferior=-small.drop_low < MARGIN)
 
 
 def uneven_sizes(rows: Iterable[PooledRow], results: Results) -> dict[str, list[float]]:
@@ -292,18 +271,16 @@ def agreement(pairs: Iterable[SizePair], column: str) -> float | None:
 
 @dataclass(frozen=True)
 class OptimumPair:
-    """A variant made by Optimum and the one made directly, with the details of both records."""
+    """A variant made by Optimum and the one made directly."""
 
     row: PooledRow
     direct: PooledRow
-    details: dict
-    direct_details: dict
 
     @property
     def same_products(self) -> bool:
         """True unless the two files multiply other numbers of matrices as integers or as floats."""
         counts = ("integer_products", "float_products")
-        return all(self.details.get(name) == self.direct_details.get(name) for name in counts)
+        return all(self.row.details.get(name) == self.direct.details.get(name) for name in counts)
 
     @property
     def differs_in_speed(self) -> bool:
@@ -325,19 +302,16 @@ class OptimumPair:
 def optimum_pairs(results: Results) -> list[OptimumPair]:
     """The pairs of which both were built."""
     rows = {row.variant: row for row in results.variants if row.status == "ok"}
-    methods = results.methods
-    names = {name: method["options"].get("counterpart") for name, method in methods.items()}
-    pairs = [(rows[name], rows[direct]) for name, direct in names.items() if {name, direct} <= set(rows)]
-    return [OptimumPair(a, b, methods[a.variant]["details"], methods[b.variant]["details"]) for a, b in pairs]
+    names = {name: row.options.get("counterpart") for name, row in sorted(rows.items())}
+    return [OptimumPair(rows[name], rows[direct]) for name, direct in names.items() if direct in rows]
 
 
 def most_pruned(results: Results) -> tuple[PooledRow, PooledRow] | None:
     """(the best trained row, the untrained one) with the most zeros; None without such a pair."""
-    pruned = [(row, results.methods[row.variant]["options"]) for row in of_method(results, "prune")]
-    pruned = [(row, options) for row, options in pruned if options["pattern"] == "unstructured"]
-    most = max((options["sparsity"] for _, options in pruned), default=None)
-    after = [row for row, options in pruned if options["sparsity"] == most and options["training"]]
-    plain = [row for row, options in pruned if options["sparsity"] == most and not options["training"]]
+    pruned = [row for row in of_method(results, "prune") if row.options["pattern"] == "unstructured"]
+    most = max((row.options["sparsity"] for row in pruned), default=None)
+    after = [row for row in pruned if row.options["sparsity"] == most and row.options["training"]]
+    plain = [row for row in pruned if row.options["sparsity"] == most and not row.options["training"]]
     return (lowest(after, "f1_drop_points"), plain[0]) if after and plain else None
 
 
@@ -345,9 +319,8 @@ def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
     """(k, the row with trained centroids, the one of k-means alone) at the smallest k that has both; None without."""
     pairs: dict[int, dict[bool, PooledRow]] = {}
     for row in of_method(results, "cluster"):
-        options = results.methods[row.variant]["options"]
-        if not options["rate"]:
-            pairs.setdefault(options["k"], {})[options["training"] is not None] = row
+        if not row.options["rate"]:
+            pairs.setdefault(row.options["k"], {})[row.options["training"] is not None] = row
     both = [k for k, pair in pairs.items() if len(pair) == 2]
     return (min(both), pairs[min(both)][True], pairs[min(both)][False]) if both else None
 
@@ -411,12 +384,12 @@ def shape_ratios(variant: str, results: Results) -> list[dict]:
 
 def shape_times(variant: str, results: Results) -> dict | None:
     """The milliseconds [threads, batches, lengths] of a variant and their axes; None if not measured."""
-    return results.methods.get(variant, {}).get("measured", {}).get("shapes")
+    return results.by_name[variant].measured.get("shapes")
 
 
-def sensitivity_row(results: Results) -> tuple[str, dict] | None:
-    """(variant, details) of the mixed-precision row: the first with a measured sensitivity per group."""
-    return next(((name, m["details"]) for name, m in results.methods.items() if "sensitivity" in m["details"]), None)
+def sensitivity_row(results: Results) -> PooledRow | None:
+    """The mixed-precision row: the first with a measured sensitivity per group."""
+    return next((row for row in results.variants if "sensitivity" in row.details), None)
 
 
 def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
@@ -430,14 +403,14 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
 def compressed_rows(results: Results) -> list[PooledRow]:
     """The rows that compete: trained and measured on validation, without the baseline."""
     rows = [row for row in trained(results.variants) if row.method != "finetune"]
-    return [row for row in rows if f1_on_validation(row, results) is not None]
+    return [row for row in rows if row.validation_f1 is not None]
 
 
 def useful(results: Results) -> list[PooledRow]:
     """The compressed rows that lose at most TOLERANCE points on validation."""
-    base = f1_on_validation(baseline_row(results), results)
-    rows = compressed_rows(results) if base is not None else []
-    return [row for row in rows if 100 * (base - f1_on_validation(row, results)) <= TOLERANCE]
+    best = baseline_row(results).validation_f1
+    rows = compressed_rows(results) if best is not None else []
+    return [row for row in rows if 100 * (best - row.validation_f1) <= TOLERANCE]
 
 
 @dataclass(frozen=True)
@@ -454,15 +427,14 @@ def budgets(results: Results, column: str) -> list[Budget]:
     base = getattr(baseline_row(results), column)
     limits = BUDGETS_MB if column == "size_mb" else [base / times for times in TIMES_FASTER] if base else []
     families = by_family((row for row in compressed_rows(results) if getattr(row, column) is not None), results)
-
-    def rank(row):
-        return f1_on_validation(row, results), -getattr(row, column)
-
     found = []
     for limit in limits:
         fitting = {of: [row for row in rows if getattr(row, column) <= limit] for of, rows in families.items()}
-        chosen = {of: max(rows, key=rank, default=None) for of, rows in fitting.items()}
-        scores = {of: f1_on_validation(row, results) for of, row in chosen.items() if row}
+        chosen = {
+            of: max(rows, key=lambda row: (row.validation_f1, -getattr(row, column)), default=None)
+            for of, rows in fitting.items()
+        }
+        scores = {of: row.validation_f1 for of, row in chosen.items() if row}
         found.append(Budget(limit, chosen, max(scores, key=scores.get, default=None)))
     return found
 
@@ -504,8 +476,7 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 def learned_from_large(name: str, results: Results) -> bool:
     """Whether the variant or one of its ancestors was trained on the large teacher's logits."""
-    options = [results.methods[row.variant]["options"] for row in results.ancestry(name)]
-    return any((own.get("training") or {}).get("teacher") == "large" for own in options)
+    return any((row.options.get("training") or {}).get("teacher") == "large" for row in results.ancestry(name))
 
 
 def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float, float]:

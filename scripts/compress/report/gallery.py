@@ -12,12 +12,17 @@ from compress.results.reading import Results
 
 
 def has_method(method: str) -> Callable[[Results], list]:
-    return partial(chapter_plots.with_options, method=method)
+    return partial(comparisons.of_method, method=method)
 
 
 def has_values(column: str) -> Callable[[Results], list]:
     """Whether compressed rows have values in the column."""
     return lambda results: [row for row in comparisons.compressed_rows(results) if getattr(row, column) is not None]
+
+
+def mixed_precision(results: Results) -> list[str]:
+    row = comparisons.sensitivity_row(results)
+    return [row.variant] if row else []
 
 
 # (name, function of the results, condition)
@@ -49,7 +54,7 @@ FIGURES = (
 )
 # (name, function of the results and of a champion or variant, whom to draw it for)
 SERIES = (
-    ("sensitivity_{}", chapter_plots.sensitivity_map, lambda results: (comparisons.sensitivity_row(results) or ())[:1]),
+    ("sensitivity_{}", chapter_plots.sensitivity_map, mixed_precision),
     ("ablation_{}", chapter_plots.step_chart, lambda results: results.champions),
     ("shapes_{}", chapter_plots.shape_map, chapter_plots.champions_with_shapes),
 )
