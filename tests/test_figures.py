@@ -33,7 +33,7 @@ def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
 
 
 def test_every_variant_is_one_point_and_a_champion_a_ring_around_its_variant():
-    axes = plots.trade_off(RESULTS, "size_mb", "MB").axes[0]
+    axes = plots.trade_off(RESULTS, "size_mb").axes[0]
     drawn = sorted(tuple(container[0].get_xydata()[0]) for container in axes.containers)
     base = comparisons.baseline_row(RESULTS)
     rows = [row for row in RESULTS.variants if row.size_mb and row.f1_test is not None]

@@ -75,11 +75,19 @@ def latency_errors(rows) -> list[list[float]]:
     )
 
 
-def log_ticks(axis) -> None:
-    """Labels 1, 2 and 5 of each decade as plain numbers."""
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axis.set_minor_locator(ticker.NullLocator())
+def label_axes(axes, x: str, y: str = "", grid: str = "both") -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3, axis=grid)
+
+
+def log_scale(axes, names: str) -> None:
+    """Log scales, with labels 1, 2 and 5 of each decade as plain numbers; the names are "x" or "xy"."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.set_minor_locator(ticker.NullLocator())
 
 
 def baseline_line(axes, results: Results) -> None:

@@ -21,14 +21,11 @@ def sparsity_curve(results: Results):
         if row.options["pattern"] != "unstructured":
             name = f"gradual, {row.options['pattern']}"
         series.setdefault(name, []).append((share, row))
-    f1_lines(axes, series, results)
-    axes.set_xlabel("zeros in the encoder's matrices, %")
+    f1_lines(axes, series, "zeros in the encoder's matrices, %", results)
     speed_line(speed, "zeros", zeros, "D", canvas.ORANGE)
     speed_line(speed, "heads and neurons removed", removed_shares(results), "s", canvas.BLUE)
     speed.set_ylim(0, None)
-    speed.set_xlabel("share of the encoder's matrices, %")
-    speed.set_ylabel(canvas.FASTER_LABEL)
-    speed.grid(alpha=0.3)
+    canvas.label_axes(speed, "share of the encoder's matrices, %", canvas.FASTER_LABEL)
     speed.legend(frameon=False)
     return figure
 
@@ -50,8 +47,8 @@ def speed_line(axes, name: str, points, marker: str, colour: str) -> None:
         axes.errorbar(list(timed), speedups, yerr=errors, fmt="none", color=colour, capsize=3)
 
 
-def f1_lines(axes, series: dict[str, list[tuple]], results: Results) -> None:
-    """One line per name through its points (x, row), and the baseline's F1."""
+def f1_lines(axes, series: dict[str, list[tuple]], label: str, results: Results) -> None:
+    """One line per name through its points (x, row), and the baseline's F1; the label is that of x."""
     canvas.baseline_line(axes, results)
     styles = list(canvas.CHAPTER_STYLES.values())[1:]
     for (colour, marker), (name, points) in zip(styles, series.items(), strict=False):
@@ -62,8 +59,7 @@ def f1_lines(axes, series: dict[str, list[tuple]], results: Results) -> None:
             yerr=canvas.f1_errors(rows),
             **{"marker": marker, "color": colour, "capsize": 3, "label": name},
         )
-    axes.set_ylabel(canvas.F1_LABEL)
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, label, canvas.F1_LABEL)
     axes.legend(frameon=False)
 
 
@@ -75,12 +71,11 @@ def codebook_curve(results: Results):
         name += ", with a price per bit" if row.options["rate"] else ""
         series.setdefault(name, []).append((row.options["k"], row))
     figure, axes = canvas.new_axes()
-    f1_lines(axes, series, results)
+    f1_lines(axes, series, "k, distinct values per matrix, log scale", results)
     for k, row in series.get("k-means alone", ()):
         axes.annotate(f"{row.size_mb:.1f} MB", (k, row.comparable_f1), (6, -12), textcoords="offset points", fontsize=7)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.set_xlabel("k, distinct values per matrix, log scale")
     return figure
 
 
@@ -109,9 +104,8 @@ def student_curve(results: Results):
         axes.plot([], [], markers[shape], color="0.3", label=name)
     axes.legend(loc="lower right", fontsize=8)
     axes.set_xlim(0, None)
-    axes.set_xlabel("minutes of training since the baseline (full: teacher, half: labels only, hollow: random start)")
-    axes.set_ylabel(canvas.F1_LABEL)
-    axes.grid(alpha=0.3)
+    label = "minutes of training since the baseline (full: teacher, half: labels only, hollow: random start)"
+    canvas.label_axes(axes, label, canvas.F1_LABEL)
     return figure
 
 
@@ -122,8 +116,7 @@ def distillation_bars(results: Results):
     axes.axvline(0, color="0.5", lw=1, zorder=0)
     lost, names = [row.f1_drop_points for row in rows], [row.variant for row in rows]
     axes.errorbar(lost, names, xerr=canvas.drop_errors(rows), fmt="o", color=canvas.GREEN, capsize=3)
-    axes.set_xlabel(f"F1 points lost, 95 % interval; line: {comparisons.baseline_row(results).variant}")
-    axes.grid(alpha=0.3, axis="x")
+    canvas.label_axes(axes, f"F1 points lost, 95 % interval; line: {results.environment['baseline']}", grid="x")
     return figure
 
 
@@ -177,19 +170,14 @@ def shape_map(results: Results, champion: str):
     """Speed-up of a champion over the baseline by batch and length, for each number of threads."""
     variant = results.champions[champion]["chosen"]
     axis = comparisons.shape_times(variant, results)
-    cells = comparisons.shape_ratios(variant, results)
-    found = {(cell["threads"], cell["batch"], cell["length"]): cell for cell in cells}
-    norm = matplotlib.colors.Normalize(cells[0]["faster"], cells[-1]["faster"])
+    base = comparisons.shape_times(results.environment["baseline"], results)
+    own = np.array(axis["milliseconds"])  # [threads, batches, lengths]
+    faster = np.array(base["milliseconds"]) / own
+    norm = matplotlib.colors.Normalize(faster.min(), faster.max())
     figure, panels = canvas.new_panels(1, len(axis["threads"]), 3.6 * len(axis["threads"]), 2.8)
-    for axes, threads in zip(panels[0], axis["threads"], strict=True):
-        grid = [[found[threads, batch, length] for length in axis["lengths"]] for batch in axis["batches"]]
-        values = np.array([[cell["faster"] for cell in row] for row in grid])
-        texts = {
-            (i, j): f"{c['faster']:.1f}x\n{milliseconds(c['ms'])}"
-            for i, row in enumerate(grid)
-            for j, c in enumerate(row)
-        }
-        image = canvas.heat_map(axes, values, norm, texts, size=6.5)
+    for axes, threads, ratios, times in zip(panels[0], axis["threads"], faster, own, strict=True):
+        texts = {place: f"{ratios[place]:.1f}x\n{milliseconds(times[place])}" for place in np.ndindex(ratios.shape)}
+        image = canvas.heat_map(axes, ratios, norm, texts, size=6.5)
         axes.set_xticks(range(len(axis["lengths"])), axis["lengths"])
         axes.set_yticks(range(len(axis["batches"])), axis["batches"])
         axes.set_xlabel("length in word pieces")

@@ -8,11 +8,16 @@ from compress.results.reading import Results, by_variant
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
+COSTS = {  # what F1 is drawn over
+    "size_mb": "size on disk, MB",
+    "latency_ms": "latency at batch 1, ms",
+    "peak_rss_mb": "peak resident memory, MB",
+}
 MOST_LOST = 6  # points lost or gained: the ends of the overview's colours
 LETTER_WIDTH = 0.0095  # of a letter in the labels below the points, as a share of the axis
 
 
-def trade_off(results: Results, column: str, label: str):
+def trade_off(results: Results, column: str):
     """F1 over a cost (log scale), one point per variant; the Pareto frontier is joined and named, the rest is pale."""
     rows = comparisons.with_losses(results.variants, column)
     frontier = comparisons.pareto(rows, column)
@@ -26,16 +31,13 @@ def trade_off(results: Results, column: str, label: str):
             canvas.ring(axes, getattr(row, column), row.comparable_f1, marker, label=champion)
     values = [getattr(row, column) for row in rows]
     low, high = min(values) / 3, max(values) * 1.5  # room for the longest label on the left
-    axes.set_xscale("log")
+    canvas.log_scale(axes, "x")
     axes.set_xlim(low, high)
     named = [row for row in rows if row in frontier or row.champions]
     places = [log(getattr(row, column) / low) / log(high / low) for row in named]
     label_below(axes, named, places, column)
     axes.set_ylim(max(0.0, max(best) - comparisons.SHOWN_POINTS / 100), None)
-    canvas.log_ticks(axes.xaxis)
-    axes.set_xlabel(f"{label}, log scale")
-    axes.set_ylabel(canvas.F1_LABEL)
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, f"{COSTS[column]}, log scale", canvas.F1_LABEL)
     canvas.chapter_legend(axes, rows, loc="upper right", ncols=3)
     return figure
 
@@ -59,16 +61,11 @@ def overview(results: Results):
         if row.ood_drop_points is not None:
             axes.annotate("\u25c6", (x, y), (9, 0), color=away, **beside | {"fontsize": 11})
         axes.annotate(f"{name}\n{lost(row)}", (x, y), (21, 0), **beside | {"fontsize": 7})
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    canvas.log_scale(axes, "xy")
     sizes, times = zip(*((row.size_mb, row.text_latency_ms_p50) for row in named.values()), strict=True)
     axes.set_xlim(min(sizes) / 1.5, max(sizes) * 8)  # room for the names
     axes.set_ylim(min(times) / 2, max(times) * 2)
-    canvas.log_ticks(axes.xaxis)
-    canvas.log_ticks(axes.yaxis)
-    axes.set_xlabel("size on disk, MB")
-    axes.set_ylabel("one sentence from text, ms")
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, COSTS["size_mb"], "one sentence from text, ms")
     scale = ScalarMappable(norm, canvas.LOSSES)
     canvas.colour_bar(scale, [axes], label="points lost; disk: F1 at home\ndiamond: macro F1 elsewhere")
     return figure
@@ -175,9 +172,7 @@ def domain_shift(results: Results):
         canvas.ring(axes, row.f1_drop_points, row.ood_drop_points)
         place = row.f1_drop_points, row.ood_drop_points
         axes.annotate(", ".join(row.champions), place, (9, -9), textcoords="offset points", fontsize=7)
-    axes.set_xlabel("F1 points lost at home")
-    axes.set_ylabel("macro F1 points lost out of domain, mean of three sets")
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, "F1 points lost at home", "macro F1 points lost out of domain, mean of three sets")
     canvas.chapter_legend(axes, rows, loc="upper left")
     return figure
 
@@ -197,9 +192,7 @@ def flip_cloud(results: Results):
         line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
         axes.annotate(silent.variant, place, (-15, 70), textcoords="offset points", fontsize=7, arrowprops=line)
     axes.set_ylim(0, None)
-    axes.set_xlabel("F1 points lost")
-    axes.set_ylabel("predictions that differ from the baseline's, %")
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, "F1 points lost", "predictions that differ from the baseline's, %")
     canvas.chapter_legend(axes, rows, loc="lower right")
     return figure
 
@@ -235,13 +228,11 @@ def both_sizes(results: Results):
         for place, pair in enumerate(pairs):
             for row, style, shift in ((pair.small, {"mfc": "white"}, 0.15), (pair.large, {}, -0.15)):
                 size_point(axes, row, column, place + shift, style)
-        axes.set_xlabel(label)
-        axes.grid(axis="x", alpha=0.3)
+        canvas.label_axes(axes, label, grid="x")
         if column == "f1_drop_points":
             axes.axvline(0, color="0.8", lw=0.8, zorder=0)
         else:
-            axes.set_xscale("log")
-            canvas.log_ticks(axes.xaxis)
+            canvas.log_scale(axes, "x")
     panels[0][0].set_yticks(range(len(pairs)), [pair.method for pair in pairs], fontsize=8)
     for label, style in (("small", {"mfc": "white"}), ("large", {})):
         panels[0][-1].plot([], [], "o", color=canvas.BLUE, ms=5, label=label, **style)
@@ -278,6 +269,5 @@ def seed_spread(results: Results):
         style = {"fmt": "|", "color": colour, "ms": 11, "mew": 2, "elinewidth": 1, "capsize": 2}
         axes.errorbar(row.f1_drop_points, place, xerr=canvas.drop_errors([row]), **style)
     axes.set_yticks(range(len(rows)), [row.variant for row in rows[::-1]], fontsize=8)
-    axes.set_xlabel("F1 points lost; circles: seeds, bars: their mean and its 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
+    canvas.label_axes(axes, "F1 points lost; circles: seeds, bars: their mean and its 95 % interval", grid="x")
     return figure
