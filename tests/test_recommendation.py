@@ -60,7 +60,7 @@ def test_a_recommendation_says_how_to_build_that_model_alone():
 
 
 def test_the_four_answers_keep_the_quality_and_are_the_best_for_their_need():
-    found = {need: row for needs, row in recommendation.answers(RESULTS) for need in needs.split(", ")}
+    found = {need: line["row"] for line in recommendation.answers(RESULTS) for need in line["need"].split(", ")}
     assert len(found) == 4
     assert len({row.variant for row in found.values()}) == len(recommendation.answers(RESULTS))
     rows = [row for row in RESULTS.variants if row.non_inferior and row.trained and row.size_mb]

@@ -46,6 +46,12 @@ PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
 DECISION_MB, DECISION_MS, DECISION_POINTS = (23, 12, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
 
 
+def lines_of(name: str) -> list[dict]:
+    """The lines of a CSV file in report/."""
+    with open(ROOT / "report" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def baseline_row(results: Results) -> PooledRow:
     return results.by_name[results.environment["baseline"]]
 
@@ -215,9 +221,7 @@ def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Chan
     f1 = {(row.variant, row.seed): row.f1_test for row in results.rows if row.f1_test is not None}
     seeds = sorted({seed for _, seed in f1})
     rows, names, changes = results.by_name, {row.variant for row in own}, []
-    with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
-        pairs = [line for line in csv.DictReader(file) if line["with"] in names]
-    for line in pairs:
+    for line in (line for line in lines_of("ablations.csv") if line["with"] in names):
         new, old = line["with"], line["without"]
         gains = [100 * (f1[new, seed] - f1[old, seed]) for seed in seeds if {(new, seed), (old, seed)} <= set(f1)]
         if gains:
@@ -251,11 +255,9 @@ def at_both_sizes(results: Results) -> list[SizePair]:
     if results.large is None:
         return []
     small, large = ({row.variant: row for row in trained(of.variants)} for of in (results, results.large))
-    with open(ROOT / "report" / "both_sizes.csv", encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
     return [
         SizePair(line["method"], small[line["small"]], large[line["large"]])
-        for line in lines
+        for line in lines_of("both_sizes.csv")
         if line["small"] in small and line["large"] in large
     ]
 

@@ -22,7 +22,7 @@ class ServerFacts:
     calm: ServingRow | None
     over: ServingRow | None
     best_setting: float | None  # the largest rate among the settings tried for a peer
-    sustained: float | None
+    sustained: float | None  # the largest offered rate that passes
     failed: list[float]  # offered above the sustained rate
     outliers: list[ServingRow]  # failed below the sustained rate
     discarded: int  # runs whose load generator was late
@@ -67,15 +67,6 @@ def passes(row: ServingRow, p99_ms: float) -> bool:
     return row.latency_ms_p99 <= p99_ms and row.shed_fraction + row.error_fraction <= UNANSWERED
 
 
-def sustained(rows: Iterable[ServingRow], p99_ms: float) -> float | None:
-    """The largest offered rate that passes."""
-    return max((row.offered_rps for row in open_rows(rows) if passes(row, p99_ms)), default=None)
-
-
-def failed_rows(rows: Iterable[ServingRow], p99_ms: float) -> list[ServingRow]:
-    return [row for row in open_rows(rows) if not passes(row, p99_ms)]
-
-
 def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False) -> dict[str, ServerFacts]:
     """Every saturated server by name: our own, or those that took turns with the peers."""
     found = {}
@@ -84,8 +75,9 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
         if full is None:
             continue
         by_share = {row.share: row for row in of_server if row.layout == "open-loop" and row.share}
-        largest, limit = max(by_share, default=0), sustained(of_server, p99_ms)
-        failed = failed_rows(of_server, p99_ms)
+        largest, opened = max(by_share, default=0), open_rows(of_server)
+        failed = [row for row in opened if not passes(row, p99_ms)]
+        limit = max((row.offered_rps for row in opened if passes(row, p99_ms)), default=None)
         found[name] = ServerFacts(
             variant=name,
             full=full,

@@ -78,10 +78,10 @@ def needs_no_data(row: PooledRow, results: Results) -> bool:
     return option is None or row.options.get(option[0]) in option[1]
 
 
-def answers(results: Results) -> list[tuple[str, PooledRow]]:
+def answers(results: Results) -> list[dict]:
     """The best row for each of four needs, of those that keep the quality and lose less than MARGIN on validation.
 
-    Needs with the same row are joined.
+    Each is {"need", "row"}; needs with the same row are joined.
     """
     baseline = comparisons.baseline_row(results)
     rows = comparisons.keeping(recommendable(results))
@@ -97,11 +97,8 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
         ("the smallest download", comparisons.lowest(rows, "size_mb")),
         ("the most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
     ]
-    joined: dict[str, tuple[list[str], PooledRow]] = {}
-    for need, row in found:
-        if row is not None:
-            joined.setdefault(row.variant, ([], row))[0].append(need)
-    return [(", ".join(needs), row) for needs, row in joined.values()]
+    chosen = {row.variant: row for _, row in found if row is not None}
+    return [{"need": ", ".join(need for need, of in found if of == row), "row": row} for row in chosen.values()]
 
 
 def describe_variant(row: PooledRow) -> str:

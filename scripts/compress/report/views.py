@@ -1,12 +1,10 @@
 """Rows joined with their records and with each other, as the tables show them."""
 
-import csv
 from collections.abc import Iterable
 from dataclasses import asdict
 
 from compress.config.profile import Profile
-from compress.paths import ROOT
-from compress.report import comparisons, families, recommendation
+from compress.report import comparisons, families
 from compress.results.reading import PooledRow, Results
 
 
@@ -138,19 +136,16 @@ def gpu_rows(results: Results) -> list[dict]:
 
 def course() -> list[dict]:
     """The rows of the course's published table."""
-    with open(ROOT / "report" / "course.csv", encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+    numbers = {"f1_test": "f1_test", "size_mb": "size_mb", "seconds": "seconds_per_prediction"}
     return [
-        line | {"f1_test": float(line["f1_test"]), "size_mb": float(line["size_mb"])}
-        | {"seconds": float(line["seconds_per_prediction"])}
-        for line in lines
-    ]  # fmt: skip
+        line | {name: float(line[column]) for name, column in numbers.items()}
+        for line in comparisons.lines_of("course.csv")
+    ]
 
 
 def published() -> list[dict]:
     """What papers on compressing BERT state of their methods."""
-    with open(ROOT / "report" / "published.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return comparisons.lines_of("published.csv")
 
 
 def against_large(results: Results) -> list[dict]:
@@ -193,11 +188,6 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
 def front_page_lines(results: Results) -> list[dict]:
     """The few models of the front page, each with its name."""
     return [{"name": name, "row": row} for name, row in comparisons.front_page_rows(results).items()]
-
-
-def answer_lines(results: Results) -> list[dict]:
-    """The variant for each of four needs."""
-    return [{"need": need, "row": row} for need, row in recommendation.answers(results)]
 
 
 def headline(results: Results) -> list[dict]:
