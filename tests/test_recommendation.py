@@ -15,7 +15,7 @@ SCRIPT = (".venv/bin/python", "scripts/recommend.py")
 
 @pytest.mark.parametrize("limits", [{}, {"max_mb": 25, "max_ms": 2}, {"max_mb": 5}, {"min_f1": 0.82, "max_ms": 2}])
 def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
-    rows, base = recommendation.recommendable(RESULTS), comparisons.baseline_row(RESULTS)
+    rows, base = comparisons.recommendable(RESULTS), comparisons.baseline_row(RESULTS)
     fitting = [
         row
         for row in rows
@@ -35,13 +35,13 @@ def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
 
 
 def test_untrained_failed_and_unmeasured_variants_are_never_recommended():
-    assert all(row.trained and row.f1_test is not None for row in recommendation.recommendable(RESULTS))
-    row = recommendation.recommendable(RESULTS)[0]
+    assert all(row.trained and row.f1_test is not None for row in comparisons.recommendable(RESULTS))
+    row = comparisons.recommendable(RESULTS)[0]
     assert not recommendation.fits(replace(row, latency_ms=None), {"max_ms": 1e9})
 
 
 def test_among_equals_the_smaller_is_recommended():
-    row = recommendation.recommendable(RESULTS)[0]
+    row = comparisons.recommendable(RESULTS)[0]
     small, large = (replace(row, variant=name, size_mb=size) for name, size in (("small", 1.0), ("large", 2.0)))
     assert recommendation.best([large, small], {}) == small
 
@@ -53,7 +53,7 @@ def only(row) -> tuple:
 
 
 def test_a_recommendation_says_how_to_build_that_model_alone():
-    row = next(row for row in recommendation.recommendable(RESULTS)[1:] if row.size_ratio > 1)
+    row = next(row for row in comparisons.recommendable(RESULTS)[1:] if row.size_ratio > 1)
     _, text = only(row)
     assert text.startswith(f"{row.variant}: F1")
     assert f"make model PROFILE=minilm NAME={row.variant}\n" in text
@@ -91,7 +91,7 @@ def test_a_champion_is_recommended_by_its_variants_name_with_what_it_loses():
 
 
 def test_without_a_fit_the_binding_limit_is_named():
-    least = min(row.size_mb for row in recommendation.recommendable(RESULTS))
+    least = min(row.size_mb for row in comparisons.recommendable(RESULTS))
     status, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "min_f1": 0.1})
     assert status == 1
     assert f"--max-mb 0.001 alone stands in the way; {least:.4g} MB is possible" in text

@@ -199,20 +199,19 @@ def test_a_change_is_measured_on_every_seed_that_both_variants_have():
     results = results_of(rows)
     (change,) = comparisons.one_thing_at_a_time(results, results.variants)
     assert not comparisons.one_thing_at_a_time(results, [results.by_name["int8-dynamic"]])
-    assert (change.new.variant, change.old.variant, change.seeds) == ("qat-int8", "int8-dynamic", 2)
-    assert (change.gained, change.least, change.most) == pytest.approx((-1.5, -2, -1))
-    assert change.smaller is None
+    assert (change["new"].variant, change["old"].variant, change["seeds"]) == ("qat-int8", "int8-dynamic", 2)
+    assert (change["gained"], change["least"], change["most"]) == pytest.approx((-1.5, -2, -1))
+    assert change["smaller"] is None
 
 
 def test_a_change_of_the_baseline_has_the_speedup_of_the_other_tables():
     changes = comparisons.one_thing_at_a_time(RESULTS, ROWS)
-    made = [change for change in changes if change.old.variant == "finetuned" and change.new.latency_speedup]
+    made = [of for of in changes if of["old"].variant == "finetuned" and of["new"].latency_speedup]
     assert made
     assert comparisons.baseline_row(RESULTS).latency_speedup != 1
     for change in made:
-        assert (change.faster, change.smaller) == pytest.approx(
-            (change.new.latency_speedup, change.new.size_ratio), rel=1e-4
-        )
+        expected = change["new"].latency_speedup, change["new"].size_ratio
+        assert (change["faster"], change["smaller"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
@@ -551,10 +550,10 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert {name for key in small for name in key.split(" = ")} == {"fine-tuned", *RESULTS.champions}
     assert small["fine-tuned"]["smaller"] == pytest.approx(438.0 / comparisons.baseline_row(RESULTS).size_mb)
     assert text.count("| 4.2 [3.5, 5.0] |") == len(small)
-    first, *others = views.front_page_lines(results)
+    first, *others = comparisons.front_page_lines(results)
     assert (first["row"].size_mb, first["row"].f1_drop_points, first["row"].non_inferior) == (438.0, -4.25, True)
     assert (first["row"].f1_drop_ci_low, first["row"].f1_drop_ci_high) == (-5.0, -3.5)
-    assert others == views.front_page_lines(replace(RESULTS, large=None))
+    assert others == comparisons.front_page_lines(replace(RESULTS, large=None))
     assert "It loses 4.2 [3.5, 5.0] F1 points." in pages.front_page(PROFILE, results)
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, replace(RESULTS, large=None)).keys() == {
         "both_sizes"

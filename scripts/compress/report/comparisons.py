@@ -127,21 +127,20 @@ def headline_rows(results: Results) -> list[PooledRow]:
     return [row for row in measured if row.variant in shown]
 
 
-def front_page_rows(results: Results) -> dict[str, PooledRow]:
-    """The few models of the front page by their names: the large model, the baseline in two engines, the champions,
-    simple classifiers.
+def front_page_lines(results: Results) -> list[dict]:
+    """The few models of the front page, each with its name; a variant that is several champions has one.
 
-    A variant that is several champions has one name.
+    The large model, the baseline in two engines, the champions, simple classifiers.
     """
     rows, baseline = results.by_name, results.environment["baseline"]
     named = {"fine-tuned BERT, PyTorch": baseline, "the same, ONNX Runtime": f"{baseline}-ort-fp32"}
     chosen = [facts["chosen"] for facts in results.champions.values()]
     named |= {" = ".join(rows[variant].champions): variant for variant in chosen if variant in rows}
     named |= {"word vectors": "static", "tf-idf": "tfidf"}
-    timed = {name: rows[variant] for name, variant in named.items() if variant in rows}
+    lines = [{"name": name, "row": rows[variant]} for name, variant in named.items() if variant in rows]
     if (large := large_row(results)) is not None:
-        timed = {"fine-tuned MPNet, BERT base's size": large} | timed
-    return {name: row for name, row in timed.items() if row.text_latency_ms_p50 and row.f1_drop_points is not None}
+        lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large})
+    return [of for of in lines if of["row"].text_latency_ms_p50 and of["row"].f1_drop_points is not None]
 
 
 def large_row(results: Results) -> PooledRow | None:
@@ -194,21 +193,6 @@ def _by_seed(rows: Iterable[PooledRow], results: Results, column: str) -> dict[s
     return {name: known for name, all_ in values.items() if (known := [value for value in all_ if value is not None])}
 
 
-@dataclass(frozen=True)
-class Change:
-    """One thing changed: F1 points gained per seed (mean, least, most), and the ratios of bytes and time."""
-
-    question: str
-    new: PooledRow
-    old: PooledRow
-    gained: float
-    least: float
-    most: float
-    seeds: int
-    smaller: float | None
-    faster: float | None
-
-
 def of_section(section: str, rows: Iterable[PooledRow]) -> list[PooledRow]:
     """The rows that a section on methods is about."""
     homework = next(name for name, sections in SECTIONS.items() if section in sections)
@@ -216,8 +200,8 @@ def of_section(section: str, rows: Iterable[PooledRow]) -> list[PooledRow]:
     return [row for row in own if (row.family in PRUNED) == (section == "pruning")]
 
 
-def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Change]:
-    """The pairs of report/ablations.csv whose changed variant is one of these rows."""
+def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[dict]:
+    """The pairs of report/ablations.csv whose changed variant is one of these rows; F1 points are gained per seed."""
     f1 = {(row.variant, row.seed): row.f1_test for row in results.rows if row.f1_test is not None}
     seeds = sorted({seed for _, seed in f1})
     rows, names, changes = results.by_name, {row.variant for row in own}, []
@@ -225,10 +209,11 @@ def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Chan
         new, old = line["with"], line["without"]
         gains = [100 * (f1[new, seed] - f1[old, seed]) for seed in seeds if {(new, seed), (old, seed)} <= set(f1)]
         if gains:
-            smaller = ratio(rows[old].size_mb, rows[new].size_mb)
-            faster = ratio(speedup(rows[new], results), speedup(rows[old], results))
-            spread = min(gains), max(gains), len(gains)
-            changes.append(Change(line["question"], rows[new], rows[old], mean(gains), *spread, smaller, faster))
+            change = {"question": line["question"], "new": rows[new], "old": rows[old], "seeds": len(gains)}
+            change |= {"gained": mean(gains), "least": min(gains), "most": max(gains)}
+            change["smaller"] = ratio(rows[old].size_mb, rows[new].size_mb)
+            change["faster"] = ratio(speedup(rows[new], results), speedup(rows[old], results))
+            changes.append(change)
     return changes
 
 
@@ -335,9 +320,9 @@ def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow,
     return [rows for rows in found if len(trained(rows)) == 3]
 
 
-def training_minutes(row: PooledRow | None, results: Results) -> float:
+def training_minutes(row: PooledRow, results: Results) -> float:
     """Minutes of the row's training and of all trainings between it and the baseline, of the first seed."""
-    rows = results.ancestry(row.variant) if row else []
+    rows = results.ancestry(row.variant)
     own = takewhile(lambda row: row.variant != results.environment["baseline"], rows)
     return sum(row.train_seconds or 0 for row in own) / 60
 
@@ -402,10 +387,14 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
     return losses
 
 
+def recommendable(results: Results) -> list[PooledRow]:
+    """The rows that can be recommended: trained models that were measured on validation, too."""
+    return [row for row in trained(results.variants) if row.validation_f1 is not None]
+
+
 def compressed_rows(results: Results) -> list[PooledRow]:
-    """The rows that compete: trained and measured on validation, without the baseline."""
-    rows = [row for row in trained(results.variants) if row.method != "finetune"]
-    return [row for row in rows if row.validation_f1 is not None]
+    """The rows that compete: the recommendable ones without the baseline."""
+    return [row for row in recommendable(results) if row.method != "finetune"]
 
 
 def useful(results: Results) -> list[PooledRow]:

@@ -23,7 +23,7 @@ def mixed_precision(results: Results) -> list[str]:
 
 # (name, function of the results, condition)
 FIGURES = (
-    ("overview", plots.overview, comparisons.front_page_rows),
+    ("overview", plots.overview, comparisons.front_page_lines),
     ("f1_vs_size", partial(plots.trade_off, column="size_mb"), has_values("size_mb")),
     ("f1_vs_latency", partial(plots.trade_off, column="latency_ms"), has_values("latency_ms")),
     ("f1_vs_memory", partial(plots.trade_off, column="peak_rss_mb"), has_values("peak_rss_mb")),

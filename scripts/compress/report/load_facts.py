@@ -21,7 +21,7 @@ class ServerFacts:
     full: ServingRow  # saturated by closed-loop clients
     calm: ServingRow | None
     over: ServingRow | None
-    best_setting: float | None  # the largest rate among the settings tried for a peer
+    most: float  # the largest measured rate: at saturation, or while settings were tried
     sustained: float | None  # the largest offered rate that passes
     failed: list[float]  # offered above the sustained rate
     outliers: list[ServingRow]  # failed below the sustained rate
@@ -30,11 +30,6 @@ class ServerFacts:
     @property
     def saturated(self) -> float:
         return self.full.achieved_rps
-
-    @property
-    def most(self) -> float:
-        """The largest measured rate: at saturation, or while settings were tried."""
-        return max(self.saturated, self.best_setting or 0)
 
     @property
     def goodput(self) -> float | None:
@@ -83,7 +78,7 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
             full=full,
             calm=by_share.get(CALM),
             over=by_share[largest] if largest > 1 else None,
-            best_setting=max((rate for _, rate in settings_tried(of_server)), default=None),
+            most=max([full.achieved_rps or 0, *(rate for _, rate in settings_tried(of_server))]),
             sustained=limit,
             failed=[row.offered_rps for row in failed if row.offered_rps > (limit or 0)],
             outliers=[row for row in failed if row.offered_rps < (limit or 0)],

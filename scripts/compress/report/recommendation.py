@@ -23,12 +23,6 @@ LIMITS = {
 }
 
 
-def recommendable(results: Results) -> list[PooledRow]:
-    """The rows that can be recommended: trained models that were built and measured."""
-    rows = [row for row in comparisons.trained(results.variants) if row.status == "ok"]
-    return [row for row in rows if row.validation_f1 is not None]
-
-
 def fits(row: PooledRow, limits: dict[str, float]) -> bool:
     """True if the row keeps every limit; a value that was not measured keeps none."""
     for name, limit in limits.items():
@@ -84,7 +78,7 @@ def answers(results: Results) -> list[dict]:
     Each is {"need", "row"}; needs with the same row are joined.
     """
     baseline = comparisons.baseline_row(results)
-    rows = comparisons.keeping(recommendable(results))
+    rows = comparisons.keeping(comparisons.recommendable(results))
     if baseline.validation_f1 is None:
         return []
     rows = [row for row in rows if row.validation_f1 > baseline.validation_f1 - MARGIN / 100]
@@ -119,22 +113,19 @@ def gains_or_loses(points: float) -> str:
     return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
 
 
-def describe_binding(name: str, limit: float, row: PooledRow) -> str:
-    """What a limit excludes: --max-mb 1 alone stands in the way; 2.26 MB is possible: ..."""
-    column, unit, _ = LIMITS[name]
-    option, possible = f"--{name.replace('_', '-')} {limit:g}", f"{getattr(row, column):.4g} {unit}"
-    return f"{option} alone stands in the way; {possible} is possible: {describe_variant(row)}"
-
-
 def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
     """(exit status, text): the best variant and the commands that build and serve it, or which limit excludes all.
 
     Warns on standard error if this machine's CPU may compute the variant's products wrongly.
     """
-    rows = recommendable(results)
+    rows = comparisons.recommendable(results)
     row = best(rows, limits)
     if row is None:
-        reasons = [describe_binding(name, limits[name], nearest) for name, nearest in binding_limits(rows, limits)]
+        reasons = []
+        for name, nearest in binding_limits(rows, limits):
+            option, (column, unit, _) = f"--{name.replace('_', '-')} {limits[name]:g}", LIMITS[name]
+            possible = f"{getattr(nearest, column):.4g} {unit} is possible: {describe_variant(nearest)}"
+            reasons.append(f"{option} alone stands in the way; {possible}")
         return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
     warn_of_saturation(row.variant, row.backend, row.precision, row.options)
     lines = [

@@ -278,7 +278,7 @@ TABLES = {
         Column("With", "new.variant"),
         Column("Without", "old.variant"),
         Column("F1 points gained", "gained", "+.1f"),
-        Column("by seed", lambda change: f"{change.least:+z.1f} to {change.most:+z.1f}" if change.seeds > 1 else None),
+        Column("by seed", lambda line: f"{line['least']:+z.1f} to {line['most']:+z.1f}" if line["seeds"] > 1 else None),
         Column("times smaller", "smaller", ".2f"),
         Column("times faster", "faster", ".2f"),
     ],

@@ -185,11 +185,6 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
     return lines
 
 
-def front_page_lines(results: Results) -> list[dict]:
-    """The few models of the front page, each with its name."""
-    return [{"name": name, "row": row} for name, row in comparisons.front_page_rows(results).items()]
-
-
 def headline(results: Results) -> list[dict]:
     """Our best rows in the columns of the course, and the course's own rows below them."""
     ours = [
