@@ -158,7 +158,7 @@ def large_row(results: Results) -> PooledRow | None:
         "ood_drop_high": small.ood_drop_low,
     }
     drops = {column: None if value is None else -value for column, value in negative.items()}
-    f1 = base.f1_test + small.drop_mean / 100
+    f1 = None if base.f1_test is None else base.f1_test - drops["f1_drop_points"] / 100
     return replace(baseline_row(results.large), **drops, comparable_f1=f1, non_inferior=-small.drop_low < MARGIN)
 
 
