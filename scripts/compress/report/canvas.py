@@ -64,15 +64,12 @@ def speedup_errors(rows) -> list[list[float]]:
 
 def latency_errors(rows) -> list[list[float]]:
     """Lengths of the error bars of latency_ms, from the interval of the speed-up."""
-    ends = [(row, row.latency_speedup_low, row.latency_speedup_high) for row in rows]
-    return error_lengths(
-        (
-            row.latency_ms,
-            high and row.latency_ms * row.latency_speedup / high,
-            low and row.latency_ms * row.latency_speedup / low,
-        )
-        for row, low, high in ends
-    )
+
+    def milliseconds(row, speedup: float | None) -> float | None:
+        return speedup and row.latency_ms * row.latency_speedup / speedup
+
+    ends = [(milliseconds(row, row.latency_speedup_high), milliseconds(row, row.latency_speedup_low)) for row in rows]
+    return error_lengths((row.latency_ms, *of_row) for row, of_row in zip(rows, ends, strict=True))
 
 
 def label_axes(axes, x: str, y: str = "", grid: str = "both") -> None:

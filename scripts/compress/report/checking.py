@@ -224,11 +224,8 @@ def failures_table(claims: list[Claim]) -> str:
         return lambda claim: format(of, ".6g") if isinstance(of := getattr(claim, name), float) else str(of)
 
     columns = [Column("", "verdict"), Column("variant", "variant"), Column("claim", "what")]
-    columns += [
-        Column("committed", value("committed")),
-        Column("fresh", value("fresh")),
-        Column("likely reason", "why"),
-    ]
+    columns += [Column("committed", value("committed")), Column("fresh", value("fresh"))]
+    columns.append(Column("likely reason", "why"))
     broken = [claim for claim in claims if claim.verdict != "held"]
     return markdown_table(columns, sorted(broken, key=lambda claim: claim.verdict))
 

@@ -7,7 +7,7 @@ the chosen variant is its test result. The pairs of "one thing at a time" are da
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise, product, takewhile
+from itertools import pairwise, product, takewhile
 from math import inf
 from statistics import mean, median, stdev
 
@@ -272,10 +272,9 @@ class OptimumPair:
     @property
     def differs_in_speed(self) -> bool:
         """True if both speed-ups have an interval and the intervals do not overlap."""
-        ends = [(row.latency_speedup_low, row.latency_speedup_high) for row in (self.row, self.direct)]
-        if any(end is None for end in chain(*ends)):
-            return False
-        return ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]
+        low, high = self.row.latency_speedup_low, self.row.latency_speedup_high
+        direct_low, direct_high = self.direct.latency_speedup_low, self.direct.latency_speedup_high
+        return None not in (low, high, direct_low, direct_high) and (low > direct_high or direct_low > high)
 
     @property
     def faster(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Rows joined with their records and with each other, as the tables show them."""
+"""Lines of the tables: rows joined with each other and with what others published."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -99,11 +99,10 @@ def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
     for budget in comparisons.budgets(results, column):
         chosen = [
             {
-                "limit": budget.limit,
-                "unit": unit,
+                "limit": f"{budget.limit:.3g} {unit}",
                 "family": _mixture(family, row, results),
                 "row": row,
-                "cost": getattr(row, column),
+                "cost": f"{getattr(row, column):.2f} {unit}",
             }
             for family, row in budget.rows.items()
             if row
@@ -123,8 +122,12 @@ def prices(results: Results) -> list[dict]:
     base = comparisons.baseline_row(results)
     if not base.throughput_per_s:
         return []
-    chosen = [("baseline", base), *comparisons.cheapest(results)]
-    return [{"family": of, "row": row, "base": base, "price": comparisons.PRICE_PER_CORE_HOUR} for of, row in chosen]
+    lines = []
+    for family, row in [("baseline", base), *comparisons.cheapest(results)]:
+        seconds = comparisons.core_seconds(row)
+        cost = {"core_seconds": seconds, "usd": seconds / 3600 * comparisons.PRICE_PER_CORE_HOUR}
+        lines.append({"family": family, "row": row, "cheaper": comparisons.core_seconds(base) / seconds} | cost)
+    return lines
 
 
 def gpu_rows(results: Results) -> list[dict]:
@@ -215,18 +218,17 @@ def splits(results: Results) -> list[dict]:
 
 def build_effort(rows: list[PooledRow]) -> dict | None:
     """Minutes to build and measure the rows and to train them; trainings that ran in parallel count by their share."""
-    seconds = {row.variant: row.seconds or 0 for row in rows}
-    if not seconds:
+    if not rows:
         return None
-    longest = max(seconds, key=seconds.get)
+    longest = max(rows, key=lambda row: row.seconds or 0)
     threads = max(row.threads or 1 for row in rows)
     training = sum((row.train_seconds or 0) * row.details.get("training_threads", threads) / threads for row in rows)
     return {
         "variants": len(rows),
-        "minutes": sum(seconds.values()) / 60,
+        "minutes": sum(row.seconds or 0 for row in rows) / 60,
         "training": training / 60,
-        "longest": longest,
-        "longest_minutes": seconds[longest] / 60,
+        "longest": longest.variant,
+        "longest_minutes": (longest.seconds or 0) / 60,
     }
 
 
