@@ -415,7 +415,7 @@ def captions(results: Results) -> dict[str, str]:
     engine = pages.page_templates(PROFILE, results)
     names = engine.get_template("captions.md.j2").blocks
     several = {"ablation": list(results.champions), "shapes": list(results.champions)}
-    several["sensitivity"] = gallery.mixed_precision(results)
+    several["sensitivity"] = gallery.with_sensitivity(results)
     found = {f"{name} {of}": pages.caption(engine, name, of) for name in names for of in several.get(name, [""])}
     return found | {"findings": engine.get_template("findings.md.j2").render()}
 

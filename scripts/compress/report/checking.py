@@ -56,7 +56,7 @@ class Claim:
     why: str = ""
 
 
-def read_run(profile: Profile, folder: Path | None) -> ComparedRun:
+def compared_run(profile: Profile, folder: Path | None) -> ComparedRun:
     """The run in the folder, or without one that in results/<profile>/ at git's HEAD."""
     committed = profile.results.relative_to(ROOT)
     source = folder or f"git's HEAD: {committed}"

@@ -16,7 +16,7 @@ def has_values(column: str) -> Callable[[Results], list]:
     return lambda results: [row for row in comparisons.compressed_rows(results) if getattr(row, column) is not None]
 
 
-def mixed_precision(results: Results) -> list[str]:
+def with_sensitivity(results: Results) -> list[str]:
     row = comparisons.sensitivity_row(results)
     return [row.variant] if row else []
 
@@ -42,7 +42,7 @@ FIGURES = (
 )
 # (name, function of the results and of a champion or variant, whom to draw it for)
 SERIES = (
-    ("sensitivity_{}", chapter_plots.sensitivity_map, mixed_precision),
+    ("sensitivity_{}", chapter_plots.sensitivity_map, with_sensitivity),
     ("ablation_{}", chapter_plots.step_chart, lambda results: results.champions),
     ("shapes_{}", chapter_plots.shape_map, chapter_plots.champions_with_shapes),
 )
