@@ -26,8 +26,8 @@ def main(args: argparse.Namespace) -> int:
         write_rows(path, checking.portable_rows(results.rows, results.methods))
         print(f"{path}: written")
         return 0
-    fresh = checking.run_in(args.fresh or profile.results)
-    status, text = checking.check_claims(profile, checking.committed_run(profile, args.against), fresh, args.only)
+    fresh = checking.compared_run(profile, args.fresh or profile.results)
+    status, text = checking.check_claims(profile, checking.compared_run(profile, args.against), fresh, args.only)
     print(text)
     return status
 

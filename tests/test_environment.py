@@ -80,7 +80,7 @@ def test_a_compiler_that_fails_skips_the_variant_and_names_the_temporary_folder(
     record = read_record(folder)
     assert (record.status, f"skipped: {record.reason}") == ("skipped", message)
     assert [file.name for file in folder.iterdir()] == ["record.json"]
-    assert not evaluation.needs_evaluation(folder, [])
+    assert not evaluation.is_built(folder)
 
 
 def test_a_path_with_a_space_skips_what_torch_compile_can_not_do(monkeypatch):

@@ -33,14 +33,14 @@ def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
 
 
 def test_every_variant_is_one_point_and_a_champion_a_ring_around_its_variant():
-    axes = plots.trade_off(RESULTS, "size_mb", "MB").axes[0]
+    axes = plots.trade_off(RESULTS, "size_mb").axes[0]
     drawn = sorted(tuple(container[0].get_xydata()[0]) for container in axes.containers)
     base = comparisons.baseline_row(RESULTS)
     rows = [row for row in RESULTS.variants if row.size_mb and row.f1_test is not None]
     assert drawn == sorted((row.size_mb, base.f1_test - row.f1_drop_points / 100) for row in rows)
     rings = {line.get_label(): tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11}
     chosen = {name: RESULTS.by_name[facts["chosen"]] for name, facts in RESULTS.champions.items()}
-    assert rings == {name: (row.size_mb, comparisons.comparable_f1(row, base)) for name, row in chosen.items()}
+    assert rings == {name: (row.size_mb, row.comparable_f1) for name, row in chosen.items()}
 
 
 def test_speedups_have_error_bars_where_they_have_an_interval():

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor
-from compress.measure import latency, timing
+from compress.measure import evaluation, latency, timing
 from compress.measure.coldstart import time_new_lengths
 from compress.measure.evaluation import predict_sets
 from compress.measure.latency import BLOCK, ROUNDS, best_batch, time_latency, time_throughput
@@ -116,12 +116,10 @@ def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeyp
     for path in (source, artifact, folder / "record.json"):
         path.write_text("{}")
         os.utime(path, (1, 1))
-    profile = type("P", (), {"variant_folder": lambda self, name, seed, device: folder})()
-    variant = type("V", (), {"name": "variant", "timed": True})()
-    monkeypatch.setattr(timing, "read_record", lambda _: type("R", (), {"status": "ok"}))
+    monkeypatch.setattr(evaluation, "read_record", lambda _: type("R", (), {"status": "ok"}))
 
     def stale(threads=2):
-        return timing.needs_timing(profile, variant, 0, threads, "cpu", [source])
+        return timing.needs_timing(timing.timing_file(folder, 0), threads, [source])
 
     assert stale()
     write_arrays(timing.timing_file(folder, 0), {"about": np.array('{"threads_requested": 2}')})

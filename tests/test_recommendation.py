@@ -15,7 +15,7 @@ SCRIPT = (".venv/bin/python", "scripts/recommend.py")
 
 @pytest.mark.parametrize("limits", [{}, {"max_mb": 25, "max_ms": 2}, {"max_mb": 5}, {"min_f1": 0.82, "max_ms": 2}])
 def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
-    rows, base = recommendation.recommendable(RESULTS), comparisons.baseline_row(RESULTS)
+    rows, base = comparisons.recommendable(RESULTS), comparisons.baseline_row(RESULTS)
     fitting = [
         row
         for row in rows
@@ -23,9 +23,9 @@ def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
         and ("max_ms" not in limits or (row.latency_ms is not None and row.latency_ms <= limits["max_ms"]))
         and base.f1_test - row.f1_drop_points / 100 >= limits.get("min_f1", 0)
     ]
-    best = recommendation.best(rows, limits, RESULTS)
+    best = recommendation.best(rows, limits)
     assert best in fitting
-    validation = {row.variant: comparisons.f1_on_validation(row, RESULTS) for row in fitting}
+    validation = {row.variant: row.validation_f1 for row in fitting}
     assert validation[best.variant] == max(validation.values())
     status, text = recommendation.recommend(PROFILE, RESULTS, limits)
     assert status == 0
@@ -35,17 +35,15 @@ def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
 
 
 def test_untrained_failed_and_unmeasured_variants_are_never_recommended():
-    assert all(row.trained and row.f1_test is not None for row in recommendation.recommendable(RESULTS))
-    row = recommendation.recommendable(RESULTS)[0]
-    base = comparisons.baseline_row(RESULTS)
-    assert not recommendation.fits(replace(row, latency_ms=None), {"max_ms": 1e9}, base)
+    assert all(row.trained and row.f1_test is not None for row in comparisons.recommendable(RESULTS))
+    row = comparisons.recommendable(RESULTS)[0]
+    assert not recommendation.fits(replace(row, latency_ms=None), {"max_ms": 1e9})
 
 
 def test_among_equals_the_smaller_is_recommended():
-    row = recommendation.recommendable(RESULTS)[0]
+    row = comparisons.recommendable(RESULTS)[0]
     small, large = (replace(row, variant=name, size_mb=size) for name, size in (("small", 1.0), ("large", 2.0)))
-    methods = {name: RESULTS.methods[row.variant] for name in ("small", "large")}
-    assert recommendation.best([large, small], {}, replace(RESULTS, methods=methods)) == small
+    assert recommendation.best([large, small], {}) == small
 
 
 def only(row) -> tuple:
@@ -55,22 +53,22 @@ def only(row) -> tuple:
 
 
 def test_a_recommendation_says_how_to_build_that_model_alone():
-    row = next(row for row in recommendation.recommendable(RESULTS)[1:] if row.size_ratio > 1)
+    row = next(row for row in comparisons.recommendable(RESULTS)[1:] if row.size_ratio > 1)
     _, text = only(row)
     assert text.startswith(f"{row.variant}: F1")
     assert f"make model PROFILE=minilm NAME={row.variant}\n" in text
 
 
 def test_the_four_answers_keep_the_quality_and_are_the_best_for_their_need():
-    found = {need: row for needs, row in recommendation.answers(RESULTS) for need in needs.split(", ")}
+    found = {need: line["row"] for line in recommendation.answers(RESULTS) for need in line["need"].split(", ")}
     assert len(found) == 4
     assert len({row.variant for row in found.values()}) == len(recommendation.answers(RESULTS))
     rows = [row for row in RESULTS.variants if row.non_inferior and row.trained and row.size_mb]
     assert {row.variant for row in found.values()} <= {row.variant for row in rows}
     words = ("without training", "time per", "smallest", "in batches")
     first, fastest, smallest, most = (next(row for need, row in found.items() if word in need) for word in words)
-    base = recommendation.f1_on_validation(comparisons.baseline_row(RESULTS), RESULTS)
-    near = [row for row in rows if recommendation.f1_on_validation(row, RESULTS) > base - 0.01]
+    base = comparisons.baseline_row(RESULTS).validation_f1
+    near = [row for row in rows if row.validation_f1 > base - 0.01]
     assert smallest.size_mb == min(row.size_mb for row in near)
     assert fastest.latency_speedup == max(row.latency_speedup or 0 for row in near)
     assert most.throughput_speedup == max(row.throughput_speedup or 0 for row in near)
@@ -93,7 +91,7 @@ def test_a_champion_is_recommended_by_its_variants_name_with_what_it_loses():
 
 
 def test_without_a_fit_the_binding_limit_is_named():
-    least = min(row.size_mb for row in recommendation.recommendable(RESULTS))
+    least = min(row.size_mb for row in comparisons.recommendable(RESULTS))
     status, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "min_f1": 0.1})
     assert status == 1
     assert f"--max-mb 0.001 alone stands in the way; {least:.4g} MB is possible" in text

@@ -90,16 +90,15 @@ def test_all_rows_of_a_table_have_the_width_of_its_head():
 def every_table() -> dict[str, list]:
     """Rows of the committed results for every table that they can fill."""
     servers = load_facts.server_facts(RESULTS.serving, 130)
-    entries = views.entries(ROWS, RESULTS)
     return {
         "headline": views.headline(RESULTS),
-        "quality": entries,
-        "costs": entries,
+        "quality": ROWS,
+        "costs": ROWS,
         "seeds": RESULTS.seeds,
-        "trainings": views.trainings(ROWS, RESULTS),
+        "trainings": views.trainings(ROWS),
         "sensitivity": views.sensitivities(RESULTS),
-        "engines": [entry for entry in entries if "integer_products" in entry["details"]],
-        "cold": entries,
+        "engines": [row for row in ROWS if "integer_products" in row.details],
+        "cold": ROWS,
         "optimum": comparisons.optimum_pairs(RESULTS),
         "changes": comparisons.one_thing_at_a_time(RESULTS, ROWS),
         "champions": views.champions(RESULTS),
@@ -118,18 +117,18 @@ def every_table() -> dict[str, list]:
 
 
 def test_a_champion_is_a_name_beside_its_variant_and_no_row():
-    table = cells(tables.table(views.entries(ROWS, RESULTS), "quality"))
+    table = cells(tables.table(ROWS, "quality"))
     names = [line[0] for line in table[1:]]
     assert len(names) == len(set(names)) == len(ROWS)
-    for variant, champions in comparisons.champion_names(RESULTS).items():
-        assert f"{variant} ({', '.join(champions)})" in names
+    for champion, facts in RESULTS.champions.items():
+        assert any(re.fullmatch(rf"{facts['chosen']} \(.*\b{champion}\b.*\)", name) for name in names)
     assert not set(RESULTS.champions) & set(names)
 
 
 def test_columns_appear_once_they_are_measured():
     empty = {"text_latency_ms_p50": None, "non_inferior": None, "latency_speedup_low": None}
-    entries = views.entries([replace(row, **empty) for row in ROWS[:2]], RESULTS)
-    heads = cells(tables.table(entries, "costs"))[0], cells(tables.table(entries, "quality"))[0]
+    rows = [replace(row, **empty) for row in ROWS[:2]]
+    heads = cells(tables.table(rows, "costs"))[0], cells(tables.table(rows, "quality"))[0]
     assert "ms from text" not in heads[0]
     assert "Non-inferior" not in heads[1]
     values = {
@@ -138,11 +137,11 @@ def test_columns_appear_once_they_are_measured():
         "latency_speedup_low": 0.9,
         "latency_speedup_high": 1.1,
     }
-    entries[1] |= {"row": replace(ROWS[1], **values)}
-    costs = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(entries, "costs"))]
+    rows[1] = replace(ROWS[1], **values)
+    costs = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(rows, "costs"))]
     assert [line["ms from text"] for line in costs] == ["", "3.00"]
-    assert re.fullmatch(r"[\d.]+ \[0.90, 1.10\]", cells(tables.table(entries, "costs"))[2][5])
-    quality = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(entries, "quality"))]
+    assert re.fullmatch(r"[\d.]+ \[0.90, 1.10\]", cells(tables.table(rows, "costs"))[2][5])
+    quality = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(rows, "quality"))]
     assert [line["Non-inferior"] for line in quality] == ["", "no"]
 
 
@@ -200,20 +199,19 @@ def test_a_change_is_measured_on_every_seed_that_both_variants_have():
     results = results_of(rows)
     (change,) = comparisons.one_thing_at_a_time(results, results.variants)
     assert not comparisons.one_thing_at_a_time(results, [results.by_name["int8-dynamic"]])
-    assert (change.new.variant, change.old.variant, change.seeds) == ("qat-int8", "int8-dynamic", 2)
-    assert (change.gained, change.least, change.most) == pytest.approx((-1.5, -2, -1))
-    assert change.smaller is None
+    assert (change["new"].variant, change["old"].variant, change["seeds"]) == ("qat-int8", "int8-dynamic", 2)
+    assert (change["gained"], change["least"], change["most"]) == pytest.approx((-1.5, -2, -1))
+    assert change["smaller"] is None
 
 
 def test_a_change_of_the_baseline_has_the_speedup_of_the_other_tables():
     changes = comparisons.one_thing_at_a_time(RESULTS, ROWS)
-    made = [change for change in changes if change.old.variant == "finetuned" and change.new.latency_speedup]
+    made = [of for of in changes if of["old"].variant == "finetuned" and of["new"].latency_speedup]
     assert made
     assert comparisons.baseline_row(RESULTS).latency_speedup != 1
     for change in made:
-        assert (change.faster, change.smaller) == pytest.approx(
-            (change.new.latency_speedup, change.new.size_ratio), rel=1e-4
-        )
+        expected = change["new"].latency_speedup, change["new"].size_ratio
+        assert (change["faster"], change["smaller"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
@@ -298,7 +296,7 @@ def test_a_choice_is_the_best_of_its_family_that_fits(column):
             if cost is not None and cost <= budget.limit:
                 chosen = budget.rows[families.family_of(row.variant, RESULTS)]
                 assert getattr(chosen, column) <= budget.limit
-                assert comparisons.f1_on_validation(chosen, RESULTS) >= comparisons.f1_on_validation(row, RESULTS)
+                assert chosen.validation_f1 >= row.validation_f1
 
 
 def test_no_row_is_better_and_no_larger_than_one_of_the_frontier():
@@ -323,16 +321,16 @@ def test_a_variant_of_an_easy_seed_alone_does_not_beat_one_that_loses_fewer_poin
     base, both, easy = results.variants
     assert easy.f1_test > both.f1_test
     assert comparisons.pareto(results.variants, "size_mb") == [both, base]
-    comparable = [comparisons.comparable_f1(row, base) for row in results.variants]
+    comparable = [row.comparable_f1 for row in results.variants]
     assert comparable == pytest.approx([0.85, 0.84, 0.83])
-    assert [recommendation.fits(row, {"min_f1": 0.835}, base) for row in results.variants] == [True, True, False]
+    assert [recommendation.fits(row, {"min_f1": 0.835}) for row in results.variants] == [True, True, False]
 
 
 def test_pages_show_the_seeds_beside_f1_where_a_variant_has_fewer():
     fewer = {row.variant for row in ROWS if row.seeds < RESULTS.by_name["finetuned"].seeds}
     assert fewer
     for name in ("quality", "domains"):
-        lines = views.entries(ROWS, RESULTS) if name == "quality" else comparisons.domain_losses(ROWS)
+        lines = ROWS if name == "quality" else comparisons.domain_losses(ROWS)
         table = [dict(zip(*pair, strict=True)) for pair in zip_heads(tables.table(lines, name))]
         assert {line["Variant"].split(" ")[0] for line in table if line["Seeds"] == "1"} == fewer
 
@@ -350,7 +348,7 @@ def test_speeds_of_a_pair_differ_if_their_intervals_are_disjoint():
     def pair(low, high, other_low, other_high):
         rows = row_of("a", latency_speedup_low=low, latency_speedup_high=high), row_of("b")
         other = replace(rows[1], latency_speedup_low=other_low, latency_speedup_high=other_high)
-        return comparisons.OptimumPair(rows[0], other, {}, {})
+        return comparisons.OptimumPair(rows[0], other)
 
     assert pair(2.0, 2.2, 1.0, 1.9).differs_in_speed
     assert not pair(2.0, 2.2, 2.1, 2.5).differs_in_speed
@@ -365,9 +363,8 @@ def server(*runs, variant="a") -> list[ServingRow]:
 def test_a_sustained_rate_lies_between_the_one_that_passed_and_the_one_that_failed():
     quick, slow = server((800, 20), (1000, 90), (1250, 200)), server((80, 20), (100, 130), (125, 131), (200, None))
     full = ServingRow(variant="a", layout="saturation", achieved_rps=1300.0)
-    facts = [load_facts.server_facts([*of, full], 130)["a"] for of in (quick, slow)]
-    assert [(of.sustained, of.failed) for of in facts] == [(1000, [1250]), (100, [125])]
-    assert load_facts.sustained(server((10, 900)), 130) is None
+    facts = [load_facts.server_facts([*of, full], 130)["a"] for of in (quick, slow, server((10, 900)))]
+    assert [(of.sustained, of.failed) for of in facts] == [(1000, [1250]), (100, [125]), (None, [10])]
 
 
 def test_every_failing_rate_is_named_and_one_below_the_sustained_rate_is_an_outlier():
@@ -418,7 +415,7 @@ def captions(results: Results) -> dict[str, str]:
     engine = pages.page_templates(PROFILE, results)
     names = engine.get_template("captions.md.j2").blocks
     several = {"ablation": list(results.champions), "shapes": list(results.champions)}
-    several["sensitivity"] = [(comparisons.sensitivity_row(results) or ("",))[0]]
+    several["sensitivity"] = gallery.with_sensitivity(results)
     found = {f"{name} {of}": pages.caption(engine, name, of) for name in names for of in several.get(name, [""])}
     return found | {"findings": engine.get_template("findings.md.j2").render()}
 
@@ -553,10 +550,10 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert {name for key in small for name in key.split(" = ")} == {"fine-tuned", *RESULTS.champions}
     assert small["fine-tuned"]["smaller"] == pytest.approx(438.0 / comparisons.baseline_row(RESULTS).size_mb)
     assert text.count("| 4.2 [3.5, 5.0] |") == len(small)
-    first, *others = views.front_page_lines(results)
+    first, *others = comparisons.front_page_lines(results)
     assert (first["row"].size_mb, first["row"].f1_drop_points, first["row"].non_inferior) == (438.0, -4.25, True)
     assert (first["row"].f1_drop_ci_low, first["row"].f1_drop_ci_high) == (-5.0, -3.5)
-    assert others == views.front_page_lines(replace(RESULTS, large=None))
+    assert others == comparisons.front_page_lines(replace(RESULTS, large=None))
     assert "It loses 4.2 [3.5, 5.0] F1 points." in pages.front_page(PROFILE, results)
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, replace(RESULTS, large=None)).keys() == {
         "both_sizes"

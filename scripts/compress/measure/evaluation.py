@@ -20,7 +20,7 @@ from compress.data.card import held_out
 from compress.data.tasks import splits_for
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_tokenizer, predict, token_ids
 from compress.errors import Skip, UserError
-from compress.files import read_arrays, remove, sha256_file, write_arrays
+from compress.files import remove, sha256_file, write_arrays
 from compress.metrics import quality
 from compress.storage.artifact import read_artifact
 from compress.storage.record import FILE, read_record, write_record
@@ -32,7 +32,8 @@ ALONE_SENTENCES = 200  # predicted alone and in a batch before batches are trust
 
 def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> None:
     """Evaluates the variants whose predictions are stale. Failures are printed; collate makes them the exit status."""
-    todo = [v for v in variants if needs_evaluation(profile.variant_folder(v.name, seed, device), sources)]
+    folders = {variant.name: profile.variant_folder(variant.name, seed, device) for variant in variants}
+    todo = [v for v in variants if is_built(folders[v.name]) and is_stale(folders[v.name] / PREDICTIONS, sources)]
     workers = min(cores() if device == "cpu" else 1, len(todo))
     if not todo:
         return
@@ -47,13 +48,14 @@ def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sou
             console.say(f"[{number}/{len(todo)}] {variant.name}: {message}")
 
 
-def needs_evaluation(folder: Path, sources: list[Path]) -> bool:
-    """Whether the model is built, and its predictions are missing or older than the model or one of the sources."""
-    if not (folder / FILE).exists() or read_record(folder).status != "ok":
-        return False
-    predictions = folder / PREDICTIONS
-    inputs = [folder / "artifact.json", *sources]
-    return not predictions.exists() or predictions.stat().st_mtime < max(path.stat().st_mtime for path in inputs)
+def is_built(folder: Path) -> bool:
+    return (folder / FILE).exists() and read_record(folder).status == "ok"
+
+
+def is_stale(path: Path, sources: list[Path]) -> bool:
+    """Whether a file of a variant's folder is missing, or older than the folder's model or one of the sources."""
+    inputs = [path.with_name("artifact.json"), *sources]
+    return not path.exists() or path.stat().st_mtime < max(source.stat().st_mtime for source in inputs)
 
 
 def prepare_worker() -> None:
@@ -99,11 +101,11 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
     return f"evaluated in {seconds:.0f} s{f1}"
 
 
-def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str, threads: int = 1) -> dict[str, np.ndarray]:
+def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str) -> dict[str, np.ndarray]:
     """The arrays of predictions.npz for an artifact folder; logits are float32 [sentences, classes] per set."""
     began = time.perf_counter()
     artifact = read_artifact(folder)
-    predictor = load(folder, device, threads)
+    predictor = load(folder, device, threads=1)
     tokenizer = load_tokenizer(folder, artifact.max_length)
     arrays, invariant = predict_sets(predictor, {key: token_ids(tokenizer, rows) for key, rows in texts.items()})
     about = {
@@ -128,8 +130,3 @@ def predict_sets(predictor: Predictor, ids: dict[str, list]) -> tuple[dict[str, 
     remaining = predict(predictor, rest) if rest and not invariant else batched[len(alone) :]
     arrays = {f"logits/{name}": predict(predictor, rows, BATCH) for name, rows in ids.items() if name != "test"}
     return arrays | {"logits/test": np.concatenate([alone, remaining]), "logits_batched/test": batched}, invariant
-
-
-def read_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a folder's predictions.npz; raises UserError naming the file if it is missing or damaged."""
-    return read_arrays(folder / PREDICTIONS)

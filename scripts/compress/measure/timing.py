@@ -19,9 +19,10 @@ from compress.engines.predictor import load, load_tokenizer
 from compress.errors import UserError
 from compress.files import atomic_path, read_arrays, remove, write_arrays
 from compress.measure.coldstart import measure_cold
+from compress.measure.evaluation import is_built, is_stale
 from compress.measure.latency import Timed, best_batch, time_latency, time_shapes, time_throughput
 from compress.storage.artifact import read_artifact
-from compress.storage.record import FILE, read_record
+from compress.storage.record import FILE
 
 COLD = "cold.npz"
 
@@ -36,9 +37,9 @@ def run_pass(profile: Profile, variants: list, number: int, threads: int, device
     A model that can't be timed loses its record: its row is missing, and the next run builds it again.
     """
     baseline = profile.variant_folder(profile.baseline, 0, device)
-    todo = [
-        v for v in variants if needs_timing(profile, v, number, threads, device, [baseline / "artifact.json", *sources])
-    ]
+    inputs = [baseline / "artifact.json", *sources]
+    files = {v.name: timing_file(profile.variant_folder(v.name, 0, device), number) for v in variants}
+    todo = [variant for variant in variants if variant.timed and needs_timing(files[variant.name], threads, inputs)]
     np.random.default_rng(number).shuffle(todo)
     if not todo:
         return
@@ -50,12 +51,12 @@ def run_pass(profile: Profile, variants: list, number: int, threads: int, device
     baseline_batch = best_batch(base, sizes)
     gc.disable()  # as timeit does
     for position, variant in enumerate(todo, 1):
-        folder = profile.variant_folder(variant.name, 0, device)
+        folder = files[variant.name].parent
         began = time.perf_counter()
         try:
-            arrays = time_variant(profile, variant, folder, base, baseline_batch, number, threads, device, sample)
-            about = json.loads(str(arrays["about"])) | {"seconds": time.perf_counter() - began}
-            write_arrays(timing_file(folder, number), arrays | {"about": np.array(json.dumps(about))})
+            arrays, about = time_variant(profile, variant, folder, base, baseline_batch, number, threads, device)
+            about["seconds"] = time.perf_counter() - began
+            write_arrays(files[variant.name], arrays | {"about": np.array(json.dumps(about))})
             ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
             message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
         except UserError as error:
@@ -65,18 +66,15 @@ def run_pass(profile: Profile, variants: list, number: int, threads: int, device
         gc.collect()
 
 
-def needs_timing(profile: Profile, variant, number: int, threads: int, device: str, inputs: list[Path]) -> bool:
-    """Whether the variant is to be timed, is built, and has no current times of this pass."""
-    folder = profile.variant_folder(variant.name, 0, device)
-    if not variant.timed or not (folder / FILE).exists() or read_record(folder).status != "ok":
+def needs_timing(path: Path, threads: int, inputs: list[Path]) -> bool:
+    """Whether the folder's model is built, and the file has no current times with this number of threads."""
+    if not is_built(path.parent):
         return False
-    path = timing_file(folder, number)
     try:
         about = json.loads(str(read_arrays(path)["about"]))
     except (UserError, KeyError, ValueError):
         return True  # missing or damaged
-    newest = max(source.stat().st_mtime for source in (folder / "artifact.json", *inputs))
-    return path.stat().st_mtime < newest or about["threads_requested"] != threads
+    return is_stale(path, inputs) or about["threads_requested"] != threads
 
 
 def load_timed(folder: Path, device: str, threads: int, texts: list[str]) -> Timed:
@@ -88,9 +86,9 @@ def batch_sizes(profile: Profile, device: str) -> list[int]:
     return profile.measure.batch_sizes + (profile.measure.cuda_batch_sizes if device == "cuda" else [])
 
 
-def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, threads, device, texts) -> dict:
-    """The arrays of timing-<pass>.npz for one variant; columns are (variant, baseline)."""
-    model = load_timed(folder, device, threads, texts)
+def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, threads, device):
+    """(arrays, about) of timing-<pass>.npz for one variant; the arrays' columns are (variant, baseline)."""
+    model = load_timed(folder, device, threads, base.texts)
     budgets, sizes = profile.measure, batch_sizes(profile, device)
     calls, sentences = (-(-total // budgets.passes) for total in (budgets.latency_calls, budgets.throughput_sentences))
     from_ids, from_text = time_latency((model, base), budgets.warmup, calls)
@@ -99,7 +97,7 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
     about = {
         "batch_size": batch,
         "baseline_batch_size": baseline_batch,
-        "throughput_sentences": min(sentences, len(texts)),
+        "throughput_sentences": min(sentences, len(base.texts)),
         "threads": model.predictor.threads,
         "baseline_threads": base.predictor.threads,
         "threads_requested": threads,
@@ -108,7 +106,7 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
     if number == 0 and variant.name in profile.measure.shapes.variants:
         arrays["shape_seconds"] = time_shapes(lambda t: load(folder, device, t), model.ids, budgets.shapes)
         load(folder, device, threads)  # shapes are timed with other numbers of threads: set ours again
-    return arrays | {"about": np.array(json.dumps(about))}
+    return arrays, about
 
 
 def measure_cold_starts(profile: Profile, variants: list, threads: int, device: str, sources: list[Path]) -> None:
@@ -116,7 +114,7 @@ def measure_cold_starts(profile: Profile, variants: list, threads: int, device: 
     texts = load_splits(profile, seed=0)["test"]["text"][:]
     for variant in variants:
         folder = profile.variant_folder(variant.name, 0, device)
-        if not needs_cold_start(variant, folder, sources):
+        if not (variant.timed and is_built(folder) and is_stale(folder / COLD, sources)):
             continue
         try:
             with atomic_path(folder / COLD) as temporary:
@@ -124,11 +122,3 @@ def measure_cold_starts(profile: Profile, variants: list, threads: int, device: 
                 temporary.with_suffix(".npz").rename(temporary)
         except UserError as error:
             console.say(f"{variant.name}: FAILED: {error}")
-
-
-def needs_cold_start(variant, folder: Path, sources: list[Path]) -> bool:
-    if not variant.timed or not (folder / FILE).exists() or read_record(folder).status != "ok":
-        return False
-    inputs = [folder / "artifact.json", *sources]
-    path = folder / COLD
-    return not path.exists() or path.stat().st_mtime < max(source.stat().st_mtime for source in inputs)

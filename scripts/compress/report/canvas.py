@@ -5,7 +5,8 @@ from pathlib import Path
 
 import matplotlib
 from compress.files import atomic_path
-from compress.report.comparisons import CHAPTERS
+from compress.report.comparisons import CHAPTERS, baseline_row
+from compress.results.reading import Results
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
@@ -63,25 +64,31 @@ def speedup_errors(rows) -> list[list[float]]:
 
 def latency_errors(rows) -> list[list[float]]:
     """Lengths of the error bars of latency_ms, from the interval of the speed-up."""
-    ends = [(row, row.latency_speedup_low, row.latency_speedup_high) for row in rows]
-    return error_lengths(
-        (
-            row.latency_ms,
-            high and row.latency_ms * row.latency_speedup / high,
-            low and row.latency_ms * row.latency_speedup / low,
-        )
-        for row, low, high in ends
-    )
+
+    def milliseconds(row, speedup: float | None) -> float | None:
+        return speedup and row.latency_ms * row.latency_speedup / speedup
+
+    ends = [(milliseconds(row, row.latency_speedup_high), milliseconds(row, row.latency_speedup_low)) for row in rows]
+    return error_lengths((row.latency_ms, *of_row) for row, of_row in zip(rows, ends, strict=True))
 
 
-def log_ticks(axis) -> None:
-    """Labels 1, 2 and 5 of each decade as plain numbers."""
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axis.set_minor_locator(ticker.NullLocator())
+def label_axes(axes, x: str, y: str = "", grid: str = "both") -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3, axis=grid)
 
 
-def baseline_line(axes, base) -> None:
+def log_scale(axes, names: str) -> None:
+    """Log scales, with labels 1, 2 and 5 of each decade as plain numbers; the names are "x" or "xy"."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.set_minor_locator(ticker.NullLocator())
+
+
+def baseline_line(axes, results: Results) -> None:
+    base = baseline_row(results)
     axes.axhline(base.f1_test, color="0.5", lw=1, zorder=0, label=base.variant)
 
 

@@ -10,41 +10,31 @@ SPEEDUP_TICKS = (0.5, 1, 2, 5, 10, 20, 50)
 STUDENT_MARKERS = "^sDvPoXph"
 
 
-def with_options(results: Results, method: str) -> list[tuple]:
-    """(row, options) of the measured rows of a method."""
-    rows = comparisons.of_method(results, method)
-    return [(row, results.methods[row.variant]["options"]) for row in rows]
-
-
 def sparsity_curve(results: Results):
     """F1 over the share of zeros, by training and criterion; on the right the speed-up of zeros and of removal."""
     figure, panels = canvas.new_panels(1, 2, 8.2, 3.8, width_ratios=(3, 2))
     axes, speed = panels[0]
-    base = comparisons.baseline_row(results)
-    canvas.baseline_line(axes, base)
+    zeros = [(100 * row.options["sparsity"], row) for row in comparisons.of_method(results, "prune")]
     series: dict[str, list] = {}
-    for row, options in with_options(results, "prune"):
-        name = f"gradual, {options['criterion']}" if options["training"] else "one shot, no training"
-        if options["pattern"] != "unstructured":
-            name = f"gradual, {options['pattern']}"
-        series.setdefault(name, []).append((100 * options["sparsity"], row))
-    f1_lines(axes, series, base)
-    axes.set_xlabel("zeros in the encoder's matrices, %")
-    zeros = [(100 * options["sparsity"], row) for row, options in with_options(results, "prune")]
+    for share, row in zeros:
+        name = f"gradual, {row.options['criterion']}" if row.options["training"] else "one shot, no training"
+        if row.options["pattern"] != "unstructured":
+            name = f"gradual, {row.options['pattern']}"
+        series.setdefault(name, []).append((share, row))
+    f1_lines(axes, series, "zeros in the encoder's matrices, %", results)
     speed_line(speed, "zeros", zeros, "D", canvas.ORANGE)
     speed_line(speed, "heads and neurons removed", removed_shares(results), "s", canvas.BLUE)
     speed.set_ylim(0, None)
-    speed.set_xlabel("share of the encoder's matrices, %")
-    speed.set_ylabel(canvas.FASTER_LABEL)
-    speed.grid(alpha=0.3)
+    canvas.label_axes(speed, "share of the encoder's matrices, %", canvas.FASTER_LABEL)
     speed.legend(frameon=False)
     return figure
 
 
 def removed_shares(results: Results) -> list[tuple]:
     """(percentage of the encoder removed, row) of structured pruning of the baseline, not of a student."""
-    rows = [row for row, _ in with_options(results, "structured") if row.parent == results.environment["baseline"]]
-    return [(100 * results.methods[row.variant]["details"]["encoder_removed"], row) for row in rows]
+    baseline = results.environment["baseline"]
+    rows = [row for row in comparisons.of_method(results, "structured") if row.parent == baseline]
+    return [(100 * row.details["encoder_removed"], row) for row in rows]
 
 
 def speed_line(axes, name: str, points, marker: str, colour: str) -> None:
@@ -57,58 +47,55 @@ def speed_line(axes, name: str, points, marker: str, colour: str) -> None:
         axes.errorbar(list(timed), speedups, yerr=errors, fmt="none", color=colour, capsize=3)
 
 
-def f1_lines(axes, series: dict[str, list[tuple]], base: PooledRow) -> None:
-    """One line per name through its points (x, row)."""
+def f1_lines(axes, series: dict[str, list[tuple]], label: str, results: Results) -> None:
+    """One line per name through its points (x, row), and the baseline's F1; the label is that of x."""
+    canvas.baseline_line(axes, results)
     styles = list(canvas.CHAPTER_STYLES.values())[1:]
     for (colour, marker), (name, points) in zip(styles, series.items(), strict=False):
         rows = [row for _, row in points]
         axes.errorbar(
             [x for x, _ in points],
-            [comparisons.comparable_f1(row, base) for row in rows],
+            [row.comparable_f1 for row in rows],
             yerr=canvas.f1_errors(rows),
             **{"marker": marker, "color": colour, "capsize": 3, "label": name},
         )
-    axes.set_ylabel(canvas.F1_LABEL)
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, label, canvas.F1_LABEL)
     axes.legend(frameon=False)
 
 
 def codebook_curve(results: Results):
     """F1 over the number of distinct values per matrix, with k-means alone and with trained centroids."""
     series: dict[str, list] = {}
-    for row, options in with_options(results, "cluster"):
-        name = "trained centroids" if options["training"] else "k-means alone"
-        name += ", with a price per bit" if options["rate"] else ""
-        series.setdefault(name, []).append((options["k"], row))
+    for row in comparisons.of_method(results, "cluster"):
+        name = "trained centroids" if row.options["training"] else "k-means alone"
+        name += ", with a price per bit" if row.options["rate"] else ""
+        series.setdefault(name, []).append((row.options["k"], row))
     figure, axes = canvas.new_axes()
-    base = comparisons.baseline_row(results)
-    canvas.baseline_line(axes, base)
-    f1_lines(axes, series, base)
+    f1_lines(axes, series, "k, distinct values per matrix, log scale", results)
     for k, row in series.get("k-means alone", ()):
-        place = k, comparisons.comparable_f1(row, base)
-        axes.annotate(f"{row.size_mb:.1f} MB", place, (6, -12), textcoords="offset points", fontsize=7)
+        axes.annotate(f"{row.size_mb:.1f} MB", (k, row.comparable_f1), (6, -12), textcoords="offset points", fontsize=7)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.set_xlabel("k, distinct values per matrix, log scale")
     return figure
 
 
 def student_curve(results: Results):
     """F1 over the minutes of training since the baseline, parents included; one marker per shape of student."""
     figure, axes = canvas.new_axes(7.2, 4.4)
-    base = comparisons.baseline_row(results)
-    canvas.baseline_line(axes, base)
+    canvas.baseline_line(axes, results)
+    rows = comparisons.of_method(results, "distill")
     names: dict[tuple, str] = {}  # of the first variant, by shape
-    for row, options in with_options(results, "distill"):
-        names.setdefault((row.parent, str(options["student"])), row.variant)
+    for row in rows:
+        names.setdefault((row.parent, str(row.options["student"])), row.variant)
     markers = dict(zip(names, STUDENT_MARKERS, strict=False))
-    for row, options in with_options(results, "distill"):
-        has_teacher, is_random = options["training"]["soft_weight"] > 0, options["initialization"] == "random"
+    for row in rows:
+        has_teacher = row.options["training"]["soft_weight"] > 0
+        is_random = row.options["initialization"] == "random"
         axes.errorbar(
             comparisons.training_minutes(row, results),
-            comparisons.comparable_f1(row, base),
+            row.comparable_f1,
             yerr=canvas.f1_errors([row]),
-            marker=markers[row.parent, str(options["student"])],
+            marker=markers[row.parent, str(row.options["student"])],
             color=canvas.GREEN if has_teacher else canvas.YELLOW,
             fillstyle="none" if is_random else "full" if has_teacher else "left",
             **{"capsize": 2, "lw": 1},
@@ -117,27 +104,25 @@ def student_curve(results: Results):
         axes.plot([], [], markers[shape], color="0.3", label=name)
     axes.legend(loc="lower right", fontsize=8)
     axes.set_xlim(0, None)
-    axes.set_xlabel("minutes of training since the baseline (full: teacher, half: labels only, hollow: random start)")
-    axes.set_ylabel(canvas.F1_LABEL)
-    axes.grid(alpha=0.3)
+    label = "minutes of training since the baseline (full: teacher, half: labels only, hollow: random start)"
+    canvas.label_axes(axes, label, canvas.F1_LABEL)
     return figure
 
 
 def distillation_bars(results: Results):
     """The F1 points that every distilled student loses, with their interval."""
-    rows = [row for row, _ in with_options(results, "distill")][::-1]
+    rows = comparisons.of_method(results, "distill")[::-1]
     figure, axes = canvas.new_axes(6.4, 0.6 + 0.32 * len(rows))
     axes.axvline(0, color="0.5", lw=1, zorder=0)
     lost, names = [row.f1_drop_points for row in rows], [row.variant for row in rows]
     axes.errorbar(lost, names, xerr=canvas.drop_errors(rows), fmt="o", color=canvas.GREEN, capsize=3)
-    axes.set_xlabel(f"F1 points lost, 95 % interval; line: {comparisons.baseline_row(results).variant}")
-    axes.grid(alpha=0.3, axis="x")
+    canvas.label_axes(axes, f"F1 points lost, 95 % interval; line: {results.environment['baseline']}", grid="x")
     return figure
 
 
 def sensitivity_map(results: Results, variant: str):
     """Logit error and validation F1 with one group of tensors quantized, for every group and bit width."""
-    table = results.methods[variant]["details"]["sensitivity"]
+    table = results.by_name[variant].details["sensitivity"]
     losses, errors = comparisons.group_losses(table), {(row["group"], row["bits"]): row["rms_error"] for row in table}
     bits = sorted(losses, reverse=True)
     groups = list(losses[bits[0]])
@@ -185,19 +170,14 @@ def shape_map(results: Results, champion: str):
     """Speed-up of a champion over the baseline by batch and length, for each number of threads."""
     variant = results.champions[champion]["chosen"]
     axis = comparisons.shape_times(variant, results)
-    cells = comparisons.shape_ratios(variant, results)
-    found = {(cell["threads"], cell["batch"], cell["length"]): cell for cell in cells}
-    norm = matplotlib.colors.Normalize(cells[0]["faster"], cells[-1]["faster"])
+    base = comparisons.shape_times(results.environment["baseline"], results)
+    own = np.array(axis["milliseconds"])  # [threads, batches, lengths]
+    faster = np.array(base["milliseconds"]) / own
+    norm = matplotlib.colors.Normalize(faster.min(), faster.max())
     figure, panels = canvas.new_panels(1, len(axis["threads"]), 3.6 * len(axis["threads"]), 2.8)
-    for axes, threads in zip(panels[0], axis["threads"], strict=True):
-        grid = [[found[threads, batch, length] for length in axis["lengths"]] for batch in axis["batches"]]
-        values = np.array([[cell["faster"] for cell in row] for row in grid])
-        texts = {
-            (i, j): f"{c['faster']:.1f}x\n{milliseconds(c['ms'])}"
-            for i, row in enumerate(grid)
-            for j, c in enumerate(row)
-        }
-        image = canvas.heat_map(axes, values, norm, texts, size=6.5)
+    for axes, threads, ratios, times in zip(panels[0], axis["threads"], faster, own, strict=True):
+        texts = {place: f"{ratios[place]:.1f}x\n{milliseconds(times[place])}" for place in np.ndindex(ratios.shape)}
+        image = canvas.heat_map(axes, ratios, norm, texts, size=6.5)
         axes.set_xticks(range(len(axis["lengths"])), axis["lengths"])
         axes.set_yticks(range(len(axis["batches"])), axis["batches"])
         axes.set_xlabel("length in word pieces")

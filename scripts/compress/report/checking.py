@@ -7,7 +7,7 @@ including a missing variant. An empty cell claims nothing.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -56,23 +56,16 @@ class Claim:
     why: str = ""
 
 
-def committed_run(profile: Profile, folder: Path | None) -> ComparedRun:
-    """The run in the folder, or in results/<profile>/ at git's HEAD."""
-    if folder:
-        return run_in(folder)
-    place = profile.results.relative_to(ROOT)
-    return _read_run(lambda name: git("show", f"HEAD:{place}/{name}"), f"git's HEAD: {place}")
+def compared_run(profile: Profile, folder: Path | None) -> ComparedRun:
+    """The run in the folder, or without one that in results/<profile>/ at git's HEAD."""
+    committed = profile.results.relative_to(ROOT)
+    source = folder or f"git's HEAD: {committed}"
 
-
-def run_in(folder: Path) -> ComparedRun:
     def read(name: str) -> str | None:
-        path = folder / name
-        return path.read_text("utf-8").strip() if path.exists() else None
+        if folder is None:
+            return git("show", f"HEAD:{committed}/{name}")
+        return (folder / name).read_text("utf-8").strip() if (folder / name).exists() else None
 
-    return _read_run(read, str(folder))
-
-
-def _read_run(read: Callable[[str], str | None], source: str) -> ComparedRun:
     text = read("variants.csv")
     if text is None:
         raise UserError(f"{source}: no variants.csv; run: make all, or name a folder with --against or --fresh")
@@ -88,8 +81,12 @@ def check_claims(profile: Profile, committed: ComparedRun, fresh: ComparedRun, o
         raise UserError(
             "there is no fresh run: the results are the committed ones; run: make all, or make check ONLY=<variants>"
         )
+    if unknown := sorted(set(only) - {variant.name for variant in profile.variants}):
+        raise UserError(f"--only: profile {profile.name} has no variant {unknown[0]!r}")
     if only:
-        committed, fresh = only_variants(profile, committed, only), only_variants(profile, fresh, only)
+        committed, fresh = (
+            replace(run, rows=[row for row in run.rows if row.variant in only]) for run in (committed, fresh)
+        )
     differing = differences(committed.environment, fresh.environment)
     claims = compare(committed.rows, fresh.rows, differing)
     fingerprints = [run.data.get("fingerprint", "")[:12] for run in (committed, fresh)]
@@ -106,13 +103,6 @@ def check_claims(profile: Profile, committed: ComparedRun, fresh: ComparedRun, o
         f"{profile.name}: {', '.join(counts)}",
     ]
     return int(any(claim.verdict == "failed" for claim in claims)), "\n\n".join(filter(None, parts))
-
-
-def only_variants(profile: Profile, run: ComparedRun, names: Iterable[str]) -> ComparedRun:
-    known = {variant.name for variant in profile.variants}
-    if unknown := sorted(set(names) - known):
-        raise UserError(f"--only: profile {profile.name} has no variant {unknown[0]!r}")
-    return replace(run, rows=[row for row in run.rows if row.variant in names])
 
 
 def compare(committed: list[VariantRow], fresh: list[VariantRow], differing: dict[str, str]) -> list[Claim]:
@@ -234,11 +224,8 @@ def failures_table(claims: list[Claim]) -> str:
         return lambda claim: format(of, ".6g") if isinstance(of := getattr(claim, name), float) else str(of)
 
     columns = [Column("", "verdict"), Column("variant", "variant"), Column("claim", "what")]
-    columns += [
-        Column("committed", value("committed")),
-        Column("fresh", value("fresh")),
-        Column("likely reason", "why"),
-    ]
+    columns += [Column("committed", value("committed")), Column("fresh", value("fresh"))]
+    columns.append(Column("likely reason", "why"))
     broken = [claim for claim in claims if claim.verdict != "held"]
     return markdown_table(columns, sorted(broken, key=lambda claim: claim.verdict))
 

@@ -7,7 +7,7 @@ the chosen variant is its test result. The pairs of "one thing at a time" are da
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise, product, takewhile
+from itertools import pairwise, product, takewhile
 from math import inf
 from statistics import mean, median, stdev
 
@@ -46,23 +46,14 @@ PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
 DECISION_MB, DECISION_MS, DECISION_POINTS = (23, 12, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
 
 
+def lines_of(name: str) -> list[dict]:
+    """The lines of a CSV file in report/."""
+    with open(ROOT / "report" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def baseline_row(results: Results) -> PooledRow:
     return results.by_name[results.environment["baseline"]]
-
-
-def f1_on_validation(row: PooledRow, results: Results) -> float | None:
-    return results.methods.get(row.variant, {}).get("measured", {}).get("validation_f1")
-
-
-def comparable_f1(row: PooledRow, base: PooledRow) -> float | None:
-    """Test F1 that can be compared between variants with different seeds: the baseline's less the points lost.
-
-    Each seed has test sentences of its own, easy or hard ones, so f1_test itself, the mean over a variant's own seeds,
-    can't. For a variant that has all the baseline's seeds both are equal.
-    """
-    if base.f1_test is None or row.f1_drop_points is None:
-        return None
-    return base.f1_test - row.f1_drop_points / 100
 
 
 def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
@@ -122,20 +113,12 @@ def below_axis(rows: Iterable[PooledRow], column: str) -> int:
     return sum(drop > min(drops) + SHOWN_POINTS for drop in drops)
 
 
-def champion_names(results: Results) -> dict[str, list[str]]:
-    """The champions' names by the variant that they stand for."""
-    names: dict[str, list[str]] = {}
-    for champion, facts in results.champions.items():
-        names.setdefault(facts["chosen"], []).append(champion)
-    return names
-
-
 def headline_rows(results: Results) -> list[PooledRow]:
     """The baselines, the champions, and of each chapter the smallest and the fastest variant that keeps the quality."""
     measured = [row for row in results.variants if row.status == "ok"]
     if all(row.f1_test is None for row in measured):
         return measured
-    shown = {row.variant for row in measured if row.chapter == "baseline"} | set(champion_names(results))
+    shown = {row.variant for row in measured if row.chapter == "baseline" or row.champions}
     for chapter in CHAPTERS:
         rows = keeping(row for row in measured if row.chapter == chapter)
         faster = [row for row in rows if row.latency_speedup and row.latency_speedup > 1]
@@ -144,26 +127,26 @@ def headline_rows(results: Results) -> list[PooledRow]:
     return [row for row in measured if row.variant in shown]
 
 
-def front_page_rows(results: Results) -> dict[str, PooledRow]:
-    """The few models of the front page by their names: the large model, the baseline in two engines, the champions,
-    simple classifiers.
+def front_page_lines(results: Results) -> list[dict]:
+    """The few models of the front page, each with its name; a variant that is several champions has one.
 
-    A variant that is several champions has one name.
+    The large model, the baseline in two engines, the champions, simple classifiers.
     """
     rows, baseline = results.by_name, results.environment["baseline"]
     named = {"fine-tuned BERT, PyTorch": baseline, "the same, ONNX Runtime": f"{baseline}-ort-fp32"}
-    chosen = champion_names(results)
-    named |= {" = ".join(names): variant for variant, names in chosen.items()}
+    chosen = [facts["chosen"] for facts in results.champions.values()]
+    named |= {" = ".join(rows[variant].champions): variant for variant in chosen if variant in rows}
     named |= {"word vectors": "static", "tf-idf": "tfidf"}
-    timed = {name: rows[variant] for name, variant in named.items() if variant in rows}
+    lines = [{"name": name, "row": rows[variant]} for name, variant in named.items() if variant in rows]
     if (large := large_row(results)) is not None:
-        timed = {"fine-tuned MPNet, BERT base's size": large} | timed
-    return {name: row for name, row in timed.items() if row.text_latency_ms_p50 and row.f1_drop_points is not None}
+        lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large})
+    return [of for of in lines if of["row"].text_latency_ms_p50 and of["row"].f1_drop_points is not None]
 
 
 def large_row(results: Results) -> PooledRow | None:
     """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences."""
-    small = next((row for row in results.against_large if row.variant == results.environment["baseline"]), None)
+    base = baseline_row(results)
+    small = next((row for row in results.against_large if row.variant == base.variant), None)
     if small is None or results.large is None:
         return None
     negative = {
@@ -175,7 +158,8 @@ def large_row(results: Results) -> PooledRow | None:
         "ood_drop_high": small.ood_drop_low,
     }
     drops = {column: None if value is None else -value for column, value in negative.items()}
-    return replace(baseline_row(results.large), **drops, non_inferior=-small.drop_low < MARGIN)
+    f1 = None if base.f1_test is None else base.f1_test - drops["f1_drop_points"] / 100
+    return replace(baseline_row(results.large), **drops, comparable_f1=f1, non_inferior=-small.drop_low < MARGIN)
 
 
 def uneven_sizes(rows: Iterable[PooledRow], results: Results) -> dict[str, list[float]]:
@@ -209,21 +193,6 @@ def _by_seed(rows: Iterable[PooledRow], results: Results, column: str) -> dict[s
     return {name: known for name, all_ in values.items() if (known := [value for value in all_ if value is not None])}
 
 
-@dataclass(frozen=True)
-class Change:
-    """One thing changed: F1 points gained per seed (mean, least, most), and the ratios of bytes and time."""
-
-    question: str
-    new: PooledRow
-    old: PooledRow
-    gained: float
-    least: float
-    most: float
-    seeds: int
-    smaller: float | None
-    faster: float | None
-
-
 def of_section(section: str, rows: Iterable[PooledRow]) -> list[PooledRow]:
     """The rows that a section on methods is about."""
     homework = next(name for name, sections in SECTIONS.items() if section in sections)
@@ -231,21 +200,20 @@ def of_section(section: str, rows: Iterable[PooledRow]) -> list[PooledRow]:
     return [row for row in own if (row.family in PRUNED) == (section == "pruning")]
 
 
-def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[Change]:
-    """The pairs of report/ablations.csv whose changed variant is one of these rows."""
+def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[dict]:
+    """The pairs of report/ablations.csv whose changed variant is one of these rows; F1 points are gained per seed."""
     f1 = {(row.variant, row.seed): row.f1_test for row in results.rows if row.f1_test is not None}
     seeds = sorted({seed for _, seed in f1})
     rows, names, changes = results.by_name, {row.variant for row in own}, []
-    with open(ROOT / "report" / "ablations.csv", encoding="utf-8", newline="") as file:
-        pairs = [line for line in csv.DictReader(file) if line["with"] in names]
-    for line in pairs:
+    for line in (line for line in lines_of("ablations.csv") if line["with"] in names):
         new, old = line["with"], line["without"]
         gains = [100 * (f1[new, seed] - f1[old, seed]) for seed in seeds if {(new, seed), (old, seed)} <= set(f1)]
         if gains:
-            smaller = ratio(rows[old].size_mb, rows[new].size_mb)
-            faster = ratio(speedup(rows[new], results), speedup(rows[old], results))
-            spread = min(gains), max(gains), len(gains)
-            changes.append(Change(line["question"], rows[new], rows[old], mean(gains), *spread, smaller, faster))
+            change = {"question": line["question"], "new": rows[new], "old": rows[old], "seeds": len(gains)}
+            change |= {"gained": mean(gains), "least": min(gains), "most": max(gains)}
+            change["smaller"] = ratio(rows[old].size_mb, rows[new].size_mb)
+            change["faster"] = ratio(speedup(rows[new], results), speedup(rows[old], results))
+            changes.append(change)
     return changes
 
 
@@ -272,11 +240,9 @@ def at_both_sizes(results: Results) -> list[SizePair]:
     if results.large is None:
         return []
     small, large = ({row.variant: row for row in trained(of.variants)} for of in (results, results.large))
-    with open(ROOT / "report" / "both_sizes.csv", encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
     return [
         SizePair(line["method"], small[line["small"]], large[line["large"]])
-        for line in lines
+        for line in lines_of("both_sizes.csv")
         if line["small"] in small and line["large"] in large
     ]
 
@@ -292,26 +258,23 @@ def agreement(pairs: Iterable[SizePair], column: str) -> float | None:
 
 @dataclass(frozen=True)
 class OptimumPair:
-    """A variant made by Optimum and the one made directly, with the details of both records."""
+    """A variant made by Optimum and the one made directly."""
 
     row: PooledRow
     direct: PooledRow
-    details: dict
-    direct_details: dict
 
     @property
     def same_products(self) -> bool:
         """True unless the two files multiply other numbers of matrices as integers or as floats."""
         counts = ("integer_products", "float_products")
-        return all(self.details.get(name) == self.direct_details.get(name) for name in counts)
+        return all(self.row.details.get(name) == self.direct.details.get(name) for name in counts)
 
     @property
     def differs_in_speed(self) -> bool:
         """True if both speed-ups have an interval and the intervals do not overlap."""
-        ends = [(row.latency_speedup_low, row.latency_speedup_high) for row in (self.row, self.direct)]
-        if any(end is None for end in chain(*ends)):
-            return False
-        return ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]
+        low, high = self.row.latency_speedup_low, self.row.latency_speedup_high
+        direct_low, direct_high = self.direct.latency_speedup_low, self.direct.latency_speedup_high
+        return None not in (low, high, direct_low, direct_high) and (low > direct_high or direct_low > high)
 
     @property
     def faster(self) -> float | None:
@@ -325,19 +288,16 @@ class OptimumPair:
 def optimum_pairs(results: Results) -> list[OptimumPair]:
     """The pairs of which both were built."""
     rows = {row.variant: row for row in results.variants if row.status == "ok"}
-    methods = results.methods
-    names = {name: method["options"].get("counterpart") for name, method in methods.items()}
-    pairs = [(rows[name], rows[direct]) for name, direct in names.items() if {name, direct} <= set(rows)]
-    return [OptimumPair(a, b, methods[a.variant]["details"], methods[b.variant]["details"]) for a, b in pairs]
+    names = {name: row.options.get("counterpart") for name, row in sorted(rows.items())}
+    return [OptimumPair(rows[name], rows[direct]) for name, direct in names.items() if direct in rows]
 
 
 def most_pruned(results: Results) -> tuple[PooledRow, PooledRow] | None:
     """(the best trained row, the untrained one) with the most zeros; None without such a pair."""
-    pruned = [(row, results.methods[row.variant]["options"]) for row in of_method(results, "prune")]
-    pruned = [(row, options) for row, options in pruned if options["pattern"] == "unstructured"]
-    most = max((options["sparsity"] for _, options in pruned), default=None)
-    after = [row for row, options in pruned if options["sparsity"] == most and options["training"]]
-    plain = [row for row, options in pruned if options["sparsity"] == most and not options["training"]]
+    pruned = [row for row in of_method(results, "prune") if row.options["pattern"] == "unstructured"]
+    most = max((row.options["sparsity"] for row in pruned), default=None)
+    after = [row for row in pruned if row.options["sparsity"] == most and row.options["training"]]
+    plain = [row for row in pruned if row.options["sparsity"] == most and not row.options["training"]]
     return (lowest(after, "f1_drop_points"), plain[0]) if after and plain else None
 
 
@@ -345,9 +305,8 @@ def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
     """(k, the row with trained centroids, the one of k-means alone) at the smallest k that has both; None without."""
     pairs: dict[int, dict[bool, PooledRow]] = {}
     for row in of_method(results, "cluster"):
-        options = results.methods[row.variant]["options"]
-        if not options["rate"]:
-            pairs.setdefault(options["k"], {})[options["training"] is not None] = row
+        if not row.options["rate"]:
+            pairs.setdefault(row.options["k"], {})[row.options["training"] is not None] = row
     both = [k for k, pair in pairs.items() if len(pair) == 2]
     return (min(both), pairs[min(both)][True], pairs[min(both)][False]) if both else None
 
@@ -360,9 +319,9 @@ def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow,
     return [rows for rows in found if len(trained(rows)) == 3]
 
 
-def training_minutes(row: PooledRow | None, results: Results) -> float:
+def training_minutes(row: PooledRow, results: Results) -> float:
     """Minutes of the row's training and of all trainings between it and the baseline, of the first seed."""
-    rows = results.ancestry(row.variant) if row else []
+    rows = results.ancestry(row.variant)
     own = takewhile(lambda row: row.variant != results.environment["baseline"], rows)
     return sum(row.train_seconds or 0 for row in own) / 60
 
@@ -411,12 +370,12 @@ def shape_ratios(variant: str, results: Results) -> list[dict]:
 
 def shape_times(variant: str, results: Results) -> dict | None:
     """The milliseconds [threads, batches, lengths] of a variant and their axes; None if not measured."""
-    return results.methods.get(variant, {}).get("measured", {}).get("shapes")
+    return results.by_name[variant].measured.get("shapes")
 
 
-def sensitivity_row(results: Results) -> tuple[str, dict] | None:
-    """(variant, details) of the mixed-precision row: the first with a measured sensitivity per group."""
-    return next(((name, m["details"]) for name, m in results.methods.items() if "sensitivity" in m["details"]), None)
+def sensitivity_row(results: Results) -> PooledRow | None:
+    """The mixed-precision row: the first with a measured sensitivity per group."""
+    return next((row for row in results.variants if "sensitivity" in row.details), None)
 
 
 def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
@@ -427,17 +386,21 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
     return losses
 
 
+def recommendable(results: Results) -> list[PooledRow]:
+    """The rows that can be recommended: trained models that were measured on validation, too."""
+    return [row for row in trained(results.variants) if row.validation_f1 is not None]
+
+
 def compressed_rows(results: Results) -> list[PooledRow]:
-    """The rows that compete: trained and measured on validation, without the baseline."""
-    rows = [row for row in trained(results.variants) if row.method != "finetune"]
-    return [row for row in rows if f1_on_validation(row, results) is not None]
+    """The rows that compete: the recommendable ones without the baseline."""
+    return [row for row in recommendable(results) if row.method != "finetune"]
 
 
 def useful(results: Results) -> list[PooledRow]:
     """The compressed rows that lose at most TOLERANCE points on validation."""
-    base = f1_on_validation(baseline_row(results), results)
-    rows = compressed_rows(results) if base is not None else []
-    return [row for row in rows if 100 * (base - f1_on_validation(row, results)) <= TOLERANCE]
+    best = baseline_row(results).validation_f1
+    rows = compressed_rows(results) if best is not None else []
+    return [row for row in rows if 100 * (best - row.validation_f1) <= TOLERANCE]
 
 
 @dataclass(frozen=True)
@@ -454,15 +417,14 @@ def budgets(results: Results, column: str) -> list[Budget]:
     base = getattr(baseline_row(results), column)
     limits = BUDGETS_MB if column == "size_mb" else [base / times for times in TIMES_FASTER] if base else []
     families = by_family((row for row in compressed_rows(results) if getattr(row, column) is not None), results)
-
-    def rank(row):
-        return f1_on_validation(row, results), -getattr(row, column)
-
     found = []
     for limit in limits:
         fitting = {of: [row for row in rows if getattr(row, column) <= limit] for of, rows in families.items()}
-        chosen = {of: max(rows, key=rank, default=None) for of, rows in fitting.items()}
-        scores = {of: f1_on_validation(row, results) for of, row in chosen.items() if row}
+        chosen = {
+            of: max(rows, key=lambda row: (row.validation_f1, -getattr(row, column)), default=None)
+            for of, rows in fitting.items()
+        }
+        scores = {of: row.validation_f1 for of, row in chosen.items() if row}
         found.append(Budget(limit, chosen, max(scores, key=scores.get, default=None)))
     return found
 
@@ -504,8 +466,7 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 def learned_from_large(name: str, results: Results) -> bool:
     """Whether the variant or one of its ancestors was trained on the large teacher's logits."""
-    options = [results.methods[row.variant]["options"] for row in results.ancestry(name)]
-    return any((own.get("training") or {}).get("teacher") == "large" for own in options)
+    return any((row.options.get("training") or {}).get("teacher") == "large" for row in results.ancestry(name))
 
 
 def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float, float]:

@@ -38,11 +38,10 @@ def ingredients(variant: str, results: Results) -> set[str]:
     """What was done to the weights of a variant and of its ancestors."""
     found = set()
     for row in results.ancestry(variant):
-        options = results.methods[row.variant]["options"]
         found |= BY_METHOD.get(row.method, set())
-        if "bits" in options:
-            found.add(f"int{options['bits']}")
-        words = [(options.get(option) or "").split("-")[0] for option in STORAGE_OPTIONS]
+        if "bits" in row.options:
+            found.add(f"int{row.options['bits']}")
+        words = [(row.options.get(option) or "").split("-")[0] for option in STORAGE_OPTIONS]
         found |= {BY_STORAGE[word] for word in words if word in BY_STORAGE}
     return found
 

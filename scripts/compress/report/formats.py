@@ -106,7 +106,7 @@ def write_citations(text: str) -> str:
 
 def to_html(profile: Profile, text: str) -> str:
     """The report as one HTML file: contents at the side, vector figures inside, formulas as MathML."""
-    title, body = _split_title(text)
+    title, body = text.removeprefix("# ").split("\n", 1)
     folder = ROOT / "report"
     options = ["--standalone", "--embed-resources", "--toc", "--toc-depth=3", "--mathml", "--wrap=none"]
     options += [f"--metadata=title:{title}", "--metadata=lang:en"]
@@ -117,26 +117,17 @@ def to_html(profile: Profile, text: str) -> str:
 
 
 def to_latex(profile: Profile, text: str) -> str:
-    """The report in LaTeX, with vector figures."""
-    title, body = _split_title(text)  # the title is LaTeX's, and so are sections and captions
+    """The report in LaTeX by nbconvert, as a notebook of one cell, with vector figures."""
+    title, body = text.removeprefix("# ").split("\n", 1)  # the title is LaTeX's, and so are sections and captions
     body = re.sub(r"^##", "#", FIGURE.sub(r"![\1](\2.pdf)", CONTENTS.sub("", body)), flags=re.M)
     body = re.sub(r"\]\(#\d+-", "](#", body)  # pandoc's own Markdown leaves numbers out of anchors
-    done = _exported(profile, body, title)
+    os.environ["PATH"] = os.path.dirname(pypandoc.get_pandoc_path()) + os.pathsep + os.environ["PATH"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(body, id="report")])
+    notebook.metadata.title = title
+    resources = {"metadata": {"path": str(profile.report), "name": "report"}}
+    done, _ = LatexExporter().from_notebook_node(notebook, resources=resources)
     # The exporter makes paths absolute; the committed file must not say where the clone lies.
     done = done.replace(f"{{{profile.figures}/", f"{{{os.path.relpath(profile.figures, profile.report)}/")
     done = done.replace("\\begin{document}", f"{PREAMBLE}\\begin{{document}}", 1)
     done = done.replace("\\maketitle", "\\maketitle\n\\setcounter{tocdepth}{1}\n\\tableofcontents", 1)
     return "\n".join(line.rstrip() for line in done.splitlines()) + "\n"
-
-
-def _exported(profile: Profile, text: str, title: str) -> str:
-    """Markdown as LaTeX by nbconvert, as a notebook of one cell."""
-    os.environ["PATH"] = os.path.dirname(pypandoc.get_pandoc_path()) + os.pathsep + os.environ["PATH"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="report")])
-    notebook.metadata.title = title
-    resources = {"metadata": {"path": str(profile.report), "name": "report"}}
-    return LatexExporter().from_notebook_node(notebook, resources=resources)[0]
-
-
-def _split_title(text: str) -> list[str]:
-    return text.removeprefix("# ").split("\n", 1)

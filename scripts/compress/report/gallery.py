@@ -11,29 +11,22 @@ from compress.report import canvas, chapter_plots, comparisons, load_plots, plot
 from compress.results.reading import Results
 
 
-def has_method(method: str) -> Callable[[Results], list]:
-    return partial(chapter_plots.with_options, method=method)
-
-
 def has_values(column: str) -> Callable[[Results], list]:
     """Whether compressed rows have values in the column."""
     return lambda results: [row for row in comparisons.compressed_rows(results) if getattr(row, column) is not None]
 
 
+def with_sensitivity(results: Results) -> list[str]:
+    row = comparisons.sensitivity_row(results)
+    return [row.variant] if row else []
+
+
 # (name, function of the results, condition)
 FIGURES = (
-    ("overview", plots.overview, comparisons.front_page_rows),
-    ("f1_vs_size", partial(plots.trade_off, column="size_mb", label="size on disk, MB"), has_values("size_mb")),
-    (
-        "f1_vs_latency",
-        partial(plots.trade_off, column="latency_ms", label="latency at batch 1, ms"),
-        has_values("latency_ms"),
-    ),
-    (
-        "f1_vs_memory",
-        partial(plots.trade_off, column="peak_rss_mb", label="peak resident memory, MB"),
-        has_values("peak_rss_mb"),
-    ),
+    ("overview", plots.overview, comparisons.front_page_lines),
+    ("f1_vs_size", partial(plots.trade_off, column="size_mb"), has_values("size_mb")),
+    ("f1_vs_latency", partial(plots.trade_off, column="latency_ms"), has_values("latency_ms")),
+    ("f1_vs_memory", partial(plots.trade_off, column="peak_rss_mb"), has_values("peak_rss_mb")),
     ("equal_bytes", partial(plots.equal_budgets, column="size_mb", unit="MB"), has_values("size_mb")),
     ("equal_latency", partial(plots.equal_budgets, column="latency_ms", unit="ms"), has_values("latency_ms")),
     ("domain_shift", plots.domain_shift, has_values("ood_drop_points")),
@@ -41,15 +34,15 @@ FIGURES = (
     ("flips", plots.flip_cloud, has_values("flip_rate")),
     ("reliability", plots.reliability_diagram, lambda results: results.reliability),
     ("seeds", plots.seed_spread, plots.seeded_rows),
-    ("sparsity", chapter_plots.sparsity_curve, has_method("prune")),
-    ("codebook", chapter_plots.codebook_curve, has_method("cluster")),
-    ("students", chapter_plots.student_curve, has_method("distill")),
-    ("kd_ablation", chapter_plots.distillation_bars, has_method("distill")),
+    ("sparsity", chapter_plots.sparsity_curve, partial(comparisons.of_method, method="prune")),
+    ("codebook", chapter_plots.codebook_curve, partial(comparisons.of_method, method="cluster")),
+    ("students", chapter_plots.student_curve, partial(comparisons.of_method, method="distill")),
+    ("kd_ablation", chapter_plots.distillation_bars, partial(comparisons.of_method, method="distill")),
     ("grid", chapter_plots.engine_map, chapter_plots.timed_engines),
 )
 # (name, function of the results and of a champion or variant, whom to draw it for)
 SERIES = (
-    ("sensitivity_{}", chapter_plots.sensitivity_map, lambda results: (comparisons.sensitivity_row(results) or ())[:1]),
+    ("sensitivity_{}", chapter_plots.sensitivity_map, with_sensitivity),
     ("ablation_{}", chapter_plots.step_chart, lambda results: results.champions),
     ("shapes_{}", chapter_plots.shape_map, chapter_plots.champions_with_shapes),
 )

@@ -21,8 +21,8 @@ class ServerFacts:
     full: ServingRow  # saturated by closed-loop clients
     calm: ServingRow | None
     over: ServingRow | None
-    best_setting: float | None  # the largest rate among the settings tried for a peer
-    sustained: float | None
+    most: float  # the largest measured rate: at saturation, or while settings were tried
+    sustained: float | None  # the largest offered rate that passes
     failed: list[float]  # offered above the sustained rate
     outliers: list[ServingRow]  # failed below the sustained rate
     discarded: int  # runs whose load generator was late
@@ -30,11 +30,6 @@ class ServerFacts:
     @property
     def saturated(self) -> float:
         return self.full.achieved_rps
-
-    @property
-    def most(self) -> float:
-        """The largest measured rate: at saturation, or while settings were tried."""
-        return max(self.saturated, self.best_setting or 0)
 
     @property
     def goodput(self) -> float | None:
@@ -67,15 +62,6 @@ def passes(row: ServingRow, p99_ms: float) -> bool:
     return row.latency_ms_p99 <= p99_ms and row.shed_fraction + row.error_fraction <= UNANSWERED
 
 
-def sustained(rows: Iterable[ServingRow], p99_ms: float) -> float | None:
-    """The largest offered rate that passes."""
-    return max((row.offered_rps for row in open_rows(rows) if passes(row, p99_ms)), default=None)
-
-
-def failed_rows(rows: Iterable[ServingRow], p99_ms: float) -> list[ServingRow]:
-    return [row for row in open_rows(rows) if not passes(row, p99_ms)]
-
-
 def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False) -> dict[str, ServerFacts]:
     """Every saturated server by name: our own, or those that took turns with the peers."""
     found = {}
@@ -84,14 +70,15 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
         if full is None:
             continue
         by_share = {row.share: row for row in of_server if row.layout == "open-loop" and row.share}
-        largest, limit = max(by_share, default=0), sustained(of_server, p99_ms)
-        failed = failed_rows(of_server, p99_ms)
+        largest, opened = max(by_share, default=0), open_rows(of_server)
+        failed = [row for row in opened if not passes(row, p99_ms)]
+        limit = max((row.offered_rps for row in opened if passes(row, p99_ms)), default=None)
         found[name] = ServerFacts(
             variant=name,
             full=full,
             calm=by_share.get(CALM),
             over=by_share[largest] if largest > 1 else None,
-            best_setting=max((rate for _, rate in settings_tried(of_server)), default=None),
+            most=max([full.achieved_rps or 0, *(rate for _, rate in settings_tried(of_server))]),
             sustained=limit,
             failed=[row.offered_rps for row in failed if row.offered_rps > (limit or 0)],
             outliers=[row for row in failed if row.offered_rps < (limit or 0)],

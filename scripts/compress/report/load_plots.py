@@ -44,15 +44,10 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
         goodput.plot(offered, [row.goodput_rps for row in of_server], **style)
     axes.axhline(limit_ms, color="0.3", lw=1, ls="--", zorder=0)
     axes.annotate(f"limit {limit_ms:g} ms", (0, limit_ms), (2, 3), **LIMIT_TEXT)
-    axes.set_ylabel("p99 latency of answered requests, ms")
-    goodput.set_ylabel("requests per second answered in time")
-    for panel in panels[0]:
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        panel.set_xlabel("offered requests per second")
-        panel.grid(alpha=0.3)
-        canvas.log_ticks(panel.xaxis)
-        canvas.log_ticks(panel.yaxis)
+    labels = ("p99 latency of answered requests, ms", "requests per second answered in time")
+    for panel, label in zip(panels[0], labels, strict=True):
+        canvas.log_scale(panel, "xy")
+        canvas.label_axes(panel, "offered requests per second", label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return figure
 

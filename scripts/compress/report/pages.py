@@ -66,7 +66,7 @@ def page_templates(profile: Profile, results: Results, notebook: bool = False):
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(TEMPLATES),
     )
-    engine.filters |= FILTERS | {"entries": partial(views.entries, results=results)}
+    engine.filters |= FILTERS
     engine.globals |= page_context(profile, results) | {"notebook": notebook}
     engine.globals["figure"] = partial(figure, engine, profile)
     return engine

@@ -8,36 +8,36 @@ from compress.results.reading import Results, by_variant
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
+COSTS = {  # what F1 is drawn over
+    "size_mb": "size on disk, MB",
+    "latency_ms": "latency at batch 1, ms",
+    "peak_rss_mb": "peak resident memory, MB",
+}
 MOST_LOST = 6  # points lost or gained: the ends of the overview's colours
 LETTER_WIDTH = 0.0095  # of a letter in the labels below the points, as a share of the axis
 
 
-def trade_off(results: Results, column: str, label: str):
+def trade_off(results: Results, column: str):
     """F1 over a cost (log scale), one point per variant; the Pareto frontier is joined and named, the rest is pale."""
-    rows, base = comparisons.with_losses(results.variants, column), comparisons.baseline_row(results)
-    f1 = {row.variant: comparisons.comparable_f1(row, base) for row in rows}
+    rows = comparisons.with_losses(results.variants, column)
     frontier = comparisons.pareto(rows, column)
-    names = comparisons.champion_names(results)
     figure, axes = canvas.new_axes(7.2, 4.4)
-    costs, best = [getattr(row, column) for row in frontier], [f1[row.variant] for row in frontier]
+    costs, best = [getattr(row, column) for row in frontier], [row.comparable_f1 for row in frontier]
     axes.step(costs, best, where="post", color="0.6", lw=1, zorder=1)
-    cost_points(axes, [row for row in rows if row not in frontier], f1, column, alpha=0.35)
-    cost_points(axes, frontier, f1, column, alpha=1)
+    cost_points(axes, [row for row in rows if row not in frontier], column, alpha=0.35)
+    cost_points(axes, frontier, column, alpha=1)
     for marker, champion in zip(cycle(canvas.CHAMPION_MARKERS), results.champions, strict=False):
-        for row in (row for row in rows if champion in names.get(row.variant, ())):
-            canvas.ring(axes, getattr(row, column), f1[row.variant], marker, label=champion)
+        for row in (row for row in rows if champion in row.champions):
+            canvas.ring(axes, getattr(row, column), row.comparable_f1, marker, label=champion)
     values = [getattr(row, column) for row in rows]
     low, high = min(values) / 3, max(values) * 1.5  # room for the longest label on the left
-    axes.set_xscale("log")
+    canvas.log_scale(axes, "x")
     axes.set_xlim(low, high)
-    named = [row for row in rows if row in frontier or row.variant in names]
+    named = [row for row in rows if row in frontier or row.champions]
     places = [log(getattr(row, column) / low) / log(high / low) for row in named]
-    label_below(axes, named, places, f1, column, names)
-    axes.set_ylim(max(0.0, max(f1.values()) - comparisons.SHOWN_POINTS / 100), None)
-    canvas.log_ticks(axes.xaxis)
-    axes.set_xlabel(f"{label}, log scale")
-    axes.set_ylabel(canvas.F1_LABEL)
-    axes.grid(alpha=0.3)
+    label_below(axes, named, places, column)
+    axes.set_ylim(max(0.0, max(best) - comparisons.SHOWN_POINTS / 100), None)
+    canvas.label_axes(axes, f"{COSTS[column]}, log scale", canvas.F1_LABEL)
     canvas.chapter_legend(axes, rows, loc="upper right", ncols=3)
     return figure
 
@@ -47,10 +47,10 @@ def overview(results: Results):
 
     A disk is hollow where the model is not shown to keep the quality.
     """
-    named = comparisons.front_page_rows(results)
+    lines = comparisons.front_page_lines(results)
     figure, axes = canvas.new_axes(7.2, 3.8)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
-    for name, row in named.items():
+    for name, row in (line.values() for line in lines):
         x, y = row.size_mb, row.text_latency_ms_p50
         home, away = (canvas.LOSSES(norm(value or 0)) for value in (row.f1_drop_points, row.ood_drop_points))
         kept = row.non_inferior is not False
@@ -61,16 +61,11 @@ def overview(results: Results):
         if row.ood_drop_points is not None:
             axes.annotate("\u25c6", (x, y), (9, 0), color=away, **beside | {"fontsize": 11})
         axes.annotate(f"{name}\n{lost(row)}", (x, y), (21, 0), **beside | {"fontsize": 7})
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    sizes, times = zip(*((row.size_mb, row.text_latency_ms_p50) for row in named.values()), strict=True)
+    canvas.log_scale(axes, "xy")
+    sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms_p50 for line in lines]
     axes.set_xlim(min(sizes) / 1.5, max(sizes) * 8)  # room for the names
     axes.set_ylim(min(times) / 2, max(times) * 2)
-    canvas.log_ticks(axes.xaxis)
-    canvas.log_ticks(axes.yaxis)
-    axes.set_xlabel("size on disk, MB")
-    axes.set_ylabel("one sentence from text, ms")
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, COSTS["size_mb"], "one sentence from text, ms")
     scale = ScalarMappable(norm, canvas.LOSSES)
     canvas.colour_bar(scale, [axes], label="points lost; disk: F1 at home\ndiamond: macro F1 elsewhere")
     return figure
@@ -82,35 +77,35 @@ def lost(row) -> str:
     return " | ".join(f"{value:z.1f}" for value in values)
 
 
-def cost_points(axes, rows, f1: dict[str, float], column: str, alpha: float) -> None:
+def cost_points(axes, rows, column: str, alpha: float) -> None:
     for row in rows:
         colour, marker = canvas.CHAPTER_STYLES[row.chapter]
         axes.errorbar(
             getattr(row, column),
-            f1[row.variant],
+            row.comparable_f1,
             xerr=canvas.latency_errors([row]) if column == "latency_ms" else None,
             yerr=canvas.f1_errors([row]),
             **{"marker": marker, "color": colour, "ms": 5, "lw": 1, "capsize": 2, "alpha": alpha},
         )
 
 
-def label_below(axes, rows, places: list[float], f1: dict[str, float], column: str, bold) -> None:
+def label_below(axes, rows, places: list[float], column: str) -> None:
     """The variants' names in steps below all points, with lines to their points: next to them they would overlap.
 
-    places: of the points along the axis, from 0 to 1; f1: by variant.
+    places: of the points along the axis, from 0 to 1.
     """
     steps = label_steps([row.variant for row in rows], places)
     for row, place, step in zip(rows, places, steps, strict=True):
         below, _ = canvas.f1_errors([row])
         axes.annotate(
             row.variant,
-            (getattr(row, column), f1[row.variant] - below[0]),
+            (getattr(row, column), row.comparable_f1 - below[0]),
             (place, 0.36 - 0.037 * step),
             textcoords="axes fraction",
             arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},
             ha="center",
             fontsize=7,
-            fontweight="bold" if row.variant in bold else None,
+            fontweight="bold" if row.champions else None,
             bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
             zorder=5 - step / 100,  # long lines pass behind the labels above
         )
@@ -167,20 +162,17 @@ def budget_point(axes, place: int, row, is_winner: bool) -> None:
 def domain_shift(results: Results):
     """Points lost out of domain over points lost at home; on the line both are equal."""
     rows = [row for row in comparisons.domain_losses(results.variants) if within_view(row)]
-    names = comparisons.champion_names(results)
     figure, axes = canvas.new_axes(6.4, 4.6)
     home = [row.f1_drop_points for row in rows]
     ends = min(home) - 0.5, max(home) + 0.5
     axes.plot(ends, ends, color="0.5", lw=1, zorder=0)
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     canvas.chapter_points(axes, [(row, row.f1_drop_points, row.ood_drop_points) for row in rows])
-    for row in (row for row in rows if row.variant in names):
+    for row in (row for row in rows if row.champions):
         canvas.ring(axes, row.f1_drop_points, row.ood_drop_points)
         place = row.f1_drop_points, row.ood_drop_points
-        axes.annotate(", ".join(names[row.variant]), place, (9, -9), textcoords="offset points", fontsize=7)
-    axes.set_xlabel("F1 points lost at home")
-    axes.set_ylabel("macro F1 points lost out of domain, mean of three sets")
-    axes.grid(alpha=0.3)
+        axes.annotate(", ".join(row.champions), place, (9, -9), textcoords="offset points", fontsize=7)
+    canvas.label_axes(axes, "F1 points lost at home", "macro F1 points lost out of domain, mean of three sets")
     canvas.chapter_legend(axes, rows, loc="upper left")
     return figure
 
@@ -200,9 +192,7 @@ def flip_cloud(results: Results):
         line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
         axes.annotate(silent.variant, place, (-15, 70), textcoords="offset points", fontsize=7, arrowprops=line)
     axes.set_ylim(0, None)
-    axes.set_xlabel("F1 points lost")
-    axes.set_ylabel("predictions that differ from the baseline's, %")
-    axes.grid(alpha=0.3)
+    canvas.label_axes(axes, "F1 points lost", "predictions that differ from the baseline's, %")
     canvas.chapter_legend(axes, rows, loc="lower right")
     return figure
 
@@ -238,13 +228,11 @@ def both_sizes(results: Results):
         for place, pair in enumerate(pairs):
             for row, style, shift in ((pair.small, {"mfc": "white"}, 0.15), (pair.large, {}, -0.15)):
                 size_point(axes, row, column, place + shift, style)
-        axes.set_xlabel(label)
-        axes.grid(axis="x", alpha=0.3)
+        canvas.label_axes(axes, label, grid="x")
         if column == "f1_drop_points":
             axes.axvline(0, color="0.8", lw=0.8, zorder=0)
         else:
-            axes.set_xscale("log")
-            canvas.log_ticks(axes.xaxis)
+            canvas.log_scale(axes, "x")
     panels[0][0].set_yticks(range(len(pairs)), [pair.method for pair in pairs], fontsize=8)
     for label, style in (("small", {"mfc": "white"}), ("large", {})):
         panels[0][-1].plot([], [], "o", color=canvas.BLUE, ms=5, label=label, **style)
@@ -264,7 +252,7 @@ def size_point(axes, row, column: str, place: float, style: dict) -> None:
 def seeded_rows(results: Results) -> list:
     """The variants on the Pareto frontier of F1 and size, and the champions', that have several seeds."""
     rows = {row.variant: row for row in comparisons.pareto(results.variants, "size_mb")}
-    rows |= {row.variant: row for row in results.variants if row.variant in comparisons.champion_names(results)}
+    rows |= {row.variant: row for row in results.variants if row.champions}
     return [row for row in rows.values() if row.seeds > 1 and row.variant != results.environment["baseline"]]
 
 
@@ -281,6 +269,5 @@ def seed_spread(results: Results):
         style = {"fmt": "|", "color": colour, "ms": 11, "mew": 2, "elinewidth": 1, "capsize": 2}
         axes.errorbar(row.f1_drop_points, place, xerr=canvas.drop_errors([row]), **style)
     axes.set_yticks(range(len(rows)), [row.variant for row in rows[::-1]], fontsize=8)
-    axes.set_xlabel("F1 points lost; circles: seeds, bars: their mean and its 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
+    canvas.label_axes(axes, "F1 points lost; circles: seeds, bars: their mean and its 95 % interval", grid="x")
     return figure

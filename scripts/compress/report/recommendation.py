@@ -1,60 +1,53 @@
 """Which variant to use: the best F1 on validation within limits of megabytes, milliseconds and F1."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from compress.config.profile import Profile
 from compress.cpu import warn_of_saturation
 from compress.report import comparisons
-from compress.report.comparisons import f1_on_validation
 from compress.results.reading import PooledRow, Results
 from compress.results.statistics import MARGIN
 
 
 class Limit(NamedTuple):
-    value: Callable[[PooledRow, PooledRow], float | None]  # of a row, given the baseline
+    column: str
     unit: str
     sign: int  # +1: the value must not be larger than the limit; -1: not smaller
 
 
 LIMITS = {
-    "max_mb": Limit(lambda row, base: row.size_mb, "MB", 1),
-    "max_ms": Limit(lambda row, base: row.latency_ms, "ms at batch 1", 1),
-    "min_f1": Limit(comparisons.comparable_f1, "F1", -1),
+    "max_mb": Limit("size_mb", "MB", 1),
+    "max_ms": Limit("latency_ms", "ms at batch 1", 1),
+    "min_f1": Limit("comparable_f1", "F1", -1),
 }
 
 
-def recommendable(results: Results) -> list[PooledRow]:
-    """The rows that can be recommended: trained models that were built and measured."""
-    rows = [row for row in comparisons.trained(results.variants) if row.status == "ok"]
-    return [row for row in rows if f1_on_validation(row, results) is not None]
-
-
-def fits(row: PooledRow, limits: dict[str, float], base: PooledRow) -> bool:
+def fits(row: PooledRow, limits: dict[str, float]) -> bool:
     """True if the row keeps every limit; a value that was not measured keeps none."""
     for name, limit in limits.items():
-        value, sign = LIMITS[name].value(row, base), LIMITS[name].sign
+        column, _, sign = LIMITS[name]
+        value = getattr(row, column)
         if value is None or sign * value > sign * limit:
             return False
     return True
 
 
-def best(rows: Iterable[PooledRow], limits: dict[str, float], results: Results) -> PooledRow | None:
+def best(rows: Iterable[PooledRow], limits: dict[str, float]) -> PooledRow | None:
     """The row of best F1 on validation that keeps the limits, the smaller of equals; None if none does."""
-    base = comparisons.baseline_row(results)
-    fitting = [row for row in rows if fits(row, limits, base)]
-    return max(fitting, key=lambda row: (f1_on_validation(row, results), -row.size_mb), default=None)
+    fitting = [row for row in rows if fits(row, limits)]
+    return max(fitting, key=lambda row: (row.validation_f1, -row.size_mb), default=None)
 
 
-def binding_limits(rows: list[PooledRow], limits: dict[str, float], base: PooledRow) -> list[tuple[str, PooledRow]]:
+def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tuple[str, PooledRow]]:
     """(limit, nearest row) for each limit without which a row would fit; the nearest row misses it by least."""
     found = []
     for name in limits:
-        value, _, sign = LIMITS[name]
+        column, _, sign = LIMITS[name]
         others = {other: limit for other, limit in limits.items() if other != name}
-        possible = [row for row in rows if value(row, base) is not None and fits(row, others, base)]
+        possible = [row for row in rows if getattr(row, column) is not None and fits(row, others)]
         if possible:
-            found.append((name, min(possible, key=lambda row: (sign * value(row, base), row.f1_drop_points))))
+            found.append((name, min(possible, key=lambda row: (sign * getattr(row, column), row.f1_drop_points))))
     return found
 
 
@@ -73,24 +66,22 @@ WITHOUT_DATA = {
 
 def needs_no_data(row: PooledRow, results: Results) -> bool:
     """Whether the fine-tuned model is all that the variant is built from: no training, no calibration."""
-    options = results.methods[row.variant]["options"]
-    if row.parent != results.environment["baseline"] or row.method not in WITHOUT_DATA or options.get("training"):
+    if row.parent != results.environment["baseline"] or row.method not in WITHOUT_DATA or row.options.get("training"):
         return False
     option = WITHOUT_DATA[row.method]
-    return option is None or options.get(option[0]) in option[1]
+    return option is None or row.options.get(option[0]) in option[1]
 
 
-def answers(results: Results) -> list[tuple[str, PooledRow]]:
+def answers(results: Results) -> list[dict]:
     """The best row for each of four needs, of those that keep the quality and lose less than MARGIN on validation.
 
-    Needs with the same row are joined.
+    Each is {"need", "row"}; needs with the same row are joined.
     """
     baseline = comparisons.baseline_row(results)
-    rows = comparisons.keeping(recommendable(results))
-    best_f1 = f1_on_validation(baseline, results)
-    if best_f1 is None:
+    rows = comparisons.keeping(comparisons.recommendable(results))
+    if baseline.validation_f1 is None:
         return []
-    rows = [row for row in rows if f1_on_validation(row, results) > best_f1 - MARGIN / 100]
+    rows = [row for row in rows if row.validation_f1 > baseline.validation_f1 - MARGIN / 100]
     timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
     free = [row for row in timed if needs_no_data(row, results)]
     both = max(free, key=lambda row: row.size_ratio * row.latency_speedup, default=None)
@@ -100,17 +91,13 @@ def answers(results: Results) -> list[tuple[str, PooledRow]]:
         ("the smallest download", comparisons.lowest(rows, "size_mb")),
         ("the most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
     ]
-    joined: dict[str, tuple[list[str], PooledRow]] = {}
-    for need, row in found:
-        if row is not None:
-            joined.setdefault(row.variant, ([], row))[0].append(need)
-    return [(", ".join(needs), row) for needs, row in joined.values()]
+    chosen = {row.variant: row for _, row in found if row is not None}
+    return [{"need": ", ".join(need for need, of in found if of == row), "row": row} for row in chosen.values()]
 
 
-def describe_variant(row: PooledRow, base: PooledRow) -> str:
+def describe_variant(row: PooledRow) -> str:
     speed = "not timed" if row.latency_ms is None else f"{row.latency_ms:.2f} ms at batch 1"
-    f1 = comparisons.comparable_f1(row, base)
-    return f"{row.variant}: F1 {f1:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
+    return f"{row.variant}: F1 {row.comparable_f1:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
 
 
 def describe_losses(row: PooledRow) -> str:
@@ -126,28 +113,23 @@ def gains_or_loses(points: float) -> str:
     return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
 
 
-def describe_binding(name: str, limit: float, row: PooledRow, base: PooledRow) -> str:
-    """What a limit excludes: --max-mb 1 alone stands in the way; 2.26 MB is possible: ..."""
-    value, unit, _ = LIMITS[name]
-    option, possible = f"--{name.replace('_', '-')} {limit:g}", f"{value(row, base):.4g} {unit}"
-    return f"{option} alone stands in the way; {possible} is possible: {describe_variant(row, base)}"
-
-
 def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
     """(exit status, text): the best variant and the commands that build and serve it, or which limit excludes all.
 
     Warns on standard error if this machine's CPU may compute the variant's products wrongly.
     """
-    rows = recommendable(results)
-    row, base = best(rows, limits, results), comparisons.baseline_row(results)
+    rows = comparisons.recommendable(results)
+    row = best(rows, limits)
     if row is None:
-        binding = binding_limits(rows, limits, base)
-        reasons = [describe_binding(name, limits[name], nearest, base) for name, nearest in binding]
+        reasons = []
+        for name, nearest in binding_limits(rows, limits):
+            option, (column, unit, _) = f"--{name.replace('_', '-')} {limits[name]:g}", LIMITS[name]
+            possible = f"{getattr(nearest, column):.4g} {unit} is possible: {describe_variant(nearest)}"
+            reasons.append(f"{option} alone stands in the way; {possible}")
         return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
-    warn_of_saturation(row.variant, row.backend, row.precision, results.methods[row.variant]["options"])
-    names = comparisons.champion_names(results).get(row.variant)
+    warn_of_saturation(row.variant, row.backend, row.precision, row.options)
     lines = [
-        describe_variant(row, base) + (f", chosen as {', '.join(names)}" if names else ""),
+        describe_variant(row) + (f", chosen as {', '.join(row.champions)}" if row.champions else ""),
         describe_losses(row),
         f"build it: make model PROFILE={profile.name} NAME={row.variant}",
         f"serve it: make serve PROFILE={profile.name} MODEL={row.variant}",

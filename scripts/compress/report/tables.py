@@ -10,18 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.report.comparisons import core_seconds
-
 PAGE = 140  # digits that a line of a table in the PDF holds
 BREAK = re.compile(r" |(?<=\w)-(?=\w)(?![^`]*`)")  # where LaTeX may break a cell: not in code
-
 
 @dataclass(frozen=True)
 class Column:
     title: str
     field: str | Callable[[Any], Any]
     format: str = ""  # of numbers, as format() takes it; "" for text
-    interval: tuple[str, str] | None = None  # the fields of its ends, shown in brackets
+    interval: tuple[str, str] | None = None  # its ends, shown in brackets: names next to the field's last one
 
 
 def column_value(row, field: str | Callable):
@@ -43,8 +40,11 @@ def format_number(value, form: str = ".1f") -> str:
 def table_cell(row, column: Column) -> str:
     value = column_value(row, column.field)
     text = str(value) if isinstance(value, str) else format_number(value, column.format)
-    ends = [column_value(row, field) for field in column.interval or ()]
-    if not text or not ends or None in ends:
+    if not text or not column.interval:
+        return text
+    owner = column.field.rpartition(".")[0]
+    ends = [column_value(row, f"{owner}.{end}".lstrip(".")) for end in column.interval]
+    if None in ends:
         return text
     return f"{text} [{', '.join(format_number(end, column.format) for end in ends)}]"
 
@@ -93,28 +93,28 @@ def literal_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|$@~^])", r"\\\1", text)
 
 
-def labelled(entry: dict) -> str:
+def labelled(row) -> str:
     """A variant's name, with the champions that it is in brackets."""
-    champions = ", ".join(entry["champions"])
-    return entry["row"].variant + (f" ({champions})" if champions else "")
+    return row.variant + (f" ({', '.join(row.champions)})" if row.champions else "")
 
 
 def initial_weights(line: dict) -> str:
-    if line["stage"] == "training" and line["options"].get("adaptation"):
+    options = line["row"].options
+    if line["stage"] == "training" and options.get("adaptation"):
         return "its clustered weights"
     starts = {"random": "random weights", "encoder": "the smaller pretrained encoder"}
-    return starts.get(line["options"].get("initialization"), line["row"].parent)
+    return starts.get(options.get("initialization"), line["row"].parent)
 
 
-def weights_held(entry: dict) -> str:
+def weights_held(row) -> str:
     """Megabytes of a file's weights by type, without the types that hold next to nothing."""
-    held = entry["details"].get("initializer_bytes", {})
+    held = row.details.get("initializer_bytes", {})
     return ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in held.items() if size > 1e5)
 
 
-def engine_settings(entry: dict) -> str:
+def engine_settings(row) -> str:
     names = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
-    properties = entry["details"].get("properties", {})
+    properties = row.details.get("properties", {})
     return ", ".join(properties[name].lower() for name in names if name in properties)
 
 
@@ -122,37 +122,33 @@ def yes_no(value: bool | None) -> str | None:
     return None if value is None else "yes" if value else "no"
 
 
-def keeps_quality(line: dict) -> str | None:
-    return {True: "yes", False: "not shown"}.get(line["row"].non_inferior)
+def keeps_quality(row) -> str | None:
+    return {True: "yes", False: "not shown"}.get(row.non_inferior)
 
 
-DROP = ("row.f1_drop_ci_low", "row.f1_drop_ci_high")
-DIRECT_DROP = ("direct.f1_drop_ci_low", "direct.f1_drop_ci_high")
-PARTNER_DROP = ("partner.f1_drop_ci_low", "partner.f1_drop_ci_high")
-OUT_OF_DOMAIN = ("row.ood_drop_low", "row.ood_drop_high")
-SPEEDUP = ("row.latency_speedup_low", "row.latency_speedup_high")
-DIRECT_SPEEDUP = ("direct.latency_speedup_low", "direct.latency_speedup_high")
+DROP = ("f1_drop_ci_low", "f1_drop_ci_high")
+OUT_OF_DOMAIN = ("ood_drop_low", "ood_drop_high")
+SPEEDUP = ("latency_speedup_low", "latency_speedup_high")
 TIMES = [
-    Column("ms p50", "row.latency_ms_p50", ".2f"),
-    Column("ms p95", "row.latency_ms_p95", ".2f"),
-    Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
-    Column("faster than ORT fp32", "row.speedup_over_ort_fp32", ".2f"),
-    Column("ms from text", "row.text_latency_ms_p50", ".2f"),
-    Column("faster from text", "row.text_latency_speedup", ".2f"),
-    Column("per s", "row.throughput_per_s", ".0f"),
-    Column("faster", "row.throughput_speedup", ".2f"),
+    Column("ms p50", "latency_ms_p50", ".2f"),
+    Column("ms p95", "latency_ms_p95", ".2f"),
+    Column("faster", "latency_speedup", ".2f", SPEEDUP),
+    Column("faster than ORT fp32", "speedup_over_ort_fp32", ".2f"),
+    Column("ms from text", "text_latency_ms_p50", ".2f"),
+    Column("faster from text", "text_latency_speedup", ".2f"),
+    Column("per s", "throughput_per_s", ".0f"),
+    Column("faster", "throughput_speedup", ".2f"),
 ]
 
-# Where a field begins with "details", "measured" or "options" a row is one of views.entries().
 TABLES = {
     "overview": [
         Column("Model", "name"),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms_p50", ".2f"),
-        Column("F1", "f1", ".3f"),
+        Column("F1", "row.comparable_f1", ".3f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
-        Column("Keeps the quality", keeps_quality),
+        Column("Keeps the quality", lambda line: keeps_quality(line["row"])),
     ],
     "answers": [
         Column("If you need", "need"),
@@ -174,33 +170,33 @@ TABLES = {
     ],
     "family": [
         Column("Variant", labelled),
-        Column("MB", "row.size_mb", ".1f"),
-        Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
-        Column("faster than ORT fp32", "row.speedup_over_ort_fp32", ".2f"),
-        Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
-        Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
+        Column("MB", "size_mb", ".1f"),
+        Column("faster", "latency_speedup", ".2f", SPEEDUP),
+        Column("faster than ORT fp32", "speedup_over_ort_fp32", ".2f"),
+        Column("F1 points lost", "f1_drop_points", ".1f", DROP),
+        Column("out of domain", "ood_drop_points", ".1f", OUT_OF_DOMAIN),
         Column("Keeps the quality", keeps_quality),
     ],
     "quality": [
         Column("Variant", labelled),
-        Column("Seeds", "row.seeds", "d"),
-        Column("F1", "row.f1_test", ".3f", ("row.f1_ci_low", "row.f1_ci_high")),
-        Column("Drop", "row.f1_drop_points", ".1f", DROP),
-        Column("Non-inferior", lambda entry: yes_no(entry["row"].non_inferior)),
-        Column("Drop out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
-        Column("p (Holm)", "row.p_adjusted", ".2g"),
-        Column("Accuracy", "row.accuracy_test", ".3f"),
-        Column("ECE", "row.ece_test", ".3f"),
-        Column("Flips", "row.flip_rate", ".3f"),
-        Column("Batch flips", "row.batch_flip_rate", ".4f"),
+        Column("Seeds", "seeds", "d"),
+        Column("F1", "f1_test", ".3f", ("f1_ci_low", "f1_ci_high")),
+        Column("Drop", "f1_drop_points", ".1f", DROP),
+        Column("Non-inferior", lambda row: yes_no(row.non_inferior)),
+        Column("Drop out of domain", "ood_drop_points", ".1f", OUT_OF_DOMAIN),
+        Column("p (Holm)", "p_adjusted", ".2g"),
+        Column("Accuracy", "accuracy_test", ".3f"),
+        Column("ECE", "ece_test", ".3f"),
+        Column("Flips", "flip_rate", ".3f"),
+        Column("Batch flips", "batch_flip_rate", ".4f"),
     ],
     "costs": [
         Column("Variant", labelled),
-        Column("MB", "row.size_mb", ".2f"),
-        Column("smaller", "row.size_ratio", ".1f"),
+        Column("MB", "size_mb", ".2f"),
+        Column("smaller", "size_ratio", ".1f"),
         *TIMES,
-        Column("RSS MB", "row.peak_rss_mb", ".0f"),
-        Column("Train s", "row.train_seconds", ".0f"),
+        Column("RSS MB", "peak_rss_mb", ".0f"),
+        Column("Train s", "train_seconds", ".0f"),
         Column("All s", "seconds", ".0f"),
     ],
     "domains": [
@@ -214,7 +210,7 @@ TABLES = {
         Column("accuracy", "accuracy_tweets", ".3f"),
         Column("NYT", "f1_macro_nyt", ".3f"),
         Column("accuracy", "accuracy_nyt", ".3f"),
-        Column("Drop out of domain", "ood_drop_points", ".1f", ("ood_drop_low", "ood_drop_high")),
+        Column("Drop out of domain", "ood_drop_points", ".1f", OUT_OF_DOMAIN),
     ],
     "seeds": [
         Column("Variant", "variant"),
@@ -230,7 +226,7 @@ TABLES = {
     "trainings": [
         Column("Variant", "row.variant"),
         Column("Starts from", initial_weights),
-        Column("Sentences", lambda line: " + ".join(line["options"]["training"].get("transfer", ["train"]))),
+        Column("Sentences", lambda line: " + ".join(line["row"].options["training"].get("transfer", ["train"]))),
         Column("Epochs", "training.epochs", "g"),
         Column("Batch", "training.batch_size", "g"),
         Column("Learning rate", "training.learning_rate", "g"),
@@ -241,12 +237,12 @@ TABLES = {
     ],
     "pruned": [
         Column("Variant", "row.variant"),
-        Column("Zeros", "details.sparsity", ".0%"),
+        Column("Zeros", "row.details.sparsity", ".0%"),
         Column("Encoder MB", "encoder_mb", ".1f"),
-        Column("Embeddings MB", "measured.embedding_mb", ".1f"),
+        Column("Embeddings MB", "row.measured.embedding_mb", ".1f"),
         Column("Drop", "row.f1_drop_points", ".1f", DROP),
         Column("and int8: MB", "partner.size_mb", ".1f"),
-        Column("Drop", "partner.f1_drop_points", ".1f", PARTNER_DROP),
+        Column("Drop", "partner.f1_drop_points", ".1f", DROP),
     ],
     "sensitivity": [
         Column("Group", "group"),
@@ -258,8 +254,8 @@ TABLES = {
         Column("chosen", "bits", "d"),
     ],
     "engines": [
-        Column("Variant", "row.variant"),
-        Column("Precision", "row.precision"),
+        Column("Variant", "variant"),
+        Column("Precision", "precision"),
         Column("Integer products", "details.integer_products", "d"),
         Column("Float products", "details.float_products", "d"),
         Column("Fused attention", "details.fused_attention", "d"),
@@ -268,7 +264,7 @@ TABLES = {
         Column("Same label", "details.label_agreement", ".2f"),
     ],
     "cold": [
-        Column("Variant", "row.variant"),
+        Column("Variant", "variant"),
         Column("load ms", "measured.load_ms", ".0f"),
         Column("first call ms", "measured.first_ms", ".2f"),
         Column("new length ms", "measured.new_length_ms", ".2f"),
@@ -279,11 +275,11 @@ TABLES = {
         Column("Optimum", "row.variant"),
         Column("direct", "direct.variant"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
-        Column("direct", "direct.f1_drop_points", ".1f", DIRECT_DROP),
+        Column("direct", "direct.f1_drop_points", ".1f", DROP),
         Column("MB", "row.size_mb", ".2f"),
         Column("direct", "direct.size_mb", ".2f"),
         Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
-        Column("direct", "direct.latency_speedup", ".2f", DIRECT_SPEEDUP),
+        Column("direct", "direct.latency_speedup", ".2f", SPEEDUP),
         Column("batched", "row.throughput_speedup", ".2f"),
         Column("direct", "direct.throughput_speedup", ".2f"),
         Column("RSS MB", "row.peak_rss_mb", ".0f"),
@@ -294,7 +290,7 @@ TABLES = {
         Column("With", "new.variant"),
         Column("Without", "old.variant"),
         Column("F1 points gained", "gained", "+.1f"),
-        Column("by seed", lambda change: f"{change.least:+z.1f} to {change.most:+z.1f}" if change.seeds > 1 else None),
+        Column("by seed", lambda line: f"{line['least']:+z.1f} to {line['most']:+z.1f}" if line["seeds"] > 1 else None),
         Column("times smaller", "smaller", ".2f"),
         Column("times faster", "faster", ".2f"),
     ],
@@ -322,11 +318,11 @@ TABLES = {
         Column("Outcome", "outcome"),
     ],
     "budgets": [
-        Column("Budget", lambda choice: f"{choice['limit']:.3g} {choice['unit']}"),
+        Column("Budget", "limit"),
         Column("Family", "family"),
         Column("Variant", "row.variant"),
-        Column("Cost", lambda choice: f"{choice['cost']:.2f} {choice['unit']}"),
-        Column("F1, validation", "validation_f1", ".3f"),
+        Column("Cost", "cost"),
+        Column("F1, validation", "row.validation_f1", ".3f"),
         Column("Points lost, test", "row.f1_drop_points", ".1f", DROP),
     ],
     "prices": [
@@ -335,9 +331,9 @@ TABLES = {
         Column("Points lost", "row.f1_drop_points", ".1f", DROP),
         Column("Batch flips", "row.batch_flip_rate", ".3f"),
         Column("Sentences/s", "row.throughput_per_s", ".0f"),
-        Column("Core-seconds per million", lambda line: core_seconds(line["row"]), ".0f"),
-        Column("USD per million", lambda line: core_seconds(line["row"]) / 3600 * line["price"], ".4f"),
-        Column("cheaper", lambda line: core_seconds(line["base"]) / core_seconds(line["row"]), ".1f"),
+        Column("Core-seconds per million", "core_seconds", ".0f"),
+        Column("USD per million", "usd", ".4f"),
+        Column("cheaper", "cheaper", ".1f"),
     ],
     "flips": [
         Column("Sentence", lambda row: literal_markdown(row.text)),
@@ -347,12 +343,12 @@ TABLES = {
         Column("Variants that differ", lambda row: f"{row.flipped} of {row.variants}"),
     ],
     "gpu": [
-        Column("Variant", "row.variant"),
-        Column("Precision", "row.precision"),
-        Column("F1", "row.f1_test", ".3f"),
-        Column("MB", "row.size_mb", ".2f"),
+        Column("Variant", "variant"),
+        Column("Precision", "precision"),
+        Column("F1", "f1_test", ".3f"),
+        Column("MB", "size_mb", ".2f"),
         *TIMES,
-        Column("Train s", "row.train_seconds", ".0f"),
+        Column("Train s", "train_seconds", ".0f"),
         Column("on the CPU", "cpu_train_seconds", ".0f"),
     ],
     "course": [
@@ -391,15 +387,15 @@ TABLES = {
         Column("smaller", "smaller", ".1f"),
         Column("ms", "row.latency_ms", ".2f"),
         Column("faster", "faster", ".1f"),
-        Column("F1 points lost", "lost.drop_mean", ".1f", ("lost.drop_low", "lost.drop_high")),
-        Column("out of domain", "lost.ood_drop_mean", ".1f", ("lost.ood_drop_low", "lost.ood_drop_high")),
+        Column("F1 points lost", "lost.drop_mean", ".1f", ("drop_low", "drop_high")),
+        Column("out of domain", "lost.ood_drop_mean", ".1f", OUT_OF_DOMAIN),
     ],
     "both_sizes": [
         Column("Method", "method"),
-        Column("Small: points lost", "small.f1_drop_points", ".1f", ("small.f1_drop_ci_low", "small.f1_drop_ci_high")),
+        Column("Small: points lost", "small.f1_drop_points", ".1f", DROP),
         Column("smaller", "small.size_ratio", ".2f"),
         Column("faster", "small.latency_speedup", ".2f"),
-        Column("Large: points lost", "large.f1_drop_points", ".1f", ("large.f1_drop_ci_low", "large.f1_drop_ci_high")),
+        Column("Large: points lost", "large.f1_drop_points", ".1f", DROP),
         Column("smaller", "large.size_ratio", ".2f"),
         Column("faster", "large.latency_speedup", ".2f"),
     ],

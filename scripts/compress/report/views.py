@@ -1,31 +1,20 @@
-"""Rows joined with their records and with each other, as the tables show them."""
+"""Lines of the tables: rows joined with each other and with what others published."""
 
-import csv
 from collections.abc import Iterable
 from dataclasses import asdict
 
 from compress.config.profile import Profile
-from compress.paths import ROOT
-from compress.report import comparisons, families, recommendation
+from compress.report import comparisons, families
 from compress.results.reading import PooledRow, Results
 
 
-def entries(rows: Iterable[PooledRow], results: Results) -> list[dict]:
-    """Each row with what its record says (options, details, measured, seconds) and the champions that it is."""
-    names, empty = comparisons.champion_names(results), {"options": {}, "details": {}, "measured": {}}
-    return [
-        {"row": row, "champions": names.get(row.variant, []), **(results.methods.get(row.variant) or empty)}
-        for row in rows
-    ]
-
-
-def trainings(rows: Iterable[PooledRow], results: Results) -> list[dict]:
+def trainings(rows: Iterable[PooledRow]) -> list[dict]:
     """A line per training; deep compression trains the remaining weights first, then the codebooks."""
     return [
-        entry | {"stage": stage, "training": entry["options"][stage]}
-        for entry in entries(rows, results)
+        {"row": row, "stage": stage, "training": row.options[stage]}
+        for row in rows
         for stage in ("adaptation", "training")
-        if entry["options"].get(stage)
+        if row.options.get(stage)
     ]
 
 
@@ -33,20 +22,19 @@ def pruned(rows: Iterable[PooledRow], results: Results) -> list[dict]:
     """A line per variant with zeros: the MB of its encoder, those of its embeddings, and its int8 partner if any."""
     partners = {row.parent: row for row in results.variants if row.method == "int8-dynamic"}
     return [
-        entry | {"encoder_mb": entry["row"].size_mb - mb, "partner": partners.get(entry["row"].variant)}
-        for entry in entries(rows, results)
-        if entry["row"].method == "prune" and (mb := entry["measured"].get("embedding_mb"))
+        {"row": row, "encoder_mb": row.size_mb - mb, "partner": partners.get(row.variant)}
+        for row in rows
+        if row.method == "prune" and (mb := row.measured.get("embedding_mb"))
     ]
 
 
 def sensitivities(results: Results) -> list[dict]:
     """Per group of tensors the effect of 8 and of 4 bits in that group alone, and the bits that were chosen."""
-    found = comparisons.sensitivity_row(results)
-    if found is None:
+    row = comparisons.sensitivity_row(results)
+    if row is None:
         return []
-    _, details = found
-    losses = comparisons.group_losses(details["sensitivity"])
-    cells = {(row["group"], row["bits"]): row for row in details["sensitivity"]}
+    table = row.details["sensitivity"]
+    losses, cells = comparisons.group_losses(table), {(cell["group"], cell["bits"]): cell for cell in table}
     return [
         {
             "group": group,
@@ -55,19 +43,17 @@ def sensitivities(results: Results) -> list[dict]:
             **{f"lost_{b}": losses[b][group] for b in (8, 4)},
             **{f"error_{b}": cells[group, b]["rms_error"] for b in (8, 4)},
         }
-        for group, bits in details["bits"].items()
+        for group, bits in row.details["bits"].items()
     ]
 
 
 def cascades(results: Results) -> list[dict]:
     """Each measured cascade with the row of its second model, and how many times faster than that model it is."""
-    rows, lines = results.by_name, []
-    for entry in entries(comparisons.of_method(results, "cascade"), results):
-        if "passed_on" not in entry["details"]:
-            continue
-        second = rows[entry["options"]["second"]]
-        faster = comparisons.ratio(entry["row"].latency_speedup, second.latency_speedup)
-        lines.append(entry | {"second": second, "faster": faster})
+    lines = []
+    for row in (row for row in comparisons.of_method(results, "cascade") if "passed_on" in row.details):
+        second = results.by_name[row.options["second"]]
+        faster = comparisons.ratio(row.latency_speedup, second.latency_speedup)
+        lines.append({"row": row, "second": second, "faster": faster})
     return lines
 
 
@@ -113,17 +99,15 @@ def budget_choices(results: Results, column: str, unit: str) -> list[dict]:
     for budget in comparisons.budgets(results, column):
         chosen = [
             {
-                "limit": budget.limit,
-                "unit": unit,
+                "limit": f"{budget.limit:.3g} {unit}",
                 "family": _mixture(family, row, results),
                 "row": row,
-                "cost": getattr(row, column),
-                "validation_f1": comparisons.f1_on_validation(row, results),
+                "cost": f"{getattr(row, column):.2f} {unit}",
             }
             for family, row in budget.rows.items()
             if row
         ]
-        lines += sorted(chosen, key=lambda line: -line["validation_f1"])
+        lines += sorted(chosen, key=lambda line: -line["row"].validation_f1)
     return lines
 
 
@@ -138,52 +122,49 @@ def prices(results: Results) -> list[dict]:
     base = comparisons.baseline_row(results)
     if not base.throughput_per_s:
         return []
-    chosen = [("baseline", base), *comparisons.cheapest(results)]
-    return [{"family": of, "row": row, "base": base, "price": comparisons.PRICE_PER_CORE_HOUR} for of, row in chosen]
+    lines = []
+    for family, row in [("baseline", base), *comparisons.cheapest(results)]:
+        seconds = comparisons.core_seconds(row)
+        cost = {"core_seconds": seconds, "usd": seconds / 3600 * comparisons.PRICE_PER_CORE_HOUR}
+        lines.append({"family": family, "row": row, "cheaper": comparisons.core_seconds(base) / seconds} | cost)
+    return lines
 
 
 def gpu_rows(results: Results) -> list[dict]:
     """The GPU's measured rows, with the same training's seconds on the CPU."""
-    cpu = results.by_name
-    lines = []
-    for row in (row for row in results.gpu.variants if row.status == "ok"):
-        seconds = cpu[row.variant].train_seconds if row.train_seconds and row.variant in cpu else None
-        lines.append({"row": row, "cpu_train_seconds": seconds})
-    return lines
+    on_cpu = {row.variant: row.train_seconds for row in results.variants}
+    rows = [row for row in results.gpu.variants if row.status == "ok"]
+    return [asdict(row) | {"cpu_train_seconds": on_cpu.get(row.variant) if row.train_seconds else None} for row in rows]
 
 
 def course() -> list[dict]:
     """The rows of the course's published table."""
-    with open(ROOT / "report" / "course.csv", encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+    numbers = {"f1_test": "f1_test", "size_mb": "size_mb", "seconds": "seconds_per_prediction"}
     return [
-        line | {"f1_test": float(line["f1_test"]), "size_mb": float(line["size_mb"])}
-        | {"seconds": float(line["seconds_per_prediction"])}
-        for line in lines
-    ]  # fmt: skip
+        line | {name: float(line[column]) for name, column in numbers.items()}
+        for line in comparisons.lines_of("course.csv")
+    ]
 
 
 def published() -> list[dict]:
     """What papers on compressing BERT state of their methods."""
-    with open(ROOT / "report" / "published.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return comparisons.lines_of("published.csv")
 
 
 def against_large(results: Results) -> list[dict]:
     """The baseline and the champions against the large fine-tuned model: sizes, times, and points lost."""
-    large, row_of = comparisons.baseline_row(results.large), results.by_name
-    names = {results.environment["baseline"]: "fine-tuned"}
-    names |= {variant: " = ".join(champions) for variant, champions in comparisons.champion_names(results).items()}
+    large, baseline = comparisons.baseline_row(results.large), results.environment["baseline"]
+    shown = {row.variant: row for row in results.variants if row.champions or row.variant == baseline}
     return [
         {
-            "name": names[lost.variant],
-            "row": (row := row_of[lost.variant]),
+            "name": " = ".join(shown[lost.variant].champions) or "fine-tuned",
+            "row": (row := shown[lost.variant]),
             "lost": lost,
-            "smaller": row.size_mb and large.size_mb / row.size_mb,
-            "faster": row.latency_ms and large.latency_ms and large.latency_ms / row.latency_ms,
+            "smaller": comparisons.ratio(large.size_mb, row.size_mb),
+            "faster": comparisons.ratio(large.latency_ms, row.latency_ms),
         }
         for lost in results.against_large
-        if lost.variant in names
+        if lost.variant in shown
     ]
 
 
@@ -207,26 +188,13 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
     return lines
 
 
-def front_page_lines(results: Results) -> list[dict]:
-    """The few models of the front page, each with its name and an F1 that can be compared with the others'."""
-    base = comparisons.baseline_row(results)
-    rows = comparisons.front_page_rows(results)
-    return [{"name": name, "row": row, "f1": comparisons.comparable_f1(row, base)} for name, row in rows.items()]
-
-
-def answer_lines(results: Results) -> list[dict]:
-    """The variant for each of four needs."""
-    return [{"need": need, "row": row} for need, row in recommendation.answers(results)]
-
-
 def headline(results: Results) -> list[dict]:
     """Our best rows in the columns of the course, and the course's own rows below them."""
     ours = [
-        asdict(entry["row"])
-        | {"name": " ".join([f"**{entry['row'].variant}**", *(f"({name})" for name in entry["champions"])])}
-        | {"trained": "yes" if entry["row"].trained else "no"}
-        | {"seconds": seconds_per_sentence(entry["row"])}
-        for entry in entries(comparisons.headline_rows(results), results)
+        asdict(row)
+        | {"name": " ".join([f"**{row.variant}**", *(f"({name})" for name in row.champions)])}
+        | {"trained": "yes" if row.trained else "no", "seconds": seconds_per_sentence(row)}
+        for row in comparisons.headline_rows(results)
     ]
     return ours + [line | {"name": f"course: {line['name']}"} for line in course()]
 
@@ -248,21 +216,19 @@ def splits(results: Results) -> list[dict]:
     return lines
 
 
-def build_effort(rows: list[PooledRow], results: Results) -> dict | None:
+def build_effort(rows: list[PooledRow]) -> dict | None:
     """Minutes to build and measure the rows and to train them; trainings that ran in parallel count by their share."""
-    seconds = {row.variant: results.methods[row.variant].get("seconds") or 0 for row in rows}
-    if not seconds:
+    if not rows:
         return None
-    longest = max(seconds, key=seconds.get)
+    longest = max(rows, key=lambda row: row.seconds or 0)
     threads = max(row.threads or 1 for row in rows)
-    share = {row.variant: results.methods[row.variant]["details"].get("training_threads", threads) for row in rows}
-    training = sum((row.train_seconds or 0) * share[row.variant] / threads for row in rows)
+    training = sum((row.train_seconds or 0) * row.details.get("training_threads", threads) / threads for row in rows)
     return {
         "variants": len(rows),
-        "minutes": sum(seconds.values()) / 60,
+        "minutes": sum(row.seconds or 0 for row in rows) / 60,
         "training": training / 60,
-        "longest": longest,
-        "longest_minutes": seconds[longest] / 60,
+        "longest": longest.variant,
+        "longest_minutes": (longest.seconds or 0) / 60,
     }
 
 

@@ -11,13 +11,13 @@ from compress.storage.artifact import read_artifact
 # Options that the text shows elsewhere, or that are no options of the method.
 LEFT_OUT = ("name", "method", "parent", "chapter", "family", "scope", "timed", "threads", "training")
 
-CARD = """# {variant}
+CARD = """# {row.variant}
 
-{description}. Classes: {labels}. Method: {method}{of_parent}{options}. Runs on {backend} in {precision}.
+{description}. Classes: {labels}. Method: {row.method}{of_parent}{options}. Runs on {row.backend} in {row.precision}.
 
 | F1 on the test set | 95 % interval | points below the fine-tuned model | MB | ms at batch 1 |
 |---|---|---|---|---|
-| {f1} | {interval} | {drop} | {size_mb:.2f} | {milliseconds} |
+| {f1} | {interval} | {drop} | {row.size_mb:.2f} | {milliseconds} |
 
 To load it, from the repository's folder:
 
@@ -25,8 +25,8 @@ To load it, from the repository's folder:
 import sys; sys.path.insert(0, "scripts")
 from pathlib import Path; from compress.engines.predictor import load, load_tokenizer, predict
 folder = Path("{folder}")
-ids = [row.ids for row in load_tokenizer(folder, {max_length}).encode_batch(["A film that grows on you."])]
-print(predict(load(folder, threads={threads}), ids))  # logits, one column per class
+ids = [row.ids for row in load_tokenizer(folder, {artifact.max_length}).encode_batch(["A film that grows on you."])]
+print(predict(load(folder, threads={row.threads}), ids))  # logits, one column per class
 ```
 
 Or: `python scripts/predict.py --model {folder} "A film that grows on you."`
@@ -47,22 +47,15 @@ def write_card(profile: Profile, folder: Path, row: VariantRow) -> None:
     options = [f"{name}: {value}" for name, value in artifact.options.items() if name not in LEFT_OUT and value]
     has_drop = row.f1_drop_ci_low is not None
     facts = {
-        "variant": row.variant,
         "description": profile.description[:1].upper() + profile.description[1:],
         "labels": ", ".join(artifact.labels),
-        "method": row.method,
         "of_parent": f" of {row.parent}" if row.parent else "",
         "options": f" ({', '.join(options)})" if options else "",
-        "backend": row.backend,
-        "precision": row.precision,
         "f1": profile.no_quality if row.f1_test is None else f"{row.f1_test:.4f}",
         "interval": "" if row.f1_ci_low is None else f"{row.f1_ci_low:.4f} to {row.f1_ci_high:.4f}",
         "drop": f"{row.f1_drop_points:.2f}" if has_drop else "",
-        "size_mb": row.size_mb,
         "milliseconds": "not timed" if row.latency_ms_p50 is None else f"{row.latency_ms_p50:.2f}",
         "folder": folder.relative_to(ROOT),
-        "max_length": artifact.max_length,
-        "threads": row.threads,
     }
-    write_text(folder / "README.md", CARD.format(**facts))
+    write_text(folder / "README.md", CARD.format(row=row, artifact=artifact, **facts))
     write_json(folder / "measured.json", {"f1_test": row.f1_test, "batch_flip_rate": row.batch_flip_rate})

@@ -5,8 +5,8 @@ from compress.config.profile import Profile
 from compress.config.variants import Classifier
 from compress.data.tasks import Task, load_tasks
 from compress.errors import UserError
-from compress.files import write_json
-from compress.measure.evaluation import read_predictions
+from compress.files import read_arrays, write_json
+from compress.measure.evaluation import PREDICTIONS
 from compress.metrics import quality
 from compress.results.rows import ServiceRow
 from compress.storage.record import read_record
@@ -29,7 +29,7 @@ def service_row(profile: Profile, variant: Classifier, task: Task) -> ServiceRow
         raise UserError(f"{folder}: {record.status}: {record.reason}")
     if record.data_fingerprint != task.fingerprint:
         raise UserError(f"{folder}: was trained on other sentences than today's; run: make serve-bench")
-    arrays = read_predictions(folder)
+    arrays = read_arrays(folder / PREDICTIONS)
     labels = np.array([label for _, label in task.rows["test"]])
     scores = quality(arrays["logits/test"], labels)
     alone, batched = (arrays[key].argmax(-1) for key in ("logits/test", "logits_batched/test"))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
@@ -31,9 +31,11 @@ POOLED = {
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRow(VariantRow):
-    """A variant with the costs of its first seed and the quality of all its seeds."""
+    """A variant: the costs of its first seed, the quality of all its seeds, its record, and its names as a champion."""
 
-    latency_ms: float | None = None  # the baseline's median over the speed-up: comparable between rows
+    # Values that can be compared between variants, although seeds have other sentences and machines drift:
+    comparable_f1: float | None = None  # the baseline's test F1 less the points lost
+    latency_ms: float | None = None  # the baseline's median over the speed-up
     seeds: int = 1
     f1_sd: float | None = None
     drop_upper_one_sided: float | None = None
@@ -42,10 +44,19 @@ class PooledRow(VariantRow):
     p_adjusted: float | None = None
     ood_drop_low: float | None = None
     ood_drop_high: float | None = None
+    champions: list[str] = field(default_factory=list)
+    options: dict = field(default_factory=dict)
+    details: dict = field(default_factory=dict)
+    measured: dict = field(default_factory=dict)  # what has no column
+    seconds: float | None = None  # to build and measure it
+
+    @property
+    def validation_f1(self) -> float | None:
+        return self.measured.get("validation_f1")
 
 
 # The columns of seeds.csv without a counterpart in variants.csv.
-ADDED = {field.name for field in fields(SeedRow)} & {field.name for field in fields(PooledRow)} - {"variant"}
+ADDED = {column.name for column in fields(SeedRow)} & {column.name for column in fields(PooledRow)} - {"variant"}
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,21 @@ class Results:
     @cached_property
     def variants(self) -> list[PooledRow]:
         """One row per variant of the first seed, in the order of variants.csv."""
-        of_variant, pooled = by_variant(self.rows), {row.variant: row for row in self.seeds}
-        base = of_variant[self.environment["baseline"]][0]
-        first = [rows for rows in of_variant.values() if rows[0].seed == self.rows[0].seed]
-        return [_pooled(rows, pooled.get(rows[0].variant), base.latency_ms_p50) for rows in first]
+        seeds = {row.variant: row for row in self.seeds}
+        first = [rows for rows in by_variant(self.rows).values() if rows[0].seed == self.rows[0].seed]
+        rows = [_pooled(rows, seeds.get(rows[0].variant)) for rows in first]
+        base = next(row for row in rows if row.variant == self.environment["baseline"])
+        return [replace(row, **self._facts(row, base)) for row in rows]
+
+    def _facts(self, row: PooledRow, base: PooledRow) -> dict:
+        """What a row has besides columns of the tables."""
+        champions = [name for name, facts in self.champions.items() if facts["chosen"] == row.variant]
+        facts = {"champions": champions} | self.methods.get(row.variant, {})
+        if base.latency_ms_p50 and row.latency_speedup:
+            facts["latency_ms"] = base.latency_ms_p50 / row.latency_speedup
+        if base.f1_test is not None and row.f1_drop_points is not None:
+            facts["comparable_f1"] = base.f1_test - row.f1_drop_points / 100
+        return facts
 
     @cached_property
     def by_name(self) -> dict[str, PooledRow]:
@@ -139,15 +161,13 @@ def _read_json(path: Path) -> dict:
         raise UserError(f"{path}: damaged ({error}); run: make results") from None
 
 
-def _pooled(rows: list[VariantRow], seeds: SeedRow | None, base_ms: float | None) -> PooledRow:
+def _pooled(rows: list[VariantRow], seeds: SeedRow | None) -> PooledRow:
     """The first seed's row with the quality of all seeds.
 
     The interval of F1 itself is that of one seed, so it is empty where there are several.
     """
     first = rows[0]
-    values = {field.name: getattr(first, field.name) for field in fields(first)}
-    if base_ms and first.latency_speedup:
-        values["latency_ms"] = base_ms / first.latency_speedup
+    values = {column.name: getattr(first, column.name) for column in fields(first)}
     if seeds:
         values |= {column: getattr(seeds, column) for column in ADDED}
     if seeds and seeds.seeds > 1:

@@ -43,28 +43,22 @@ class Scores:
 
 
 def score_seeds(seeds: list[Seed]) -> dict[int, Scores]:
-    """The scores of every seed by its number."""
-    groups = {name: same_sentences([seed.labels.get(name) for seed in seeds]) for name in SETS}
-    groups["test"] = same_sentences([np.array(seed.texts) for seed in seeds])  # blocks may have the same labels
+    """The scores of every seed by its number; out of domain all seeds have the same sentences."""
+    first = {seed.number: next(other.number for other in seeds if other.texts == seed.texts) for seed in seeds}
     return {
         seed.number: Scores(
             labels=seed.labels["test"],
-            sentences=seeds[groups["test"][i]].number,
+            sentences=first[seed.number],
             predictions={name: entry.logits["test"].argmax(-1) for name, entry in seed.evaluated.items()},
-            f1=resampled_f1(seed, "test", seeds[groups["test"][i]].number),
+            f1=resampled_f1(seed, "test", first[seed.number]),
             domains={
-                domain: resampled_f1(seed, domain, seeds[groups[domain][i]].number, macro=True)
+                domain: resampled_f1(seed, domain, seeds[0].number, macro=True)
                 for domain in OUT_OF_DOMAIN
                 if domain in seed.labels
             },
         )
-        for i, seed in enumerate(seeds)
+        for seed in seeds
     }
-
-
-def same_sentences(sets: list[np.ndarray | None]) -> list[int]:
-    """For each seed the index of the first with the same texts, or with the same labels where texts are not stored."""
-    return [next(i for i, other in enumerate(sets) if np.array_equal(mine, other)) for mine in sets]
 
 
 def resampled_f1(seed: Seed, name: str, group: int, macro: bool = False) -> dict[str, np.ndarray]:
