@@ -13,6 +13,7 @@ from typing import Any
 PAGE = 140  # digits that a line of a table in the PDF holds
 BREAK = re.compile(r" |(?<=\w)-(?=\w)(?![^`]*`)")  # where LaTeX may break a cell: not in code
 
+
 @dataclass(frozen=True)
 class Column:
     title: str
