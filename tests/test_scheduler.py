@@ -86,13 +86,6 @@ def test_a_batch_is_the_cheapest_run_of_lengths_with_the_oldest_within_the_limit
     assert cost(chosen) == pytest.approx(min(map(cost, allowed)))
 
 
-def test_free_calls_justify_no_padding_and_expensive_calls_fill_the_batch():
-    lengths = [10, 90, 10, 12, 80]
-    assert choose_batch(lengths, 4, 1000, call_tokens=0) == [0]
-    assert choose_batch(lengths, 4, 1000, call_tokens=30) == [0, 2, 3]
-    assert len(choose_batch(lengths, 4, 1000, call_tokens=1000)) == 4
-
-
 def test_the_cost_is_measured_on_no_longer_texts_than_the_model_takes():
     shapes = []
     fit_cost(lambda ids, mask: shapes.append(ids.shape), 8)
