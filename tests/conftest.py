@@ -1,5 +1,6 @@
 """A fresh copy of the repository on which the smoke profile has been run once, as a user would."""
 
+import csv
 import os
 import shutil
 import signal
@@ -11,8 +12,12 @@ import pytest
 from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.paths import PROFILES
+from compress.storage.artifact import save_artifact
+from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads crawl on a busy machine
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -22,8 +27,20 @@ def run(folder: Path, *command: str, timeout: float = 600, **environment: str) -
     )
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def save_model(folder: Path, write, tokenizer: Path, **about):
+    """An artifact, whose facts are made up unless they are given."""
+    facts = {"variant": folder.name, "method": "finetune", "parent": None, "backend": "torch", "labels": ["no", "yes"]}
+    facts |= {"parameters": 1, "nonzero_parameters": 1, "max_length": 16, "options": {}, "train_seconds": None}
+    return save_artifact(folder, write, tokenizer, **facts | {"details": {}, "runtime": {}} | about)
+
+
 def copy_repository(folder: Path) -> Path:
-    """The tracked files as they are now, with the environment linked and the verified archives at hand."""
+    """The tracked files as they are now, with links to the environment and to the verified archives."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -40,8 +57,8 @@ def copy_repository(folder: Path) -> Path:
     (folder / ".venv" / ".installed").touch()
     (folder / "build").mkdir()
     downloads = ROOT / "build" / "downloads"
-    if downloads.exists():
-        shutil.copytree(downloads, folder / "build" / "downloads", ignore=shutil.ignore_patterns("tmp*", "all_mpnet*"))
+    downloads.mkdir(parents=True, exist_ok=True)
+    (folder / "build" / "downloads").symlink_to(downloads)
     return folder
 
 
@@ -76,6 +93,12 @@ def smoke(running_smoke):
 
 
 @pytest.fixture
+def copy(smoke, tmp_path):
+    """The finished smoke run, to be changed."""
+    return shutil.copytree(smoke[0], tmp_path / "copy", symlinks=True)
+
+
+@pytest.fixture
 def error_of_profile(monkeypatch, tmp_path):
     """The error of a committed profile in which one text is replaced."""
 
@@ -104,14 +127,8 @@ def browser(tmp_path):
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-sync",
-    ):
+    flags = "headless no-sandbox disable-gpu no-first-run disable-background-networking disable-sync"
+    for flag in flags.split():
         options.add_argument(f"--{flag}")
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

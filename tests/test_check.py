@@ -162,22 +162,20 @@ def test_portable_rows_make_the_same_claims_as_the_rows_they_come_from(tmp_path)
     assert broken_claims(grown, committed=expected) == {("cluster-16", "size_mb"): "failed"}
 
 
-def test_named_variants_are_rebuilt_and_compared(smoke, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(smoke[0], folder, symlinks=True)
-    before = (folder / "results/smoke/variants.csv").read_bytes()
-    shutil.copytree(folder / "results/smoke", tmp_path / "committed")
-    shutil.rmtree(folder / "build/smoke/seed0/finetuned-ort-fp32")
+def test_named_variants_are_rebuilt_and_compared(copy, tmp_path):
+    before = (copy / "results/smoke/variants.csv").read_bytes()
+    shutil.copytree(copy / "results/smoke", tmp_path / "committed")
+    shutil.rmtree(copy / "build/smoke/seed0/finetuned-ort-fp32")
     make = ("make", "check", "PROFILE=smoke", f"AGAINST={tmp_path / 'committed'}", "ONLY=finetuned-ort-fp32")
-    done = run(folder, *make)
+    done = run(copy, *make)
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("| finetuned-ort-fp32 |"))
     committed, fresh = line.split("|")[3:5]
     assert float(committed) == float(fresh)
     assert ", 0 claims failed" in done.stdout
-    assert (folder / "results/smoke/variants.csv").read_bytes() == before
-    (folder / "results/smoke/variants.csv").unlink()
-    assert "no variant 'x'" in run(folder, *make[:-1], "ONLY=x").stderr
+    assert (copy / "results/smoke/variants.csv").read_bytes() == before
+    (copy / "results/smoke/variants.csv").unlink()
+    assert "no variant 'x'" in run(copy, *make[:-1], "ONLY=x").stderr
 
 
 def test_the_smoke_run_has_what_is_expected_on_any_machine(smoke, tmp_path):

@@ -16,23 +16,12 @@ from compress.loadtest.processes import HOST, cpu_seconds, free_port
 from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, OWN_FILES
 from conftest import ROOT
 from test_peers import artifact  # noqa: F401  (a fixture)
-from test_service import HEAD, exchange, get, post, send, service
+from test_service import HEAD, exchange, get, post, send, service, slow_service
 
 BODY = b'"good"'
 GOOD = HEAD % (len(BODY), b"") + BODY
 ALIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-SLOW_SECONDS = 0.1
-# Runs a script with ONNX models whose calls take SLOW_SECONDS.
-SLOW = f"""
-import runpy, sys, time
-sys.path.insert(0, "scripts")
-from compress.engines.ort import OrtPredictor
-fast = OrtPredictor.__call__
-OrtPredictor.__call__ = lambda *arguments: (time.sleep({SLOW_SECONDS}), fast(*arguments))[1]
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +32,7 @@ def served(artifact):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def slow(artifact):  # noqa: F811
-    """The port of a service with one worker, which takes SLOW_SECONDS for every text."""
-    options = {"workers": 1, "max_batch": 1, "deadline_ms": 10_000, "max_wait_ms": 10_000}
-    with service(ROOT, artifact, python=(sys.executable, "-c", SLOW), **options) as (port, _):
+    with slow_service(ROOT, artifact, 0.1, deadline_ms=10_000, max_wait_ms=10_000) as (port, _):
         yield port
 
 
@@ -110,19 +97,22 @@ def test_a_client_that_ends_its_half_of_the_connection_gets_its_responses(served
     assert set(responses) == {b"100", b"200"}
 
 
-def test_the_requests_of_a_client_that_is_gone_are_dropped(slow):
+@pytest.mark.parametrize("sent", [GOOD, GOOD * 2], ids=["one request", "two, of which the second waits"])
+def test_the_requests_of_a_client_that_is_gone_are_dropped(slow, sent):
     def counted(pattern):
         return sum(map(float, re.findall(pattern, get(slow, "/metrics")[1], re.M)))
 
-    before = counted(r"^items_total{.*} (\S+)")
+    patterns = r"^items_total{.*} (\S+)", r'^requests_total{path="/process",status="disconnected"} (\S+)'
+    before = list(map(counted, patterns))
     for _ in range(30):
         with socket.create_connection((HOST, slow), timeout=20) as client:
-            client.sendall(GOOD)
+            client.sendall(sent)
     last = time.monotonic() + 10
     while counted(r"^waiting_requests (\S+)"):
         assert time.monotonic() < last
-    assert counted(r'^requests_total{path="/process",status="disconnected"} (\S+)') >= 20
-    assert counted(r"^items_total{.*} (\S+)") - before <= 10
+    run, dropped = (counted(pattern) - count for pattern, count in zip(patterns, before, strict=True))
+    assert run <= 10
+    assert dropped >= 20
 
 
 def response_of(client):

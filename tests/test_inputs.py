@@ -1,7 +1,6 @@
 """Bad input: every error names the file, the key or the field, and leaves nothing incomplete behind."""
 
 import argparse
-import csv
 import errno
 import json
 import os
@@ -21,13 +20,14 @@ from compress.data import archives
 from compress.data.identity import profile_files
 from compress.data.sentences import check_disjoint, fingerprint
 from compress.data.snippets import parse_snippets
-from compress.engines.predictor import BACKENDS, batches, load
+from compress.engines.predictor import batches
 from compress.errors import UserError
 from compress.files import atomic_path, digest, write_json
 from compress.methods.training import last_checkpoint
 from compress.paths import ROOT, SCRIPTS
-from compress.storage.artifact import TOKENIZER_FILES, read_artifact, save_artifact
+from compress.storage.artifact import TOKENIZER_FILES
 from compress.storage.packed import save_tensors
+from conftest import read_csv, save_model
 
 SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "distill-1x32", "finetuned-ort-fp32"'
 
@@ -135,8 +135,7 @@ def test_smoke_has_every_method_and_each_names_its_script_and_module():
 
 def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_method():
     profile = load_profile("minilm")
-    with open(profile.results / "variants.csv", encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["seed"], row["device"]) == ("0", "cpu")]
+    rows = [row for row in read_csv(profile.results / "variants.csv") if (row["seed"], row["device"]) == ("0", "cpu")]
     seconds = {row["variant"]: float(row["train_seconds"] or 0) for row in rows}
     core = profile.in_scope("core")
     assert sum(seconds[variant.name] for variant in core) < 55 * 60  # two at a time
@@ -249,13 +248,12 @@ def test_all_files_of_an_artifact_have_the_permissions_of_new_files(tmp_path, um
         (folder / "deeper").mkdir(mode=0o700)
         (folder / "deeper" / "a.bin").touch(0o777)
 
-    about = {"variant": "x", "method": "untrained", "parent": None, "backend": "torch", "parameters": 1}
-    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 8, "options": {}, "details": {}}
     previous = os.umask(umask)
     try:
-        save_artifact(tmp_path / "model", write, tmp_path, **about, train_seconds=None, runtime={})
+        saved = save_model(tmp_path / "model", write, tmp_path)
     finally:
         assert os.umask(previous) == umask
+    assert saved.size_with_tokenizer - saved.size == len("{}") * len(TOKENIZER_FILES)
     paths = [tmp_path / "model", *(tmp_path / "model").rglob("*")]
     assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {mode}
     assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o777 & ~umask}
@@ -267,49 +265,6 @@ def test_a_half_written_checkpoint_is_removed_and_the_one_before_it_used(tmp_pat
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert not (tmp_path / "checkpoint-10").exists()
-
-
-@pytest.fixture
-def artifact(tmp_path):
-    """A folder with two bytes for weights, complete by its own account."""
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    for name in TOKENIZER_FILES:
-        (tokenizer / name).write_text("{}")
-    about = dict(variant="v", method="m", parent=None, backend="torch", parameters=2)
-    about |= dict(
-        nonzero_parameters=1,
-        labels=["a", "b"],
-        max_length=8,
-        options={},
-        train_seconds=None,
-        details={},
-        runtime={},
-    )
-    folder = tmp_path / "v"
-    saved = save_artifact(folder, lambda path: (path / "weights").write_bytes(b"ab"), tokenizer, **about)
-    assert (saved.size, saved.size_with_tokenizer) == (2, 6)
-    return folder
-
-
-def test_damaged_swapped_and_missing_weights_are_named(artifact):
-    read_artifact(artifact)
-    (artifact / "weights").write_bytes(b"xy")
-    with pytest.raises(UserError, match="weights: damaged"):
-        read_artifact(artifact)
-    (artifact / "weights").unlink()
-    with pytest.raises(UserError, match="weights: missing"):
-        read_artifact(artifact)
-
-
-def test_a_wrong_backend_or_a_missing_library_is_a_clear_error(artifact, monkeypatch):
-    monkeypatch.setitem(BACKENDS, "torch", ("no_such_library", "pytorch", "load_torch"))
-    with pytest.raises(UserError, match="no_such_library, which is not installed"):
-        load(artifact)
-    content = json.loads((artifact / "artifact.json").read_text()) | {"backend": "abacus"}
-    write_json(artifact / "artifact.json", content)
-    with pytest.raises(UserError, match="unknown 'abacus', known: cascade, numpy, onnxruntime, openvino, torch"):
-        load(artifact)
 
 
 def test_batches_cover_every_sentence_once_and_pad_to_their_own_longest():

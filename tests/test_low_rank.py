@@ -187,12 +187,9 @@ def test_exports_equal_torch_and_int8_comes_close(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "kept"),
         ({"kept": 0}, "kept"),
         ({"kept": 1.5}, "kept"),
-        ({"kept": 0.5, "weighting": "fisher"}, "weighting"),
         ({"kept": 0.5, "calibration_sentences": 0}, "calibration_sentences"),
-        ({"kept": 0.5, "rank": 8}, "rank"),
     ],
 )
 def test_wrong_options_are_named(options, says):

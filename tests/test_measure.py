@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor
+from compress.files import write_arrays
 from compress.measure import evaluation, latency, timing
 from compress.measure.coldstart import time_new_lengths
 from compress.measure.evaluation import predict_sets
@@ -108,8 +109,6 @@ def test_new_lengths_are_called_twice_each_and_once_only():
 
 
 def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeypatch):
-    from compress.files import write_arrays
-
     folder = tmp_path / "variant"
     folder.mkdir()
     source, artifact = tmp_path / "latency.py", folder / "artifact.json"

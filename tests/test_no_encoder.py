@@ -19,7 +19,7 @@ from compress.methods.no_encoder import (
     tfidf,
 )
 from compress.metrics import softmax
-from compress.storage.artifact import save_artifact
+from conftest import save_model
 from scipy.spatial.distance import pdist
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -65,10 +65,7 @@ def context(parent, work, classes=2):
 
 def saved(made, method, parent, folder):
     """The folder of an artifact."""
-    about = {"variant": "x", "method": method, "parent": None, "backend": made.backend, "labels": ["a", "b"]}
-    about |= {"parameters": made.parameters, "nonzero_parameters": made.nonzero_parameters, "max_length": 16}
-    about |= {"options": {}, "train_seconds": made.train_seconds, "details": made.details, "runtime": {}}
-    save_artifact(folder, made.write, parent, **about)
+    save_model(folder, made.write, parent, method=method, backend=made.backend, details=made.details)
     return folder
 
 
@@ -131,8 +128,7 @@ def test_the_static_predictor_has_torchs_logits(tmp_path):
     with torch.no_grad():
         expected = model(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
     folder = tmp_path / "x"
-    made = SimpleNamespace(write=model.write, backend="numpy", parameters=1, nonzero_parameters=1)
-    made.train_seconds, made.details = None, {}
+    made = SimpleNamespace(write=model.write, backend="numpy", details={})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
     predictor = load(saved(made, "static", tmp_path, folder))
@@ -151,11 +147,8 @@ def test_static_vectors_and_their_head_are_trained(parent, tmp_path):
     predictor = load(saved(made, "static", parent, tmp_path / "x"))
     logits = predict(predictor, token_ids(load_tokenizer(parent, 16), job.splits["train"]["text"]), 16)
     assert f1_score(job.splits["train"]["label"], logits.argmax(1)) > 0.97
-    again = static(options, context_like(job, tmp_path / "again"))
-    assert (saved(again, "static", parent, tmp_path / "y") / "arrays.safetensors").read_bytes() == (
-        tmp_path / "x/arrays.safetensors"
-    ).read_bytes()
-
-
-def context_like(job, work):
-    return SimpleNamespace(**vars(job) | {"work": work})
+    again = static(options, SimpleNamespace(**vars(job) | {"work": tmp_path / "again"}))
+    weights = [
+        folder / "arrays.safetensors" for folder in (tmp_path / "x", saved(again, "static", parent, tmp_path / "y"))
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

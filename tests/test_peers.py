@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from compress.engines import ort
 from compress.engines.predictor import load, load_tokenizer, predict
 from compress.errors import UserError
@@ -18,7 +19,12 @@ from compress.loadtest.processes import post_text
 from compress.loadtest.servers import PEERS, Fleet, peer_server
 from compress.methods.onnx_files import export_onnx
 from compress.metrics import softmax
-from compress.storage.artifact import read_artifact, save_artifact
+from compress.storage.artifact import read_artifact
+from conftest import save_model
+from course_server import Course
+from starlette.requests import Request
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 WORDS = ["a", "the", "film", "play", "story", "that", "was", "is", "not", "good", "bad", "dull", "bright", "slow"]
 TEXTS = [" ".join(WORDS[i % len(WORDS)] for i in range(start, start + 1 + start % 9)) for start in range(24)]
@@ -28,10 +34,6 @@ TEXTS += ["", "GOOD, not bad!", 'a "quoted" play', "фильм 🎬", " ".join(W
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory):
     """A tiny fp32 ONNX classifier, so batch invariant, with a tokenizer of a few words."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
     folder = tmp_path_factory.mktemp("peers")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {piece: i for i, piece in enumerate([*special, *WORDS, *',.!"'])}
@@ -43,10 +45,8 @@ def artifact(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **sizes))
-    about = {"variant": "tiny", "method": "onnx", "parent": None, "backend": "onnxruntime", "parameters": 1}
-    about |= {"nonzero_parameters": 1, "labels": ["no", "yes"], "max_length": 64, "options": {}}
-    about |= {"train_seconds": None, "details": {}, "runtime": {"precision": "fp32"}}
-    save_artifact(folder / "tiny", lambda target: export_onnx(model.eval(), target / ort.FILE), folder, **about)
+    about = {"backend": "onnxruntime", "max_length": 64, "runtime": {"precision": "fp32"}}
+    save_model(folder / "tiny", lambda target: export_onnx(model.eval(), target / ort.FILE), folder, **about)
     return folder / "tiny"
 
 
@@ -144,12 +144,6 @@ class Model:
         return [{self.name: text} for text in texts]
 
 
-def course(*models):
-    from course_server import Course
-
-    return Course(models)
-
-
 async def consuming(service, body):
     consumer = asyncio.create_task(service.consume())
     try:
@@ -161,7 +155,7 @@ async def consuming(service, body):
 def test_course_a_steady_stream_never_closes_a_batch(monkeypatch):
     monkeypatch.setattr("course_server.IDLE_SECONDS", 0.2)  # twenty times longer, for a busy machine
     model = Model("m")
-    service = course(model)
+    service = Course([model])
 
     async def stream():
         waiting = []
@@ -179,7 +173,7 @@ def test_course_a_steady_stream_never_closes_a_batch(monkeypatch):
 
 def test_course_nothing_limits_the_queue_or_a_batch():
     model = Model("m")
-    service = course(model)
+    service = Course([model])
 
     async def flood():
         return await asyncio.gather(*(service.classify(str(i)) for i in range(5000)))
@@ -191,7 +185,7 @@ def test_course_nothing_limits_the_queue_or_a_batch():
 
 def test_course_a_model_blocks_the_event_loop_and_the_next_model():
     first, second = Model("first", 0.3), Model("second", 0.3)
-    service = course(first, second)
+    service = Course([first, second])
 
     async def measure():
         result = asyncio.create_task(service.classify("x"))
@@ -207,13 +201,11 @@ def test_course_a_model_blocks_the_event_loop_and_the_next_model():
 
 
 def test_course_quotes_and_escapes_of_json_reach_the_model():
-    from starlette.requests import Request
-
     async def body():
         return {"type": "http.request", "body": b'"a \\"fine\\" film"'}
 
     model = Model("m")
-    service = course(model)
+    service = Course([model])
     request = Request({"type": "http", "method": "POST", "headers": []}, body)
     asyncio.run(consuming(service, service.process(request)))
     assert model.calls[0][2] == ['"a \\"fine\\" film"']
@@ -223,7 +215,7 @@ def test_course_a_failed_batch_ends_the_service():
     def broken(texts):
         raise ValueError("a model that fails")
 
-    service = course(broken)
+    service = Course([broken])
 
     async def send():
         consumer = asyncio.create_task(service.consume())

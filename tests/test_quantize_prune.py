@@ -1,6 +1,7 @@
 """Quantization and pruning on tiny models: against torch's own operators, autograd and masks."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -145,8 +146,6 @@ def test_zeros_take_about_a_bit_among_int8_codes(tmp_path):
 
 
 def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):
-    import warnings
-
     encoded = {
         f"{n}.weight": quantize_weight(m.weight, 8, False)
         for n, m in model.named_modules()
@@ -469,7 +468,7 @@ def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp
         load_model(folder)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     heads=st.lists(st.sets(st.integers(0, 3), max_size=3), min_size=2, max_size=2),
     count=st.integers(1, 48),

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import nbformat
 import pytest
@@ -23,52 +24,12 @@ def pins(text: str) -> dict[str, str]:
 
 def test_conda_and_venv_install_the_same_closure():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    assert conda.keys() == {"name", "channels", "dependencies"}
+    assert conda["channels"] == ["conda-forge"]
     *plain, nested = conda["dependencies"]
     assert nested == {"pip": ["-r requirements.txt"]}
-    assert [re.match(r"\w+", item).group() for item in plain] == ["python", "pip"]
-    assert all("=" in item for item in plain)
+    assert [re.fullmatch(r"(\w+)={1,2}\d[\w.*]*", item).group(1) for item in plain] == ["python", "pip"]
     assert f"CONDA_NAME := {conda['name']}\n" in (ROOT / "Makefile").read_text("utf-8")
-
-
-# CEP 24 (conda's accepted specification of environment.yml) as a JSON schema; specs as name=version or name==version.
-CONDA_SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["name", "dependencies"],
-    "properties": {
-        "name": {"type": "string", "pattern": r"^[^/\s:#]+$"},
-        "channels": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
-        "dependencies": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "anyOf": [
-                    {"type": "string", "pattern": r"^[a-z0-9_.-]+={1,2}[0-9][0-9a-z.*_]*$"},
-                    {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "required": ["pip"],
-                        "properties": {"pip": {"type": "array", "minItems": 1, "items": {"type": "string"}}},
-                    },
-                ]
-            },
-        },
-        "variables": {"type": "object"},
-        "prefix": {"type": "string"},
-        "platforms": {"type": "array"},
-        "category": {"type": "string"},
-    },
-}
-
-
-def test_the_conda_file_is_one_that_conda_reads():
-    import jsonschema
-
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
-    jsonschema.validate(conda, CONDA_SCHEMA)
-    for wrong in ({"dependencies": ["python 3.11 ="]}, {"dependancies": []}, {"channels": "conda-forge"}):
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(conda | wrong, CONDA_SCHEMA)
 
 
 def test_an_activated_conda_environment_is_used_as_it_is():
@@ -94,8 +55,6 @@ def test_the_lock_pins_all_that_is_asked_for():
 
 
 def test_the_installed_environment_is_the_locked_one():
-    from importlib.metadata import version
-
     for name, pinned in pins((ROOT / "requirements.txt").read_text("utf-8")).items():
         assert version(name).split("+")[0] == pinned, name
 
@@ -156,6 +115,7 @@ def test_every_section_of_the_report_is_listed_once_and_every_reference_leads_to
     listed = subprocess.run(["git", "ls-files", "report"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for page in (ROOT / path for path in listed.split() if path.endswith(".md")):
         text = without_code(page)
+        assert not re.findall(r"[^\n]\n(#+ .*)", text), f"{page}: a blank line precedes every heading"
         assert "[](" not in text, page
         if page.name == "report.md":
             sections = [title for title in re.findall(r"^## (.+)$", text, re.M) if title not in formats.UNNUMBERED]
@@ -188,13 +148,6 @@ def test_the_first_sentence_of_every_caption_has_a_number():
     for caption in captions:
         first = re.split(r"\. (?=[A-Z])", re.sub(r"`[^`]*`", "", caption))[0]
         assert re.search(r"\d", first), caption
-
-
-def test_a_blank_line_precedes_every_heading():
-    listed = subprocess.run(["git", "ls-files", "report"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for page in (ROOT / path for path in listed.split() if path.endswith(".md")):
-        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
-        assert not re.findall(r"[^\n]\n(#+ .*)", text), page
 
 
 def test_the_html_is_one_file_with_contents_figures_formulas_and_tables_that_sort(smoke, browser):
@@ -286,10 +239,13 @@ def test_the_five_lines_of_the_decision_page_load_the_variant(smoke):
     lines = re.findall(r"^\| `([^`]+)` \|.*?\| (\d+) \| \w+ \| [^|]+ \|$", page, re.M)
     assert f"/{lines[0][0]}" in block
     assert f"threads={lines[0][1]}" in block
-    for name, threads in lines:
-        mine = block.replace(f"/{lines[0][0]}", f"/{name}").replace(f"threads={lines[0][1]}", f"threads={threads}")
-        done = run(folder, sys.executable, "-c", mine, PYTHONPATH="scripts")
-        assert re.fullmatch(r"\[\[ *-?[\d.]+ +-?[\d.]+ *\]\]\n", done.stdout), done.stderr
+    blocks = [
+        block.replace(f"/{lines[0][0]}", f"/{name}").replace(f"threads={lines[0][1]}", f"threads={threads}")
+        for name, threads in lines
+    ]
+    done = run(folder, sys.executable, "-c", "".join(blocks), PYTHONPATH="scripts")
+    printed = r"(\[\[ *-?[\d.]+ +-?[\d.]+ *\]\]\n)" + f"{{{len(lines)}}}"
+    assert re.fullmatch(printed, done.stdout), done.stdout + done.stderr
 
 
 def test_help_is_quick_and_long_for_every_script():

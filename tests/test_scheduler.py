@@ -87,13 +87,6 @@ def test_a_batch_is_the_cheapest_run_of_lengths_with_the_oldest_within_the_limit
     assert cost(chosen) == pytest.approx(min(map(cost, allowed)))
 
 
-def test_free_calls_justify_no_padding_and_expensive_calls_fill_the_batch():
-    lengths = [10, 90, 10, 12, 80]
-    assert choose_batch(lengths, 4, 1000, call_tokens=0) == [0]
-    assert choose_batch(lengths, 4, 1000, call_tokens=30) == [0, 2, 3]
-    assert len(choose_batch(lengths, 4, 1000, call_tokens=1000)) == 4
-
-
 def test_batches_are_padded_to_the_steps_of_the_engine_but_not_beyond_the_encoder():
     shapes = []
 

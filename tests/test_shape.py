@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,25 +9,20 @@ import pytest
 import torch
 from compress import provenance
 from compress.config.profile import Profile, load_profile
-from compress.config.variants import Student
 from compress.engines.int8 import dynamic_int8
 from compress.engines.predictor import load
 from compress.engines.pytorch import SAVED, TorchPredictor, load_int8_saved, torch_precision
 from compress.errors import Skip, UserError
 from compress.graph.building import check_buildable
-from compress.methods.student import make_student
 from compress.report.pages import page_templates
-from compress.results.collating import collate, variant_rows
-from compress.results.costs import NOT_TIMED
+from compress.results.collating import collate
 from compress.results.reading import Results, read_results
-from compress.results.scoring import score_seeds
-from compress.results.seedfile import Entry, Measured, Seed
-from compress.storage.artifact import TOKENIZER_FILES, save_artifact
-from compress.storage.record import Provenance, Record, Sizes
+from compress.storage.artifact import TOKENIZER_FILES
+from compress.storage.record import Provenance
+from conftest import save_model
 from transformers import BertConfig, BertForSequenceClassification
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-COLD = {"peak_rss_bytes": 1, "load_seconds": 1.0}
 REASON = "random weights: quality means nothing"
 
 
@@ -61,9 +55,7 @@ def saved(model, tmp_path):
         model.config.save_pretrained(folder)
         torch.save(dynamic_int8(model).state_dict(), folder / SAVED)
 
-    about = dict(variant="v", method="int8-saved", parent=None, parameters=2, nonzero_parameters=1, labels=["a", "b"])
-    about |= dict(max_length=8, options={}, train_seconds=None, details={}, runtime={})
-    save_artifact(tmp_path / "v", write, tmp_path, backend="torch-int8-saved", **about)
+    save_model(tmp_path / "v", write, tmp_path, backend="torch-int8-saved")
     return tmp_path / "v"
 
 
@@ -91,17 +83,6 @@ def test_saved_int8_of_another_shape_is_an_error(saved):
         load_int8_saved(saved, artifact, "cuda", 1)
 
 
-def test_a_cut_student_has_the_logits_of_its_parent_without_the_other_layers(model, arrays):
-    student = make_student(model, Student(layers=[1]), "parent", 0)
-    shorter = BertForSequenceClassification(model.config).eval()
-    shorter.load_state_dict(model.state_dict())
-    del shorter.bert.encoder.layer[0]
-    for ids, mask in arrays:
-        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        with torch.inference_mode():
-            torch.testing.assert_close(student(**inputs).logits, shorter(**inputs).logits)
-
-
 def test_many_batches_have_the_logits_of_single_calls(model, arrays):
     predictor = TorchPredictor(model, "cpu", "fp32", 1)
     for logits, pair in zip(predictor.many(iter(arrays)), arrays, strict=True):
@@ -120,42 +101,6 @@ def test_many_batches_have_the_logits_of_single_calls(model, arrays):
 )
 def test_a_profile_without_quality_is_checked(error_of_profile, old, new, key):
     assert key in error_of_profile("bert-base-shape", old, new)
-
-
-def entry(name: str, size: int, classes: list[int], passes: list[Measured]) -> Entry:
-    sizes = Sizes(bytes=size, bytes_with_tokenizer=size, parameters=1, nonzero_parameters=1)
-    plain = dict.fromkeys(Record.model_fields, None) | {"reason": "", "status": "ok", "variant": name}
-    record = Record.model_construct(**plain | {"sizes": sizes, "options": {"timed": bool(passes)}, "seed": 0})
-    arrays = dict.fromkeys(("logits/test", "logits_batched/test"), np.eye(2)[classes])
-    about = {"precision": "fp32", "threads": 2, "seconds": 1.0}
-    cold = Measured({"cold_seconds": np.ones((1, 2)), "tokenize_seconds": np.ones(1)}, COLD) if passes else None
-    return Entry(record, Measured(arrays, about), passes, cold)
-
-
-@pytest.mark.parametrize("no_quality", [REASON, None])
-def test_quality_is_empty_with_the_reason_only_where_the_profile_says_so(no_quality):
-    full = load_profile("bert-base-shape")
-    profile = full.model_copy(update={"no_quality": no_quality, "variants": [full.variants[0], full.variants[3]]})
-    times = {f"{kind}_seconds": np.ones((4, 2)) for kind in ("latency", "text", "throughput")}
-    timing = Measured(times, {"batch_size": 1, "throughput_sentences": 8, "threads": 2, "seconds": 1.0})
-    entries = {
-        "bert-orig": entry("bert-orig", 8, [0, 1, 1, 0], [timing]),
-        "prune-oneshot-90": entry("prune-oneshot-90", 2, [0, 1, 1, 1], []),
-    }
-    seed = Seed(0, entries, {"test": np.array([0, 1, 1, 0])}, ["a", "b", "c", "d"], ["x", "y"], {})
-    scores = None if no_quality else score_seeds([seed])[0]
-    rows = variant_rows(profile, seed, scores, "cpu", set())
-    quality = [column for column in vars(rows[0]) if column.startswith(("f1", "flip", "batch_flip", "accuracy", "ece"))]
-    filled = [column for column in quality if getattr(rows[0], column) is not None]
-    assert (filled == []) == (no_quality is not None)
-    assert [row.size_ratio for row in rows] == [1, 4]
-    assert rows[0].latency_speedup == 1
-    assert rows[0].reason == (no_quality or "")
-    assert rows[0].peak_rss_mb == 1e-6
-    assert rows[1].reason == "; ".join(filter(None, [NOT_TIMED, no_quality]))
-    entries["bert-orig"] = replace(entries["bert-orig"], cold=None)
-    rows = variant_rows(profile, seed, scores, "cpu", set())
-    assert rows[0].reason.startswith("its cold start could not be measured")
 
 
 def test_methods_for_the_cpu_only_are_skipped_on_a_gpu_before_they_are_built():

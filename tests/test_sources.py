@@ -3,16 +3,24 @@
 import csv
 import http.server
 import json
+import random
 import re
 import threading
 import time
 
 import pytest
+import torch
+import transformers
 from compress.config.profile import Profile, load_profile
 from compress.config.sources import Data
 from compress.config.variants import Untrained
+from compress.data.prepare import prepare
 from compress.data.tabular import read_tables
-from conftest import ROOT, copy_repository, run
+from compress.errors import UserError
+from conftest import ROOT, copy_repository, read_csv, run
+from datasets import ClassLabel, Dataset, Features, Value
+from huggingface_hub import constants
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 GOOD, BAD = ["good", "great", "fine", "lovely", "superb"], ["bad", "awful", "poor", "dull", "dreadful"]
 WORDS = ["the", "film", "plot", "cast", "score", "scene", "was", "felt", "looked", "very", "rather", "quite", "so"]
@@ -22,8 +30,6 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 def sentences(classes, count, seed=0):
     """Distinct (text, class) rows; one word determines the class."""
-    import random
-
     chance, rows = random.Random(seed), {}
     while len(rows) < count:
         label = len(rows) % len(classes)
@@ -35,10 +41,6 @@ def sentences(classes, count, seed=0):
 
 def save_encoder(folder, kind, **sizes):
     """A tiny random encoder with a tokenizer trained on a few words, as save_pretrained lays them out."""
-    import torch
-    import transformers
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
     bert, roberta = ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"), ("<s>", "</s>", "<pad>", "<unk>", "<mask>")
     cls, sep, pad, unk, mask = special = roberta if kind in ("roberta", "mpnet") else bert
     if kind == "roberta":
@@ -68,16 +70,12 @@ def save_encoder(folder, kind, **sizes):
 
 
 def parquet(file, features, columns):
-    from datasets import Dataset, Features
-
     file.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_dict(columns, features=Features(features)).to_parquet(str(file))
 
 
 def sst2(folder):
     """Files like SST-2's on the hub: columns idx, sentence, label, and a test split whose labels are all -1."""
-    from datasets import ClassLabel, Value
-
     features = {"idx": Value("int32"), "sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])}
     rows = sentences([BAD, GOOD], 2000)
     for split, part in (("train", rows[:1400]), ("validation", rows[1400:1700]), ("test", rows[1700:])):
@@ -110,8 +108,7 @@ def hub(tmp_path_factory):
 
 
 def rows_of(folder, profile):
-    with open(folder / "results" / profile / "variants.csv", encoding="utf-8", newline="") as file:
-        return {row["variant"]: row for row in csv.DictReader(file)}
+    return {row["variant"]: row for row in read_csv(folder / "results" / profile / "variants.csv")}
 
 
 def test_data_from_the_hubs_cache_become_splits_without_a_network(hub):
@@ -151,8 +148,6 @@ def test_the_whole_graph_of_bert_base_runs_without_a_network(hub):
 
 
 def test_a_split_without_labels_like_imdbs_has_texts_only(tmp_path):
-    from datasets import ClassLabel, Value
-
     features = {"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}
     rows = sentences([BAD, GOOD], 90)
     files = "".join(f"  - split: {s}\n    path: plain_text/{s}-*\n" for s in ("train", "test", "unsupervised"))
@@ -261,28 +256,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
         ("closed", "the hub can't be reached"),
     ],
 )
-def test_errors_of_the_hub_are_reported_within_thirty_seconds(tmp_path, reply, message):
+def test_errors_of_the_hub_are_reported_within_thirty_seconds(tmp_path, monkeypatch, reply, message):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Replying", (Hub,), {"reply": reply}))
     server.daemon_threads = True
     if reply == "closed":
         server.server_close()
     else:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    folder = copy_repository(tmp_path / "clone")
-    environment = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "0",
-        "no_proxy": "127.0.0.1",
-    }
+    monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     started = time.monotonic()
-    command = (".venv/bin/python", "scripts/prepare_data.py", "--profile", "bert-base")
-    done = run(folder, *command, **environment)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(HUB, [0])
     assert time.monotonic() - started < 30
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "hf download --repo-type dataset stanfordnlp/sst2" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (folder / "build/bert-base").exists()
+    assert "hf download --repo-type dataset stanfordnlp/sst2" in str(caught.value)
+    assert not (tmp_path / "build").exists()
     if reply != "closed":
         server.shutdown()
