@@ -132,6 +132,8 @@ def test_the_committed_results_themselves_are_no_fresh_run(tmp_path):
     for only in ([], ["cluster-16"]):
         with pytest.raises(UserError, match="no fresh run"):
             checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(RESULTS.rows), only)
+    untimed = [row for row in RESULTS.rows if row.variant == "cluster-16"]
+    assert checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(untimed), ["cluster-16"])[0] == 0
 
 
 def test_named_variants_are_compared_alone():
