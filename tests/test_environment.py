@@ -29,7 +29,8 @@ from compress.methods import hf_optimum
 from compress.methods.baseline import untrained
 from compress.methods.hf_optimum import torch_runtime
 from compress.metrics import quality
-from compress.report.recommendation import best, recommendable
+from compress.report.comparisons import recommendable
+from compress.report.recommendation import best
 from compress.results.reading import read_results
 from compress.storage.record import read_record
 from conftest import ROOT, copy_repository, run
@@ -185,7 +186,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert re.findall(r"warning: (\S+): this CPU", process.stdout.read()) == ["int8"]
     results = read_results(load_profile("minilm"))
     rows = recommendable(results)
-    best_of = [best(rows, {"max_mb": row.size_mb}, results) for row in rows]
+    best_of = [best(rows, {"max_mb": row.size_mb}) for row in rows]
     row = next(row for row in best_of if (row.backend, row.precision) == ("onnxruntime", "int8"))
     done = run(ROOT, *python, "scripts/recommend.py", f"--max-mb={row.size_mb!r}")
     assert done.stdout.startswith(f"{row.variant}: F1")
