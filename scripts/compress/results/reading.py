@@ -90,8 +90,9 @@ class Results:
         """What a row has besides columns of the tables."""
         champions = [name for name, facts in self.champions.items() if facts["chosen"] == row.variant]
         facts = {"champions": champions} | self.methods.get(row.variant, {})
-        if base.latency_ms_p50 and row.latency_speedup:
-            facts["latency_ms"] = base.latency_ms_p50 / row.latency_speedup
+        speedup = row.latency_speedup if row is not base else 1  # timed against itself, it has about 1
+        if base.latency_ms_p50 and speedup:
+            facts["latency_ms"] = base.latency_ms_p50 / speedup
         if base.f1_test is not None and row.f1_drop_points is not None:
             facts["comparable_f1"] = base.f1_test - row.f1_drop_points / 100
         return facts
