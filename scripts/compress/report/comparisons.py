@@ -6,7 +6,7 @@ the chosen variant is its test result. The pairs of "one thing at a time" are da
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise, product, takewhile
 from math import inf
 from statistics import mean, median, stdev
@@ -14,7 +14,7 @@ from statistics import mean, median, stdev
 from compress.paths import ROOT
 from compress.report.families import by_family
 from compress.results.reading import PooledRow, Results, by_variant
-from compress.results.statistics import MARGIN, rank_correlation
+from compress.results.statistics import rank_correlation
 
 CHAPTERS = {  # a homework of the course, and what it is about
     "HW1": "quantization and pruning",
@@ -127,41 +127,6 @@ def headline_rows(results: Results) -> list[PooledRow]:
     return [row for row in measured if row.variant in shown]
 
 
-def front_page_lines(results: Results) -> list[dict]:
-    """The few models of the front page, each with its name; a variant that is several champions has one.
-
-    The large model, the baseline in two engines, the champions, simple classifiers.
-    """
-    rows, baseline = results.by_name, results.environment["baseline"]
-    named = {"fine-tuned BERT, PyTorch": baseline, "the same, ONNX Runtime": f"{baseline}-ort-fp32"}
-    chosen = [facts["chosen"] for facts in results.champions.values()]
-    named |= {" = ".join(rows[variant].champions): variant for variant in chosen if variant in rows}
-    named |= {"word vectors": "static", "tf-idf": "tfidf"}
-    lines = [{"name": name, "row": rows[variant]} for name, variant in named.items() if variant in rows]
-    if (large := large_row(results)) is not None:
-        lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large})
-    return [of for of in lines if of["row"].text_latency_ms_p50 and of["row"].f1_drop_points is not None]
-
-
-def large_row(results: Results) -> PooledRow | None:
-    """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences."""
-    base = baseline_row(results)
-    small = next((row for row in results.against_large if row.variant == base.variant), None)
-    if small is None or results.large is None:
-        return None
-    negative = {
-        "f1_drop_points": small.drop_mean,
-        "f1_drop_ci_low": small.drop_high,
-        "f1_drop_ci_high": small.drop_low,
-        "ood_drop_points": small.ood_drop_mean,
-        "ood_drop_low": small.ood_drop_high,
-        "ood_drop_high": small.ood_drop_low,
-    }
-    drops = {column: None if value is None else -value for column, value in negative.items()}
-    f1 = None if base.f1_test is None else base.f1_test - drops["f1_drop_points"] / 100
-    return replace(baseline_row(results.large), **drops, comparable_f1=f1, non_inferior=-small.drop_low < MARGIN)
-
-
 def uneven_sizes(rows: Iterable[PooledRow], results: Results) -> dict[str, list[float]]:
     """The sizes in MB by seed of the variants whose bytes differ between seeds."""
     found = _by_seed(rows, results, "size_mb")
@@ -220,6 +185,16 @@ def one_thing_at_a_time(results: Results, own: Iterable[PooledRow]) -> list[dict
 def speedup(row: PooledRow, results: Results) -> float | None:
     """The speed-up over the baseline; the baseline's is 1, where the time against itself differs by noise."""
     return 1.0 if row.latency_speedup and row.variant == results.environment["baseline"] else row.latency_speedup
+
+
+def largest_difference_of_twins(rows: Iterable[PooledRow]) -> tuple[PooledRow, PooledRow] | None:
+    """(the faster, the slower) of the two rows of one engine, shape and size whose speed-ups differ most."""
+    twins: dict[tuple, list[PooledRow]] = {}
+    for row in (row for row in rows if row.latency_speedup and row.parent):
+        shape = (row.method, row.backend, row.precision, row.parameters, round(row.size_mb, 2))
+        twins.setdefault(shape, []).append(row)
+    pairs = [(highest(of, "latency_speedup"), lowest(of, "latency_speedup")) for of in twins.values() if len(of) > 1]
+    return max(pairs, key=lambda pair: pair[0].latency_speedup / pair[1].latency_speedup, default=None)
 
 
 def ratio(a: float | None, b: float | None) -> float | None:
@@ -509,12 +484,15 @@ def domain_facts(results: Results) -> dict[str, dict] | None:
 
 
 def calibrated(results: Results) -> list[PooledRow]:
-    """The baseline, and the best and the worst calibrated of the useful rows."""
-    ranked = sorted((row for row in useful(results) if row.ece_test is not None), key=lambda row: row.ece_test)
-    return [baseline_row(results), *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
+    """The baseline, and the best and the worst calibrated of the useful rows with smaller files."""
+    base = baseline_row(results)
+    smaller = [row for row in useful(results) if row.ece_test is not None and row.size_mb < 0.99 * base.size_mb]
+    ranked = sorted(smaller, key=lambda row: row.ece_test)
+    return [base, *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
 
 
 def silent_flips(results: Results) -> PooledRow | None:
-    """The compressed row within SAME_F1 points of the baseline that changes most predictions; None if none does."""
-    equal = [row for row in compressed_rows(results) if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
+    """The smaller file within SAME_F1 points of the baseline that changes most predictions; None if none does."""
+    smaller = [row for row in compressed_rows(results) if row.size_mb < 0.99 * baseline_row(results).size_mb]
+    equal = [row for row in smaller if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
     return highest(equal, "flip_rate")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compress.cli import cores
 from compress.config.profile import Profile
-from compress.report import canvas, chapter_plots, comparisons, load_plots, plots
+from compress.report import canvas, chapter_plots, comparisons, load_plots, plots, views
 from compress.results.reading import Results
 
 
@@ -23,7 +23,7 @@ def with_sensitivity(results: Results) -> list[str]:
 
 # (name, function of the results, condition)
 FIGURES = (
-    ("overview", plots.overview, comparisons.front_page_lines),
+    ("overview", plots.overview, views.front_page),
     ("f1_vs_size", partial(plots.trade_off, column="size_mb"), has_values("size_mb")),
     ("f1_vs_latency", partial(plots.trade_off, column="latency_ms"), has_values("latency_ms")),
     ("f1_vs_memory", partial(plots.trade_off, column="peak_rss_mb"), has_values("peak_rss_mb")),

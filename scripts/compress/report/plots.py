@@ -3,7 +3,7 @@
 from itertools import cycle
 from math import log
 
-from compress.report import canvas, comparisons
+from compress.report import canvas, comparisons, views
 from compress.results.reading import Results, by_variant
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -43,11 +43,11 @@ def trade_off(results: Results, column: str):
 
 
 def overview(results: Results):
-    """Size and time from text of a few named models; disks are points lost at home, diamonds those out of domain.
+    """Size and time from text of a few named models; circles are points lost at home, diamonds those out of domain.
 
-    A disk is hollow where the model is not shown to keep the quality.
+    A circle is hollow where the model is not shown to keep the quality.
     """
-    lines = comparisons.front_page_lines(results)
+    lines = views.front_page(results)
     figure, axes = canvas.new_axes(7.2, 3.8)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
     for name, row in (line.values() for line in lines):
@@ -67,7 +67,9 @@ def overview(results: Results):
     axes.set_ylim(min(times) / 2, max(times) * 2)
     canvas.label_axes(axes, COSTS["size_mb"], "one sentence from text, ms")
     scale = ScalarMappable(norm, canvas.LOSSES)
-    canvas.colour_bar(scale, [axes], label="points lost; disk: F1 at home\ndiamond: macro F1 elsewhere")
+    canvas.colour_bar(
+        scale, [axes], label="points lost (negative: gained)\ncircle: F1 at home, diamond: macro F1 elsewhere"
+    )
     return figure
 
 

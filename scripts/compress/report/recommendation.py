@@ -7,7 +7,6 @@ from compress.config.profile import Profile
 from compress.cpu import warn_of_saturation
 from compress.report import comparisons
 from compress.results.reading import PooledRow, Results
-from compress.results.statistics import MARGIN
 
 
 class Limit(NamedTuple):
@@ -72,24 +71,25 @@ def needs_no_data(row: PooledRow, results: Results) -> bool:
     return option is None or row.options.get(option[0]) in option[1]
 
 
-def answers(results: Results) -> list[dict]:
-    """The best row for each of four needs, of those that keep the quality and lose less than MARGIN on validation.
+def acceptable(results: Results) -> list[PooledRow]:
+    """The rows that keep the quality and lose at most TOLERANCE points on validation."""
+    return comparisons.keeping(comparisons.useful(results))
 
-    Each is {"need", "row"}; needs with the same row are joined.
-    """
-    baseline = comparisons.baseline_row(results)
-    rows = comparisons.keeping(comparisons.recommendable(results))
-    if baseline.validation_f1 is None:
-        return []
-    rows = [row for row in rows if row.validation_f1 > baseline.validation_f1 - MARGIN / 100]
-    timed = [row for row in rows if row.latency_speedup and row.variant != baseline.variant]
-    free = [row for row in timed if needs_no_data(row, results)]
-    both = max(free, key=lambda row: row.size_ratio * row.latency_speedup, default=None)
+
+def without_training(results: Results) -> PooledRow | None:
+    """Of the acceptable variants that need neither training nor data the one with the most size and speed saved."""
+    rows = [row for row in acceptable(results) if row.latency_speedup and needs_no_data(row, results)]
+    return max(rows, key=lambda row: row.size_ratio * row.latency_speedup, default=None)
+
+
+def answers(results: Results) -> list[dict]:
+    """The best acceptable row for each of four needs: {"need", "row"}; needs with the same row are joined."""
+    rows = acceptable(results)
     found = [
-        ("a small and fast model without training or data", both),
-        ("the least time per sentence", comparisons.highest(timed, "latency_speedup")),
+        ("a small and fast model without further training or data", without_training(results)),
+        ("the least time per sentence", comparisons.highest(rows, "latency_speedup")),
         ("the smallest download", comparisons.lowest(rows, "size_mb")),
-        ("the most sentences per second in batches", comparisons.highest(timed, "throughput_speedup")),
+        ("the most sentences per second in batches", comparisons.highest(rows, "throughput_speedup")),
     ]
     chosen = {row.variant: row for _, row in found if row is not None}
     return [{"need": ", ".join(need for need, of in found if of == row), "row": row} for row in chosen.values()]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compress.results.statistics import MARGIN
+
 PAGE = 140  # digits that a line of a table in the PDF holds
 BREAK = re.compile(r" |(?<=\w)-(?=\w)(?![^`]*`)")  # where LaTeX may break a cell: not in code
 
@@ -124,7 +126,15 @@ def yes_no(value: bool | None) -> str | None:
 
 
 def keeps_quality(row) -> str | None:
-    return {True: "yes", False: "not shown"}.get(row.non_inferior)
+    """Whether the row is non-inferior; a plain no if its whole interval lies above the margin."""
+    lost_for_sure = row.f1_drop_ci_low is not None and row.f1_drop_ci_low > MARGIN
+    return {True: "yes", False: "no" if lost_for_sure else "not shown"}.get(row.non_inferior)
+
+
+def front_name(line: dict) -> str:
+    """A model's name on the front page, and its variant if the name is that of a choice."""
+    chosen = line["row"].champions or line["name"] == "no further training"
+    return f"{line['name']}: `{line['row'].variant}`" if chosen else line["name"]
 
 
 DROP = ("f1_drop_ci_low", "f1_drop_ci_high")
@@ -143,7 +153,7 @@ TIMES = [
 
 TABLES = {
     "overview": [
-        Column("Model", "name"),
+        Column("Model", front_name),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms_p50", ".2f"),
         Column("F1", "row.comparable_f1", ".3f"),
@@ -156,7 +166,7 @@ TABLES = {
         Column("take", lambda line: f"`{line['row'].variant}`"),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms_p50", ".2f"),
-        Column("sentences per second, times the fine-tuned model's", "row.throughput_speedup", ".1f"),
+        Column("times the throughput", "row.throughput_speedup", ".1f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
     ],
@@ -380,6 +390,17 @@ TABLES = {
         Column("smaller", "row.size_ratio", ".2f"),
         Column("s", lambda line: line["row"].latency_ms_p50 and line["row"].latency_ms_p50 / 1e3, ".4f"),
         Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
+    ],
+    "course_short": [
+        Column("Course", lambda line: f"{line['name']} ({line['device']})"),
+        Column("Ours", "row.variant"),
+        Column("F1, course", "f1_test", ".3f"),
+        Column("F1, ours", "row.f1_test", ".3f"),
+        Column("Points lost", "row.f1_drop_points", ".1f", DROP),
+        Column("MB, course", "size_mb", ".1f"),
+        Column("MB, ours", "row.size_mb", ".1f"),
+        Column("s, course", "seconds", ".3f"),
+        Column("s, ours", lambda line: line["row"].latency_ms_p50 and line["row"].latency_ms_p50 / 1e3, ".4f"),
     ],
     "against_large": [
         Column("Model", "name"),

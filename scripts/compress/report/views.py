@@ -1,11 +1,12 @@
 """Lines of the tables: rows joined with each other and with what others published."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from compress.config.profile import Profile
-from compress.report import comparisons, families
+from compress.report import comparisons, families, recommendation
 from compress.results.reading import PooledRow, Results
+from compress.results.statistics import MARGIN
 
 
 def trainings(rows: Iterable[PooledRow]) -> list[dict]:
@@ -149,6 +150,45 @@ def course() -> list[dict]:
 def published() -> list[dict]:
     """What papers on compressing BERT state of their methods."""
     return comparisons.lines_of("published.csv")
+
+
+def front_page(results: Results) -> list[dict]:
+    """The few models of the front page, each with its name; a variant that is several champions has one.
+
+    The large model, the baseline in two engines, the best variant without training, the champions, simple classifiers.
+    """
+    rows, baseline = results.by_name, results.environment["baseline"]
+    named = {"fine-tuned, PyTorch": baseline, "fine-tuned, ONNX Runtime": f"{baseline}-ort-fp32"}
+    if free := recommendation.without_training(results):
+        named["no further training"] = free.variant
+    chosen = [facts["chosen"] for facts in results.champions.values()]
+    named |= {" = ".join(rows[variant].champions): variant for variant in chosen if variant in rows}
+    named |= {"word vectors": "static", "tf-idf": "tfidf"}
+    lines = [{"name": name, "row": rows[variant]} for name, variant in named.items() if variant in rows]
+    if (large := large_row(results)) is not None:
+        lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large})
+    return [of for of in lines if of["row"].text_latency_ms_p50 and of["row"].f1_drop_points is not None]
+
+
+def large_row(results: Results) -> PooledRow | None:
+    """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences."""
+    base = comparisons.baseline_row(results)
+    small = next((row for row in results.against_large if row.variant == base.variant), None)
+    if small is None or results.large is None:
+        return None
+    negative = {
+        "f1_drop_points": small.drop_mean,
+        "f1_drop_ci_low": small.drop_high,
+        "f1_drop_ci_high": small.drop_low,
+        "ood_drop_points": small.ood_drop_mean,
+        "ood_drop_low": small.ood_drop_high,
+        "ood_drop_high": small.ood_drop_low,
+    }
+    drops = {column: None if value is None else -value for column, value in negative.items()}
+    f1 = None if base.f1_test is None else base.f1_test - drops["f1_drop_points"] / 100
+    return replace(
+        comparisons.baseline_row(results.large), **drops, comparable_f1=f1, non_inferior=-small.drop_low < MARGIN
+    )
 
 
 def against_large(results: Results) -> list[dict]:
