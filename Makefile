@@ -228,6 +228,7 @@ PREPARED := $(BUILD)/.data-$(subst $(eval ) ,-,$(SEEDS))
 DATA_SOURCES := scripts/prepare_data.py $(call package,data)
 EVALUATION_SOURCES := scripts/compress/measure/evaluation.py $(call package,engines)
 TIMING_SOURCES := $(filter-out %/evaluation.py,$(call package,measure)) $(call package,engines)
+SETTINGS := scripts/profiles/$(PROFILE).toml# champions, the core and the course are read from it by tables and pages
 RESULTS_SOURCES := scripts/collate.py $(call package,results)
 COLLATE = $(PY) scripts/collate.py --profile $(PROFILE) --scope $(SCOPE) --device $(DEVICE) --seeds "$(SEEDS)"
 COLLATE_SERVING = $(PY) scripts/collate_serving.py --profile $(PROFILE)
@@ -257,6 +258,7 @@ rebuilt:
 	@+$(PLANNED_MAKE) $(PARALLEL) models
 	@+$(PLANNED_MAKE) evaluated
 	@+$(PLANNED_MAKE) timed
+	@rm -rf $(BUILD)/check
 	$(COLLATE) --only "$(ONLY)" --results $(BUILD)/check
 
 ifeq ($(PLANNED),1)
@@ -288,11 +290,11 @@ TIMED := $(BUILD)/seed0$(SUFFIX)/.timed-$(THREADS)threads
 timed: $(if $(filter 0,$(SEEDS)),$(TIMED))
 $(TIMED): $(BUILD)/seed0$(SUFFIX)/.evaluated $(TIMING_SOURCES)
 	@$(TIME_ALL)
-	@touch $@
+	@rm -f $(@D)/.timed-* && touch $@
 
 COLLATED := $(BUILD)/.collated$(SUFFIX)-$(SCOPE)-$(subst $(eval ) ,-,$(SEEDS))
 collated: $(COLLATED)
-$(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(call unless,results/$(PROFILE)/variants.csv)
+$(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(SETTINGS) $(call unless,results/$(PROFILE)/variants.csv)
 	$(COLLATE)
 	@touch $@
 
@@ -314,7 +316,7 @@ endif
 # No rule here writes results/: figures and report use the tables as they are.
 LARGE := $(shell sed -n 's/^teacher *= *"\([a-z0-9-]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml)# is compared with in the report
 TABLES := $(foreach folder,$(PROFILE) $(PROFILE)/cuda $(LARGE),$(wildcard results/$(folder)/*.csv results/$(folder)/*.json))
-$(BUILD)/.figures: scripts/figures.py report/both_sizes.csv $(call package,report results) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
+$(BUILD)/.figures: scripts/figures.py report/both_sizes.csv $(call package,report results) $(SETTINGS) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 
@@ -322,6 +324,6 @@ $(BUILD)/.notebooks: scripts/notebooks.py $(BUILD)/.report | $(ENV)
 	$(PY) scripts/notebooks.py
 	@touch $@
 
-$(BUILD)/.report: scripts/render.py $(call package,report results) scripts/compress/measure/evaluation.py scripts/compress/measure/latency.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) report/style.css report/tables.html $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
+$(BUILD)/.report: scripts/render.py $(call package,report results) scripts/compress/measure/evaluation.py scripts/compress/measure/latency.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) report/style.css report/tables.html $(SETTINGS) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@

@@ -14,9 +14,7 @@ def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
     from compress.measure.evaluation import evaluate_stale
 
-    profile = load_profile(args.profile)
-    variants = [*profile.variants, *profile.services]
-    evaluate_stale(profile, variants, args.seed, args.device, args.sources)
+    evaluate_stale(load_profile(args.profile), args.seed, args.device, args.sources)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def application(folder: Path, replicas: int):
     from compress.storage.artifact import read_artifact
     from ray import serve
     from starlette.requests import Request
+    from starlette.responses import JSONResponse
 
     ongoing = 4 * Options.max_batch
 
@@ -49,7 +50,13 @@ def application(folder: Path, replicas: int):
             ]
 
         async def __call__(self, request: Request):
-            return await self.classify(await request.json())
+            try:
+                text = await request.json()
+            except ValueError:
+                text = None
+            if not isinstance(text, str) or not text.strip():  # in a batch it would fail the other texts, too
+                return JSONResponse({"error": "send a JSON string that is not blank"}, status_code=400)
+            return await self.classify(text)
 
     return Classifier.bind()
 

@@ -21,9 +21,9 @@ def main(args: argparse.Namespace) -> None:
 
     profile = load_profile(args.profile)
     if args.number is None:
-        measure_cold_starts(profile, profile.variants, args.threads, args.device, args.sources)
+        measure_cold_starts(profile, args.threads, args.device, args.sources)
     else:
-        run_pass(profile, profile.variants, args.number, args.threads, args.device, args.sources)
+        run_pass(profile, args.number, args.threads, args.device, args.sources)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,14 @@ def test_a_speedup_holds_inside_the_committed_interval():
         assert broken_claims(fresh, committed=wide) == expected
 
 
+def test_a_slowdown_with_other_threads_moved():
+    name = "finetuned-ort-int8"
+    fresh = planted(name, latency_speedup=0.9, threads=1)
+    assert broken_claims(fresh) == {(name, "latency_speedup"): "moved"}
+    (claim,) = (claim for claim in checking.compare(RESULTS.rows, fresh, {}) if claim.verdict != "held")
+    assert claim.why.endswith("threads 1 instead of 2")
+
+
 def test_a_missing_variant_fails_and_a_new_one_moved():
     without = [row for row in RESULTS.rows if row.variant != "cluster-16"]
     assert broken_claims(without) == {("cluster-16", "row"): "failed"}

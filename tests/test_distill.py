@@ -337,15 +337,15 @@ def test_teacher_logits_are_computed_once_per_teacher_and_texts(teacher, folder,
     loads = []
     monkeypatch.setattr(teaching, "load", lambda *arguments: loads.append(1) or load(*arguments))
     context = SimpleNamespace(teacher=tmp_path / "t", cache=tmp_path / "cache", train_device="cpu", threads=1)
-    first = teaching.teacher_logits(context, TEXTS)
+    first = teaching.baseline_logits(context, TEXTS)
     ids = [torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]]) for text in TEXTS]
     expected = torch.cat([logits(teacher, {"input_ids": row}) for row in ids])
     np.testing.assert_allclose(first, expected.numpy(), atol=1e-5)
-    assert (teaching.teacher_logits(context, TEXTS) == first).all()
+    assert (teaching.baseline_logits(context, TEXTS) == first).all()
     assert len(loads) == 1
-    teaching.teacher_logits(context, TEXTS[:2])
+    teaching.baseline_logits(context, TEXTS[:2])
     save_model(tmp_path / "t", deepcopy(teacher).half().save_pretrained, folder)
-    teaching.teacher_logits(context, TEXTS)
+    teaching.baseline_logits(context, TEXTS)
     assert len(loads) == 3
 
 

@@ -98,13 +98,22 @@ def test_labels_below_the_points_do_not_overlap():
 
 
 def test_servers_of_the_ablation_and_of_the_peers_have_figures_of_their_own():
-    names = ["a", "a-b", "a-b-no-batching", "a-b-beside-peers", "five-services", "peer-x", "peer-x-five-services"]
+    names = [
+        "a",
+        "a-b",
+        "a-b-int8",
+        "a-b-no-batching",
+        "a-b-beside-peers",
+        "five-services",
+        "peer-x",
+        "peer-x-five-services",
+    ]
     rows = [ServingRow(variant=name, layout="open-loop") for name in names]
     chosen = {
         choose: [row.variant for row in choose(rows, "a-b")]
         for choose in (load_plots.user_servers, load_plots.ablation_servers, load_plots.peer_servers)
     }
-    assert chosen[load_plots.user_servers] == ["a", "a-b", "five-services"]
+    assert chosen[load_plots.user_servers] == ["a", "a-b", "a-b-int8", "five-services"]
     assert chosen[load_plots.ablation_servers] == ["a-b", "a-b-no-batching"]
     assert chosen[load_plots.peer_servers] == ["a-b-beside-peers", "peer-x"]
     assert load_plots.ablation_servers(rows, None) == load_plots.ablation_servers(rows[:2], "a-b") == []

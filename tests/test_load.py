@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import psutil
 import pytest
-from compress.config.budgets import Load
+from compress.config.budgets import CALM, Load
 from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.loadtest import generator as load
 from compress.loadtest import runs
-from compress.loadtest.benchmark import EQUAL_LOAD, Benchmark
+from compress.loadtest.benchmark import Benchmark
 from compress.loadtest.processes import HOST, free_port
 from compress.loadtest.runs import Run, is_void
 from compress.loadtest.servers import Server, own_servers
@@ -191,7 +191,7 @@ def test_models_are_offered_the_baselines_calm_rate_too(tmp_path, monkeypatch):
     base, other = (next(of for of in servers if of.name == name) for name in models[:2])
     fleet = OneServer(base)
     fleet.servers.append(other)
-    benchmark(tmp_path, rates=[EQUAL_LOAD]).measure_open(fleet, {base.name: 200.0, other.name: 1000.0})
+    benchmark(tmp_path, rates=[CALM]).measure_open(fleet, {base.name: 200.0, other.name: 1000.0})
     assert [(server.name, round(rate, 6)) for server, rate in offered] == [
         (base.name, 140.0),
         (other.name, 700.0),

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from compress.config.profile import load_profile
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor
 from compress.files import write_arrays
 from compress.measure import evaluation, latency, timing
@@ -131,3 +132,33 @@ def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeyp
         os.utime(path, (1, 1))
     timing.timing_file(folder, 0).write_bytes(b"PK")
     assert stale()
+
+
+def test_a_pass_survives_any_error_of_a_model_but_needs_the_baseline(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
+    profile = load_profile("smoke")
+    broken, other = [variant.name for variant in profile.variants if variant.timed][-2:]
+    folders = {name: profile.variant_folder(name, 0, "cpu") for name in ("finetuned", broken, other)}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        for name in ("artifact.json", "record.json"):
+            (folder / name).write_text("{}")
+
+    def time_variant(_profile, variant, *_):
+        if variant.name == broken:
+            raise RuntimeError("no such kernel")
+        return {"latency_seconds": np.ones((2, 2))}, {"threads_requested": 1}
+
+    monkeypatch.setattr(timing, "is_built", lambda folder: (folder / "record.json").exists())
+    monkeypatch.setattr(timing, "load_splits", lambda *_, **__: {"test": {"text": ["7 7"] * 4}})
+    monkeypatch.setattr(timing, "load_timed", lambda *_: timed())
+    monkeypatch.setattr(timing, "time_variant", time_variant)
+    timing.run_pass(profile, 0, 1, "cpu", [])
+    assert f"{broken}: FAILED: RuntimeError: no such kernel" in capsys.readouterr().out
+    built = {name for name, folder in folders.items() if (folder / "record.json").exists()}
+    assert built == {name for name, folder in folders.items() if (folder / "timing-0.npz").exists()}
+    assert built == {"finetuned", other}
+    (folders["finetuned"] / "record.json").unlink()
+    timing.run_pass(profile, 1, 1, "cpu", [])
+    assert "finetuned is not built, so nothing is timed" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("timing-1.npz"))

@@ -548,10 +548,10 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert {name for key in small for name in key.split(" = ")} == {"fine-tuned", *RESULTS.champions}
     assert small["fine-tuned"]["smaller"] == pytest.approx(438.0 / comparisons.baseline_row(RESULTS).size_mb)
     assert text.count("| 4.2 [3.5, 5.0] |") == len(small)
-    first, *others = views.front_page(results)
+    first, *others = views.front_models(results)
     assert (first["row"].size_mb, first["row"].f1_drop_points, first["row"].non_inferior) == (438.0, -4.25, True)
     assert (first["row"].f1_drop_ci_low, first["row"].f1_drop_ci_high) == (-5.0, -3.5)
-    assert others == views.front_page(replace(RESULTS, large=None))
+    assert others == views.front_models(replace(RESULTS, large=None))
     assert "and loses 4.2 [3.5, 5.0] F1 points." in pages.front_page(PROFILE, results)
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, replace(RESULTS, large=None)).keys() == {
         "both_sizes"

@@ -104,7 +104,7 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("interrupted: finished variants are kept; run the same command again to resume")
+        sys.exit("interrupted: what is finished is kept; the same command goes on from there")
     except Exception as error:
         if isinstance(error, PermissionError) and error.filename:
             sys.exit(f"error: {error.filename}: this user may not read or write it; change its owner or permissions")

@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class Skip(UserError):
     """This machine, these library versions or this network can't build a variant. Its text is the reason."""
+
+
+def in_words(error: Exception) -> str:
+    """The error in one line: a UserError's text; of any other error its kind, too."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,6 @@
-"""F1, accuracy and probabilities from raw logits, computed by the evaluate library for trainings and results alike.
+"""F1 and accuracy from raw logits by the evaluate library, for trainings and choices; probabilities.
+
+The tables' F1 and its intervals come from results/statistics.py.
 
 datasets, scikit-learn and evaluate are imported where F1 is computed: the service needs probabilities alone.
 """

@@ -6,6 +6,17 @@ from compress.config.strict import Positive, Strict
 from compress.config.variants import LabelTraining, Scope
 from pydantic import Field, model_validator
 
+# Names of servers in serving.csv, which the benchmark writes and the report reads.
+PEER = "peer-"  # another server
+BESIDE_PEERS = "-beside-peers"  # suffix of our own server when it takes turns with the peers
+FIVE = "five-services"
+ABLATIONS = {  # options of serve.py on top of the usual ones; {threads} is the usual number of workers
+    "no-batching": ("--max-batch=1",),
+    "no-sorting": ("--window=4",),
+    "batches-of-8": ("--max-batch=8",),
+    "one-worker": ("--workers=1", "--threads={threads}"),
+}
+CALM = 0.7  # of one server's saturation rate, at which others are measured, too
 RATES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 3.0]
 
 

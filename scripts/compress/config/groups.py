@@ -77,8 +77,11 @@ def list_variants(path: Path, listing: Listing) -> list[Variant]:
     """The listed variants, checked one by one; raises UserError naming the file and the key of the first bad one."""
     variants = []
     for key, entry in listing.entries():
-        if (method := entry.get("method")) not in METHODS:
+        method = entry.get("method")
+        if not isinstance(method, str) or method not in METHODS:
             raise UserError(f"{path}: {key}.method: is {method!r}, must be one of {', '.join(METHODS)}")
+        if "scope" in entry:
+            raise UserError(f"{path}: {key}.scope: list the variant in `core` instead")
         scope = "core" if listing.core is None or entry["name"] in listing.core else "full"
         try:
             variants.append(METHODS[method].model_validate(entry | {"scope": scope}))

@@ -18,6 +18,8 @@ from compress.errors import UserError
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 from pydantic import Field, ValidationError, model_validator
 
+FOLDERS = {"cache", "data", "logs", "work"}  # of a seed and of the plan, which no variant may be called
+
 
 class Champion(Strict):
     """The rule that chooses a champion: the best variant for a goal that loses little validation F1."""
@@ -53,6 +55,8 @@ class Profile(Strict):
         taken = [*names, *(rule.name for rule in self.champions), *(service.name for service in self.services)]
         if twice := {name for name in taken if taken.count(name) > 1}:
             raise ValueError(f"variants: the name {sorted(twice)[0]!r} is given twice")
+        if reserved := FOLDERS & set(taken):
+            raise ValueError(f"variants: the name {sorted(reserved)[0]!r} is that of a folder of the build")
         used = {"baseline": [self.baseline], "measure.shapes.variants": self.measure.shapes.variants}
         used["course"] = list(self.course.values())
         if serving := self.serving:
@@ -79,8 +83,8 @@ class Profile(Strict):
 
     @model_validator(mode="after")
     def large_teacher_is_known(self):
-        for variant in (*self.variants, *self.services):
-            if any(training.teacher == "large" for training in variant.trainings) and self.teacher is None:
+        for variant in self.everything:
+            if variant.learns_from_large and self.teacher is None:
                 raise ValueError(f'variants: {variant.name}: teacher: is "large", but the profile names no teacher')
         return self
 
@@ -136,13 +140,18 @@ class Profile(Strict):
             for task in (serving.tasks if serving else ())
         ]
 
+    @property
+    def everything(self) -> list[Variant | Classifier]:
+        """All variants, and after them the classifiers of the service."""
+        return [*self.variants, *self.services]
+
     def in_scope(self, scope: Scope) -> list[Variant]:
         """The variants of a scope; full means all."""
         return [variant for variant in self.variants if scope in ("full", variant.scope)]
 
     def ancestors(self, name: str) -> set[str]:
         """The variant itself, its parents, their parents and so on."""
-        parents = {variant.name: variant.parents for variant in (*self.variants, *self.services)}
+        parents = {variant.name: variant.parents for variant in self.everything}
         names, todo = set(), [name]
         while todo:
             names.add(todo[-1])
@@ -152,7 +161,7 @@ class Profile(Strict):
     def is_trained(self, variant: Variant) -> bool:
         """True if the variant or one of its ancestors was trained on the task."""
         ancestors = self.ancestors(variant.name)
-        return any(v.has_training for v in (*self.variants, *self.services) if v.name in ancestors)
+        return any(v.has_training for v in self.everything if v.name in ancestors)
 
     @property
     def file(self) -> Path:

@@ -86,6 +86,11 @@ class Variant(Strict):
         return bool(self.trainings)
 
     @property
+    def learns_from_large(self) -> bool:
+        """Whether its own training uses the logits of the large teacher."""
+        return any(training.teacher == "large" for training in self.trainings)
+
+    @property
     def recipe(self) -> dict:
         """The fields that decide what is built, as JSON values."""
         return self.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})

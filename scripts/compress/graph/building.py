@@ -18,7 +18,7 @@ from compress.config.profile import Profile, load_profile
 from compress.data.card import FILE as CARD
 from compress.data.tasks import splits_for
 from compress.engines.pytorch import check_device
-from compress.errors import Skip, UserError
+from compress.errors import Skip, UserError, in_words
 from compress.files import digest, remove, sha256_file, write_text
 from compress.graph.planning import parents_of, sources_of, teacher_files
 from compress.methods import distributed
@@ -100,7 +100,7 @@ def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
         if disk_is_full(error):
             raise  # no fault of the variant, and the next one would fail, too
         traceback.print_exc()
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = in_words(error)
         write_failure(job, "failed", reason, time.perf_counter() - started)
         console.show_tail(log)
         console.say(f"{name}: FAILED: {reason} (log: {log})")
@@ -113,7 +113,7 @@ def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
 
 def find(profile: Profile, name: str, makers: dict[str, Maker]):
     """The variant of that name; raises UserError listing those that these makers build."""
-    known = {v.name: v for v in (*profile.variants, *profile.services) if v.method in makers}
+    known = {v.name: v for v in profile.everything if v.method in makers}
     if name not in known:
         raise UserError(f"profile {profile.name} has no variant {name!r} for this script; it has: {', '.join(known)}")
     return known[name]

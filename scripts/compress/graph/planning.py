@@ -42,14 +42,10 @@ def parents_of(profile: Profile, variant) -> list[str]:
 
 def teacher_files(profile: Profile, variant, seed: int) -> list[Path]:
     """The file with the large teacher's logits, if the variant learns from it and it exists."""
-    if not learns_from_large_teacher(variant):
+    if not variant.learns_from_large:
         return []
     path = profile.teacher_file(seed)
     return [path] if path.exists() else []
-
-
-def learns_from_large_teacher(variant) -> bool:
-    return any(training.teacher == "large" for training in variant.trainings)
 
 
 def sources_of(variant) -> list[Path]:
@@ -87,14 +83,13 @@ def variants_to_build(profile: Profile, scope: str, only: list[str]) -> list:
 
     Raises UserError for an unknown name.
     """
-    everything = [*profile.variants, *profile.services]
     if not only:
         return [*profile.in_scope(scope), *profile.services]
-    known = [variant.name for variant in everything]
+    known = [variant.name for variant in profile.everything]
     if unknown := sorted(set(only) - set(known)):
         raise UserError(f"profile {profile.name} has no variant {unknown[0]!r}; it has: {', '.join(known)}")
     needed = {profile.baseline}.union(*map(profile.ancestors, only))
-    return [variant for variant in everything if variant.name in needed]
+    return [variant for variant in profile.everything if variant.name in needed]
 
 
 def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, train_device: str) -> None:
@@ -106,7 +101,7 @@ def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, 
     for variant in variants:
         length = {"max_length": profile.data.max_length}
         plans[variant.name] = {"options": variant.recipe, "train_device": train_device, **length}
-        if learns_from_large_teacher(variant):
+        if variant.learns_from_large:
             plans[variant.name]["teacher"] = profile.teacher
     for name, plan in plans.items():
         write_if_changed(profile.plan_folder / f"{name}.json", json.dumps(plan, indent=1, sort_keys=True) + "\n")

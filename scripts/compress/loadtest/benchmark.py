@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from compress.config.budgets import Load
+from compress.config.budgets import BESIDE_PEERS, CALM, FIVE, Load
 from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.errors import UserError
@@ -28,14 +28,13 @@ from compress.loadtest.runs import (
     settings_of,
     write_run,
 )
-from compress.loadtest.servers import FIVE, PEERS, WITH_PEERS, Fleet, Server, own_server, own_servers, peer_server
+from compress.loadtest.servers import PEERS, Fleet, Server, own_server, own_servers, peer_server
 from compress.provenance import provenance
 from tqdm import tqdm
 
 WARMUP_SECONDS = 1.0
 CLIENTS = (1, 10, 50)  # the course's loads on its five-model service
 TRIES = 3  # at a run, until it is not void
-EQUAL_LOAD = 0.7  # of one server's saturation rate, at which another is measured, too
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,10 @@ class Benchmark:
         return {name: float(np.median(values)) for name, values in rates.items()}
 
     def measure_open(self, fleet: Fleet, saturated: dict[str, float]) -> None:
-        """Every server at the budget's shares of its saturation rate, and at EQUAL_LOAD of those in compared_with."""
+        """Every server at the budget's shares of its saturation rate, and at CALM of those in compared_with."""
         loads = [(share, server) for share in self.load.rates for server in fleet.servers]
         loads += [
-            (EQUAL_LOAD * saturated[other] / saturated[server.name], server)
+            (CALM * saturated[other] / saturated[server.name], server)
             for server in fleet.servers
             for other in server.compared_with
             if other in saturated
@@ -178,7 +177,7 @@ def servers_with_peers(benchmark: Benchmark, profile: Profile, threads: int, fol
         print(f"not installed and left out: {', '.join(left_out)} (make peers-env)")
     ablated = profile.serving.ablated
     models = [folder_of(ablated)]
-    name, deadline = ablated + WITH_PEERS, benchmark.load.deadline_ms
+    name, deadline = ablated + BESIDE_PEERS, benchmark.load.deadline_ms
     servers = [own_server(name, models, deadline, threads, compared_with=peers)]
     servers += [peer_server(peer, peer, models, benchmark.best_setting(peer, models)) for peer in peers]
     if profile.services and "peer-course" in peers:

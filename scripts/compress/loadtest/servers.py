@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compress.config.budgets import ABLATIONS, FIVE
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.loadtest import processes
@@ -23,15 +24,6 @@ START_SECONDS = 120  # until a server must be ready
 REST_SECONDS = 0.25  # a server that uses fewer than REST_CORES for so long has finished its earlier requests
 REST_CORES = 0.3
 REST_LIMIT_SECONDS = 10  # then the run begins anyway: some servers are never idle
-# The ablations: options of serve.py on top of the usual ones. {threads} is the usual number of workers.
-ABLATIONS = {
-    "no-batching": ("--max-batch=1",),
-    "no-sorting": ("--window=4",),
-    "batches-of-8": ("--max-batch=8",),
-    "one-worker": ("--workers=1", "--threads={threads}"),
-}
-FIVE = "five-services"
-WITH_PEERS = "-beside-peers"  # suffix of our own server when it takes turns with the peers
 COUNTERS = ("batches", "items", "tokens", "padded_tokens")
 
 

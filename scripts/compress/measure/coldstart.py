@@ -1,6 +1,6 @@
 """Memory and first calls of one model, in a process that loads this model and nothing else: cold.npz.
 
-Started as `python -m compress.measure.coldstart FOLDER TEXTS THREADS OUTPUT`, where TEXTS is a JSON list of sentences.
+Started as `python -m compress.measure.coldstart FOLDER TEXTS DEVICE THREADS OUTPUT`; TEXTS is a JSON list.
 """
 
 import json

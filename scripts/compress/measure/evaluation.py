@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from compress import console
-from compress.cli import cores, ignore_known_warnings
+from compress.cli import cores, disk_is_full, ignore_known_warnings
 from compress.config.profile import Profile, load_profile
 from compress.data.card import held_out
 from compress.data.tasks import splits_for
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_tokenizer, predict, token_ids
-from compress.errors import Skip, UserError
+from compress.errors import Skip, UserError, in_words
 from compress.files import remove, sha256_file, write_arrays
 from compress.metrics import quality
 from compress.storage.artifact import read_artifact
@@ -30,22 +30,24 @@ BATCH = 16
 ALONE_SENTENCES = 200  # predicted alone and in a batch before batches are trusted
 
 
-def evaluate_stale(profile: Profile, variants: list, seed: int, device: str, sources: list[Path]) -> None:
-    """Evaluates the variants whose predictions are stale. Failures are printed; collate makes them the exit status."""
-    folders = {variant.name: profile.variant_folder(variant.name, seed, device) for variant in variants}
-    todo = [v for v in variants if is_built(folders[v.name]) and is_stale(folders[v.name] / PREDICTIONS, sources)]
+def evaluate_stale(profile: Profile, seed: int, device: str, sources: list[Path]) -> None:
+    """Evaluates all models whose predictions are stale. Failures are printed; collate makes them the exit status."""
+    folders = {variant.name: profile.variant_folder(variant.name, seed, device) for variant in profile.everything}
+    todo = [name for name, of in folders.items() if is_built(of) and is_stale(of / PREDICTIONS, sources)]
     workers = min(cores() if device == "cpu" else 1, len(todo))
     if not todo:
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
     with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
-        jobs = [pool.submit(evaluate_variant, profile.name, variant.name, seed, device) for variant in todo]
-        for number, (variant, job) in enumerate(zip(todo, jobs, strict=True), 1):
+        jobs = [pool.submit(evaluate_variant, profile.name, name, seed, device) for name in todo]
+        for number, (name, job) in enumerate(zip(todo, jobs, strict=True), 1):
             try:
                 message = job.result()
-            except UserError as error:
-                message = f"FAILED: {error}"
-            console.say(f"[{number}/{len(todo)}] {variant.name}: {message}")
+            except Exception as error:
+                if disk_is_full(error):
+                    raise
+                message = f"FAILED: {in_words(error)}"
+            console.say(f"[{number}/{len(todo)}] {name}: {message}")
 
 
 def is_built(folder: Path) -> bool:
@@ -70,7 +72,7 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
     can't be loaded, whose record is then removed, or whose logits are not finite, whose record is then failed.
     """
     profile = load_profile(profile_name)
-    variant = next(v for v in (*profile.variants, *profile.services) if v.name == name)
+    variant = next(v for v in profile.everything if v.name == name)
     folder = profile.variant_folder(name, seed, device)
     cache = profile.seed_folder(seed, device) / "cache" / "inductor"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)  # shared with the timing passes
@@ -90,10 +92,10 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
         remove(folder / FILE)  # so that the next run builds it again
         raise
     if broken := [key for key in arrays if key.startswith("logits") and not np.isfinite(arrays[key]).all()]:
-        reason = f"its predictions are not finite: {', '.join(broken)}"
-        record = read_record(folder).model_copy(update={"status": "failed", "reason": reason})
+        error = UserError(f"its predictions are not finite: {', '.join(broken)}")
+        record = read_record(folder).model_copy(update={"status": "failed", "reason": str(error)})
         write_record(folder, record)
-        raise UserError(reason)
+        raise error
     write_arrays(folder / PREDICTIONS, arrays)
     seconds = json.loads(str(arrays["about"]))["seconds"]
     labels = np.array(splits["validation"]["label"])

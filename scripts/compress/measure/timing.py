@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from compress import console
+from compress.cli import disk_is_full
 from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.engines.predictor import load, load_tokenizer
-from compress.errors import UserError
+from compress.errors import UserError, in_words
 from compress.files import atomic_path, read_arrays, remove, write_arrays
 from compress.measure.coldstart import measure_cold
 from compress.measure.evaluation import is_built, is_stale
@@ -31,17 +32,22 @@ def timing_file(folder: Path, number: int) -> Path:
     return folder / f"timing-{number}.npz"
 
 
-def run_pass(profile: Profile, variants: list, number: int, threads: int, device: str, sources: list[Path]) -> None:
+def run_pass(profile: Profile, number: int, threads: int, device: str, sources: list[Path]) -> None:
     """Times the stale variants of seed 0 in alternation with the baseline.
 
     A model that can't be timed loses its record: its row is missing, and the next run builds it again.
     """
     baseline = profile.variant_folder(profile.baseline, 0, device)
     inputs = [baseline / "artifact.json", *sources]
-    files = {v.name: timing_file(profile.variant_folder(v.name, 0, device), number) for v in variants}
-    todo = [variant for variant in variants if variant.timed and needs_timing(files[variant.name], threads, inputs)]
+    files = {v.name: timing_file(profile.variant_folder(v.name, 0, device), number) for v in profile.variants}
+    todo = [
+        variant for variant in profile.variants if variant.timed and needs_timing(files[variant.name], threads, inputs)
+    ]
     np.random.default_rng(number).shuffle(todo)
     if not todo:
+        return
+    if not is_built(baseline):
+        console.say(f"{profile.baseline} is not built, so nothing is timed")
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(profile.seed_folder(0, device) / "cache" / "inductor")
     texts = load_splits(profile, seed=0)["test"]["text"][:]
@@ -59,9 +65,11 @@ def run_pass(profile: Profile, variants: list, number: int, threads: int, device
             write_arrays(files[variant.name], arrays | {"about": np.array(json.dumps(about))})
             ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
             message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
-        except UserError as error:
+        except Exception as error:
+            if disk_is_full(error):
+                raise
             remove(folder / FILE)  # so that the next run builds it again
-            message = f"FAILED: {error}"
+            message = f"FAILED: {in_words(error)}"
         console.say(f"pass {number + 1} of {profile.measure.passes} [{position}/{len(todo)}] {variant.name}: {message}")
         gc.collect()
 
@@ -109,10 +117,10 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
     return arrays, about
 
 
-def measure_cold_starts(profile: Profile, variants: list, threads: int, device: str, sources: list[Path]) -> None:
+def measure_cold_starts(profile: Profile, threads: int, device: str, sources: list[Path]) -> None:
     """Measures the stale cold starts, one process after the other. One that fails is tried again by the next run."""
     texts = load_splits(profile, seed=0)["test"]["text"][:]
-    for variant in variants:
+    for variant in profile.variants:
         folder = profile.variant_folder(variant.name, 0, device)
         if not (variant.timed and is_built(folder) and is_stale(folder / COLD, sources)):
             continue
@@ -120,5 +128,7 @@ def measure_cold_starts(profile: Profile, variants: list, threads: int, device: 
             with atomic_path(folder / COLD) as temporary:
                 measure_cold(folder, texts, device, threads, temporary.with_suffix(".npz"))
                 temporary.with_suffix(".npz").rename(temporary)
-        except UserError as error:
-            console.say(f"{variant.name}: FAILED: {error}")
+        except Exception as error:
+            if disk_is_full(error):
+                raise
+            console.say(f"{variant.name}: FAILED: {in_words(error)}")

@@ -43,8 +43,8 @@ def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length
     return Dataset.from_dict({**encoded, "labels": [y if y >= 0 else UNLABELLED for y in labels]})
 
 
-def teacher_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
-    """The teacher's logits float32 [texts, classes], cached by the teacher's files and the texts."""
+def baseline_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
+    """The logits of the own fine-tuned model, float32 [texts, classes], cached by its files and the texts."""
     artifact = read_artifact(context.teacher)
     files = {name: file.sha256 for name, file in artifact.files.items()}
     path = context.cache / f"logits-{digest([files, artifact.max_length, list(texts)])[:32]}.npy"
@@ -58,11 +58,11 @@ def teacher_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
     return np.load(path)
 
 
-def answers_to(context: Context, part: Sequence[str], teacher: str) -> np.ndarray:
-    """Of one part, float32 [texts, classes]; variants share the logits of common parts."""
+def logits_of_part(context: Context, part: Sequence[str], teacher: str) -> np.ndarray:
+    """A teacher's logits of one part, float32 [texts, classes]; variants share those of common parts."""
     if teacher == "large":
         return large_teacher_logits(context.profile, context.seed, part)
-    return teacher_logits(context, part)
+    return baseline_logits(context, part)
 
 
 def student_data(context: Context, tokenizer, options: Training) -> Dataset:
@@ -72,7 +72,7 @@ def student_data(context: Context, tokenizer, options: Training) -> Dataset:
     dataset = tokenized(texts, labels, tokenizer, context.profile.data.max_length)
     if options.soft_weight == 0:
         return dataset
-    logits = [row for part, _ in parts for row in answers_to(context, part, options.teacher).tolist()]
+    logits = [row for part, _ in parts for row in logits_of_part(context, part, options.teacher).tolist()]
     return dataset.add_column("teacher_logits", logits)
 
 

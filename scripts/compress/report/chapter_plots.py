@@ -1,5 +1,7 @@
 """Figures of the chapters: sparsity, codebooks, students, sensitivity, engines and the champions' steps."""
 
+from itertools import cycle
+
 import matplotlib
 import numpy as np
 from compress.report import canvas, comparisons
@@ -17,9 +19,8 @@ def sparsity_curve(results: Results):
     zeros = [(100 * row.options["sparsity"], row) for row in comparisons.of_method(results, "prune")]
     series: dict[str, list] = {}
     for share, row in zeros:
-        name = f"gradual, {row.options['criterion']}" if row.options["training"] else "one shot, no training"
-        if row.options["pattern"] != "unstructured":
-            name = f"gradual, {row.options['pattern']}"
+        rule = row.options["criterion" if row.options["pattern"] == "unstructured" else "pattern"]
+        name = f"gradual, {rule}" if row.options["training"] else "one shot, no training"
         series.setdefault(name, []).append((share, row))
     f1_lines(axes, series, "zeros in the encoder's matrices, %", results)
     speed_line(speed, "zeros", zeros, "D", canvas.ORANGE)
@@ -38,19 +39,20 @@ def removed_shares(results: Results) -> list[tuple]:
 
 
 def speed_line(axes, name: str, points, marker: str, colour: str) -> None:
-    """Speed-ups from the baseline's 1 on; of several rows at one place the last."""
+    """Speed-ups from the baseline's 1 on; of several rows at one place the last. Nothing if no row was timed."""
     timed = {x: row for x, row in sorted(points, key=lambda point: point[0]) if row.latency_speedup}
+    if not timed:
+        return
     rows = list(timed.values())
-    axes.plot([0, *timed], [1, *(row.latency_speedup for row in rows)], color=colour, marker=marker, label=name)
-    if rows:
-        speedups, errors = [row.latency_speedup for row in rows], canvas.speedup_errors(rows)
-        axes.errorbar(list(timed), speedups, yerr=errors, fmt="none", color=colour, capsize=3)
+    speedups = [row.latency_speedup for row in rows]
+    axes.plot([0, *timed], [1, *speedups], color=colour, marker=marker, label=name)
+    axes.errorbar(list(timed), speedups, yerr=canvas.speedup_errors(rows), fmt="none", color=colour, capsize=3)
 
 
 def f1_lines(axes, series: dict[str, list[tuple]], label: str, results: Results) -> None:
     """One line per name through its points (x, row), and the baseline's F1; the label is that of x."""
     canvas.baseline_line(axes, results)
-    styles = list(canvas.CHAPTER_STYLES.values())[1:]
+    styles = cycle((*list(canvas.CHAPTER_STYLES.values())[1:], (canvas.BLUE, "v"), (canvas.ORANGE, "P")))
     for (colour, marker), (name, points) in zip(styles, series.items(), strict=False):
         rows = [row for _, row in points]
         axes.errorbar(
@@ -87,7 +89,7 @@ def student_curve(results: Results):
     names: dict[tuple, str] = {}  # of the first variant, by shape
     for row in rows:
         names.setdefault((row.parent, str(row.options["student"])), row.variant)
-    markers = dict(zip(names, STUDENT_MARKERS, strict=False))
+    markers = dict(zip(names, cycle(STUDENT_MARKERS), strict=False))
     for row in rows:
         has_teacher = row.options["training"]["soft_weight"] > 0
         is_random = row.options["initialization"] == "random"

@@ -140,7 +140,7 @@ def judge(old: VariantRow, new: VariantRow, differing: dict[str, str]) -> list[C
         verdict, why = verdict_of(column, old, new, differing)
         if verdict == "failed" and old.method in KERNEL_DEPENDENT and new.status != "failed":
             verdict, why = "moved", new.reason or "depends on the machine's kernels"
-        why = "; ".join(filter(None, (why, causes(old, differing)))) if verdict != "held" else ""
+        why = "; ".join(filter(None, (why, causes(old, new, differing)))) if verdict != "held" else ""
         claims.append(Claim(old.variant, column, getattr(old, column), getattr(new, column), verdict, why))
     return claims
 
@@ -160,7 +160,7 @@ def verdict_of(column: str, old: VariantRow, new: VariantRow, differing: dict[st
         return "held", ""
     if column not in RATIOS:
         return "failed", f"outside {low:.4g} to {high:.4g}"
-    lost = column != "peak_rss_mb" and a > CLEAR_SPEEDUP and b < 1 and not differing
+    lost = column != "peak_rss_mb" and a > CLEAR_SPEEDUP and b < 1 and not differing and old.threads == new.threads
     return "failed" if lost else "moved", f"{b / a:.2f} times the committed value"
 
 
@@ -185,7 +185,6 @@ def differences(committed: dict, fresh: dict) -> dict[str, str]:
         found[topic] = [f"no {flag} here" for flag in sorted(before - now)]
         found[topic] += [f"{flag} here" for flag in sorted(now - before)]
     pairs = [(name, old[name], new[name]) for name in ("cpu", "cpu_family_model", "cores", "gpu")]
-    pairs.append(("threads", committed["threads"], fresh["threads"]))
     found["machine"] = [f"{name} {b} instead of {a}" for name, a, b in pairs if a != b]
     old, new = committed["libraries"][0], fresh["libraries"][0]
     changed = [name for name in old if old[name] != new.get(name)]
@@ -193,10 +192,13 @@ def differences(committed: dict, fresh: dict) -> dict[str, str]:
     return {topic: ", ".join(texts) for topic, texts in found.items() if texts}
 
 
-def causes(row: VariantRow, differing: dict[str, str]) -> str:
+def causes(old: VariantRow, new: VariantRow, differing: dict[str, str]) -> str:
     """The differences that can explain a change of this row: of instructions only those of its precision."""
-    topics = [topic for topic in CPU_FLAGS if topic in row.precision] + ["machine", "libraries"]
-    return "; ".join(differing[topic] for topic in topics if topic in differing)
+    topics = [topic for topic in CPU_FLAGS if topic in old.precision] + ["machine", "libraries"]
+    found = [differing[topic] for topic in topics if topic in differing]
+    if old.threads != new.threads:
+        found.append(f"threads {new.threads} instead of {old.threads}")
+    return "; ".join(found)
 
 
 def values_table(committed: list[VariantRow], fresh: list[VariantRow]) -> str:

@@ -9,8 +9,9 @@ from compress.results.reading import PooledRow, Results
 
 MIX, ENGINE_ALONE = "a mix", "another engine alone"
 FAMILIES = (
-    *("int8", "int4", "int3", "ternary", "16-bit floats", "clustering", "pruning", "low rank", "smaller student"),
-    *("shallow", MIX, ENGINE_ALONE),
+    *(f"int{bits}" for bits in range(8, 1, -1)),
+    *("ternary", "16-bit floats", "clustering", "pruning", "low rank", "smaller student", "shallow"),
+    *(MIX, ENGINE_ALONE),
 )
 BY_METHOD = {
     "int8-dynamic": {"int8"},

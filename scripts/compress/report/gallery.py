@@ -23,7 +23,7 @@ def with_sensitivity(results: Results) -> list[str]:
 
 # (name, function of the results, condition)
 FIGURES = (
-    ("overview", plots.overview, views.front_page),
+    ("overview", plots.overview, views.front_models),
     ("f1_vs_size", partial(plots.trade_off, column="size_mb"), has_values("size_mb")),
     ("f1_vs_latency", partial(plots.trade_off, column="latency_ms"), has_values("latency_ms")),
     ("f1_vs_memory", partial(plots.trade_off, column="peak_rss_mb"), has_values("peak_rss_mb")),

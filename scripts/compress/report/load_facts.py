@@ -4,13 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from compress.config.budgets import ABLATIONS, BESIDE_PEERS, CALM, FIVE, PEER
 from compress.results.reading import Results, by_variant
 from compress.results.rows import ServingRow
 
-PEER, AMONG_PEERS = "peer-", "-beside-peers"  # names of other servers, and of ours when it takes turns with them
-CALM = 0.7  # of the saturated rate; overload is the largest share above 1
 UNANSWERED = 0.01  # at most, of the requests at a sustained rate
-FIVE = "five-services"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ServerFacts:
 
 def runs_with_peers(server: str) -> bool:
     """True for a peer, and for our own server in the peers' turns."""
-    return server.startswith(PEER) or server.endswith(AMONG_PEERS)
+    return server.startswith(PEER) or server.endswith(BESIDE_PEERS)
 
 
 def open_rows(rows: Iterable[ServingRow]) -> list[ServingRow]:
@@ -104,12 +102,12 @@ def single_model(facts: dict[str, ServerFacts]) -> list[ServerFacts]:
 
 
 def own_among_peers(facts: dict[str, ServerFacts]) -> ServerFacts | None:
-    return next((fact for name, fact in facts.items() if name.endswith(AMONG_PEERS)), None)
+    return next((fact for name, fact in facts.items() if name.endswith(BESIDE_PEERS)), None)
 
 
 def ablated_servers(facts: dict[str, ServerFacts], name: str) -> dict[str, ServerFacts]:
     """The servers with one thing changed, by that thing."""
-    return {other.removeprefix(f"{name}-"): fact for other, fact in facts.items() if other.startswith(f"{name}-")}
+    return {change: facts[of] for change in ABLATIONS if (of := f"{name}-{change}") in facts}
 
 
 def settings_tried(rows: Iterable[ServingRow]) -> list[tuple[str, float]]:
@@ -123,7 +121,7 @@ def same_load(rows: Iterable[ServingRow]) -> list[tuple[ServingRow, ServingRow]]
     """(a peer's run, our run) where both were offered CALM of that peer's saturated rate."""
     rows = open_rows(rows)
     theirs = [row for row in rows if row.share == CALM and row.variant.startswith(PEER)]
-    ours = [row for row in rows if row.variant.endswith(AMONG_PEERS)]
+    ours = [row for row in rows if row.variant.endswith(BESIDE_PEERS)]
     return [(a, b) for a in theirs for b in ours if is_equal_rate(a, b)]
 
 

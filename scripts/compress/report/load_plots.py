@@ -1,5 +1,8 @@
 """Figures of the load benchmark."""
 
+from itertools import cycle
+
+from compress.config.budgets import ABLATIONS, CALM, FIVE
 from compress.report import canvas, load_facts
 from compress.results.reading import by_variant
 from compress.results.rows import ServingRow
@@ -17,14 +20,15 @@ def user_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow
 def ablation_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
     """One server, and the same server with one thing changed; empty if nothing was changed."""
     own = [row for row in rows if ablated and not load_facts.runs_with_peers(row.variant)]
-    chosen = [row for row in own if row.variant == ablated or row.variant.startswith(f"{ablated}-")]
+    names = {ablated, *(f"{ablated}-{change}" for change in ABLATIONS)}
+    chosen = [row for row in own if row.variant in names]
     return chosen if len({row.variant for row in chosen}) > 1 else []
 
 
 def peer_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
     """The peers that serve one model, and our server in their turns."""
     peers = [row for row in rows if load_facts.runs_with_peers(row.variant)]
-    return [row for row in peers if not row.variant.endswith(load_facts.FIVE)]
+    return [row for row in peers if not row.variant.endswith(FIVE)]
 
 
 def load_curves(rows: list[ServingRow], limit_ms: float):
@@ -33,7 +37,7 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
     axes, goodput = panels[0]
     opened = by_variant(load_facts.open_rows(rows))
     names = [name for name in by_variant(rows) if name in opened]
-    for name, marker in zip(names, SERVER_MARKERS, strict=False):
+    for name, marker in zip(names, cycle(SERVER_MARKERS), strict=False):
         of_server = opened[name]
         offered, style = [row.offered_rps for row in of_server], {"marker": marker, "ms": 4, "lw": 1, "label": name}
         (line,) = axes.plot(offered, [row.latency_ms_p99 for row in of_server], **style)
@@ -75,7 +79,7 @@ def peer_bars(rows: list[ServingRow], limit_ms: float):
         axes.plot(tried, [place] * len(tried), "k|", ms=9)
         text = f"  {server.saturated:.0f}/s"
         if server.calm and server.calm.latency_ms_p99 is not None:
-            text += f", p99 {server.calm.latency_ms_p99:.0f} ms at {load_facts.CALM:g} of it"
+            text += f", p99 {server.calm.latency_ms_p99:.0f} ms at {CALM:g} of it"
         axes.text(server.most, place, text, va="center", fontsize=7)
     axes.set_yticks(range(len(ordered)), [server.variant for server in ordered], fontsize=8)
     axes.set_xlim(0, 1.45 * ordered[-1].saturated)

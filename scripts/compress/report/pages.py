@@ -146,7 +146,7 @@ def digits(value, places: int) -> str:
 
 def drop(row) -> str:
     """The F1 points that a row loses, with their interval."""
-    return tables.table_cell(row, tables.Column("", "f1_drop_points", ".1f", ("f1_drop_ci_low", "f1_drop_ci_high")))
+    return tables.table_cell(row, tables.Column("", "f1_drop_points", ".1f", tables.DROP))
 
 
 def loses(row, away: bool = False) -> str:

@@ -47,8 +47,8 @@ def overview(results: Results):
 
     A circle is hollow where the model is not shown to keep the quality.
     """
-    lines = views.front_page(results)
-    figure, axes = canvas.new_axes(7.2, 3.8)
+    lines = views.front_models(results)
+    figure, axes = canvas.new_axes(7.2, 4.4)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
     for name, row in (line.values() for line in lines):
         x, y = row.size_mb, row.text_latency_ms_p50

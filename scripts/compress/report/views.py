@@ -147,12 +147,7 @@ def course() -> list[dict]:
     ]
 
 
-def published() -> list[dict]:
-    """What papers on compressing BERT state of their methods."""
-    return comparisons.lines_of("published.csv")
-
-
-def front_page(results: Results) -> list[dict]:
+def front_models(results: Results) -> list[dict]:
     """The few models of the front page, each with its name; a variant that is several champions has one.
 
     The large model, the baseline in two engines, the best variant without training, the champions, simple classifiers.

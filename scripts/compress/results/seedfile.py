@@ -177,7 +177,9 @@ def _check(entry: Entry, labels: dict[str, np.ndarray], classes: int, source: st
         for name, shape in wanted.items():
             array = entry.predictions.arrays.get(name)
             if array is None or array.shape != shape:
-                raise UserError(f"{source}: {name} must have the shape {shape}; run make all")
+                raise UserError(
+                    f"{source}: {name} must have the shape {shape}; remove its predictions.npz and run make all"
+                )
     for timing in entry.passes:
         for name in ("latency_seconds", "text_seconds", "throughput_seconds"):
             array = timing.arrays.get(name)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvicorn
 from compress.cli import base_url, cores
+from compress.errors import in_words
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
 from compress.serving.limits import (
@@ -62,7 +63,7 @@ class DrainingServer(uvicorn.Server):
                 observe=service.metrics.observe,
             )
         except Exception as error:
-            service.failure = str(error)
+            service.failure = in_words(error)
             return
         url, names = base_url(self.config.host, self.config.port), ", ".join(model.name for model in models)
         print(f"ready: {url} serves {names}", flush=True)
