@@ -187,13 +187,13 @@ def speedup(row: PooledRow, results: Results) -> float | None:
     return 1.0 if row.latency_speedup and row.variant == results.environment["baseline"] else row.latency_speedup
 
 
-def largest_difference_of_twins(rows: Iterable[PooledRow]) -> tuple[PooledRow, PooledRow] | None:
+def most_unequal_speeds(rows: Iterable[PooledRow]) -> tuple[PooledRow, PooledRow] | None:
     """(the faster, the slower) of the two rows of one engine, shape and size whose speed-ups differ most."""
-    twins: dict[tuple, list[PooledRow]] = {}
+    alike: dict[tuple, list[PooledRow]] = {}
     for row in (row for row in rows if row.latency_speedup and row.parent):
         shape = (row.method, row.backend, row.precision, row.parameters, round(row.size_mb, 2))
-        twins.setdefault(shape, []).append(row)
-    pairs = [(highest(of, "latency_speedup"), lowest(of, "latency_speedup")) for of in twins.values() if len(of) > 1]
+        alike.setdefault(shape, []).append(row)
+    pairs = [(highest(of, "latency_speedup"), lowest(of, "latency_speedup")) for of in alike.values() if len(of) > 1]
     return max(pairs, key=lambda pair: pair[0].latency_speedup / pair[1].latency_speedup, default=None)
 
 
@@ -371,6 +371,11 @@ def compressed_rows(results: Results) -> list[PooledRow]:
     return [row for row in recommendable(results) if row.method != "finetune"]
 
 
+def smaller_files(rows: Iterable[PooledRow], results: Results) -> list[PooledRow]:
+    """The rows that take less space than the baseline, by more than 1 %."""
+    return [row for row in rows if row.size_mb < 0.99 * baseline_row(results).size_mb]
+
+
 def useful(results: Results) -> list[PooledRow]:
     """The compressed rows that lose at most TOLERANCE points on validation."""
     best = baseline_row(results).validation_f1
@@ -461,7 +466,7 @@ def domain_groups(results: Results) -> dict[str, list[PooledRow]] | None:
     base = baseline_row(results)
     rows = [row for row in domain_losses(compressed_rows(results)) if row.flip_rate and row.parameters]
     rows = [row for row in rows if row.f1_drop_points <= SHOWN_LOSS and row.chapter != "baseline"]
-    rows = [row for row in rows if row.size_mb < 0.99 * base.size_mb and row.parameters < 1.01 * base.parameters]
+    rows = [row for row in smaller_files(rows, results) if row.parameters < 1.01 * base.parameters]
     taught = [row for row in rows if learned_from_large(row.variant, results)]
     fewer = [row for row in rows if row.parameters < 0.99 * base.parameters and row not in taught]
     same = [row for row in rows if row not in fewer and row not in taught]
@@ -485,14 +490,16 @@ def domain_facts(results: Results) -> dict[str, dict] | None:
 
 def calibrated(results: Results) -> list[PooledRow]:
     """The baseline, and the best and the worst calibrated of the useful rows with smaller files."""
-    base = baseline_row(results)
-    smaller = [row for row in useful(results) if row.ece_test is not None and row.size_mb < 0.99 * base.size_mb]
+    smaller = (row for row in smaller_files(useful(results), results) if row.ece_test is not None)
     ranked = sorted(smaller, key=lambda row: row.ece_test)
-    return [base, *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
+    return [baseline_row(results), *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
 
 
 def silent_flips(results: Results) -> PooledRow | None:
     """The smaller file within SAME_F1 points of the baseline that changes most predictions; None if none does."""
-    smaller = [row for row in compressed_rows(results) if row.size_mb < 0.99 * baseline_row(results).size_mb]
-    equal = [row for row in smaller if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate]
+    equal = [
+        row
+        for row in smaller_files(compressed_rows(results), results)
+        if abs(row.f1_drop_points) <= SAME_F1 and row.flip_rate
+    ]
     return highest(equal, "flip_rate")
