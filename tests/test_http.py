@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from compress.loadtest.processes import HOST, cpu_seconds, free_port
-from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, OWN_FILES
+from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, LINGER_SECONDS, OWN_FILES
 from conftest import ROOT
 from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import HEAD, exchange, get, post, send, service, slow_service
@@ -156,6 +156,23 @@ def test_an_idle_connection_is_never_closed_while_a_request_is_on_its_way(artifa
         idle = time.monotonic()
         assert {client.recv(1) for client in clients} == {b""}  # a clean end
         assert GRACE_SECONDS < time.monotonic() - idle < 1 + GRACE_SECONDS + 2
+
+
+def test_a_request_on_its_way_while_the_service_ends_gets_503(artifact):  # noqa: F811
+    with service(ROOT, artifact) as (port, process), socket.create_connection((HOST, port), timeout=20) as client:
+        assert [response.startswith(b"HTTP/1.1 200") for response in send_at([client], [0])] == [True]
+        process.send_signal(signal.SIGTERM)
+        with suppress(ConnectionError):
+            while True:  # until no new client is accepted
+                socket.create_connection((HOST, port), timeout=20).close()
+                time.sleep(0.01)
+        time.sleep(LINGER_SECONDS / 5)
+        client.sendall(GOOD)
+        response = response_of(client)
+        assert response.startswith(b"HTTP/1.1 503")
+        assert b"connection: close" in response
+        assert client.recv(1) == b""
+        assert process.wait(5) == 0
 
 
 def test_beyond_the_limit_of_files_clients_get_503_probes_work_and_the_service_recovers(artifact):  # noqa: F811

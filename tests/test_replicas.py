@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
+import psutil
 import pytest
 from compress.loadtest import generator as load
 from compress.loadtest.processes import HOST, free_port
@@ -116,6 +117,8 @@ def test_haproxy_loses_no_request_when_idle_connections_close(artifact):  # noqa
         started = time.monotonic()
         assert {response[:12] for response in send_at(clients, [started] * 200)} == {b"HTTP/1.1 200"}
         read = time.monotonic()
+        held = [at.raddr.port for at in psutil.Process(balancer.pid).net_connections("tcp4") if at.raddr]
+        assert {services[0][0], services[1][0]} <= set(held)
         time.sleep(started + 1 + GRACE_SECONDS - 0.2 - time.monotonic())
         balancer.send_signal(signal.SIGSTOP)
         for client in clients:

@@ -14,6 +14,7 @@ from compress.serving.limits import (
     EXTRA_CONNECTIONS,
     EXTRA_SECONDS,
     HEAD_SECONDS,
+    LINGER_SECONDS,
     MAX_HEAD,
     PROBE_SECONDS,
     STALL_SECONDS,
@@ -83,9 +84,13 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def shutdown(self) -> None:
+        """The service ends: an idle connection stays for LINGER_SECONDS, for a request that is on its way."""
         if self.flow.write_paused:
             self._cut()
-        super().shutdown()
+        elif self._is_busy():
+            super().shutdown()
+        else:
+            self.loop.call_later(LINGER_SECONDS, super().shutdown)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -114,7 +119,7 @@ class Connection(HttpToolsProtocol):
         if is_queued or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
             self._end_head()
             super().on_headers_complete()
-            if self.is_extra:
+            if self.is_extra or self.service.draining:
                 self.cycle.keep_alive = False
             return
         if self.flow.write_paused:  # the client sends requests and reads no response

@@ -16,6 +16,7 @@ HEAD_SECONDS = 10  # to send a request's head, the rest of a refused request, or
 STALL_SECONDS = 10  # that a client may leave its responses unread
 PROBE_SECONDS = 0.05  # between interim responses to a client that has ended its half of the connection
 GRACE_SECONDS = 2  # that a connection stays open beyond the advertised keep-alive, for a request on its way
+LINGER_SECONDS = 0.5  # that idle connections stay open when the service ends
 DRAIN_SECONDS = 20  # from SIGTERM to the end of the last admitted request
 
 
