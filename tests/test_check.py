@@ -144,6 +144,16 @@ def test_the_committed_results_themselves_are_no_fresh_run(tmp_path):
     assert checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(untimed), ["cluster-16"])[0] == 0
 
 
+def test_seeds_and_scopes_that_were_not_built_are_not_compared():
+    changed = planted("finetuned", peak_rss_mb=1.0)
+    core = [row for row in changed if row.scope == "core" and not (row.variant == "cluster-16" and row.seed == 0)]
+    status, text = checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(core), [])
+    assert status == 1
+    assert "1 claims moved, 1 claims failed" in text
+    seed_0 = [row for row in core if row.seed == 0]
+    assert text == checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(seed_0), [])[1]
+
+
 def test_named_variants_are_compared_alone():
     changed = planted("int8-dynamic", rows=planted("finetuned", size_mb=1.0), size_mb=1.0, peak_rss_mb=1.0)
     status, text = checking.check_claims(PROFILE, run_of(RESULTS.rows), run_of(changed), ["int8-dynamic"])
