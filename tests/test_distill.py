@@ -322,6 +322,30 @@ def test_a_killed_training_resumes_to_the_same_student(learn):
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
+class Evaluations(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_evaluate(self, _arguments, state, _control, **_):
+        self.steps.append(state.global_step)
+
+
+def test_the_last_state_is_evaluated_even_within_an_epoch(teacher, folder, tmp_path):
+    tokenizer, seen = AutoTokenizer.from_pretrained(folder), Evaluations()
+    rows = tokenized(TEXTS * 4, [0, 1, 0, 1] * 4, tokenizer, 16)
+    context = SimpleNamespace(work=tmp_path / "work", seed=0, train_device="cpu")
+    options = Training(epochs=1.5, batch_size=4, learning_rate=1e-2)
+    train(deepcopy(teacher), tokenizer, rows, options, context, validation=rows, callbacks=[seen])
+    assert seen.steps == [4, 6]
+
+
+def test_a_network_that_has_lost_heads_is_no_source_of_a_student(teacher):
+    pruned = deepcopy(teacher)
+    pruned.prune_heads({0: [0]})
+    with pytest.raises(UserError, match="has lost heads"):
+        make_student(pruned, Student(layers=[0]), "parent", 0)
+
+
 def test_a_training_reports_its_progress(learn, capsys, monkeypatch):
     monkeypatch.setattr("compress.methods.training.PROGRESS_SECONDS", 0.0)
     learn("shown")

@@ -22,7 +22,8 @@ from compress.engines.pytorch import TorchPredictor
 from compress.errors import UserError
 from compress.measure.coldstart import measure_cold
 from compress.measure.latency import time_shapes
-from compress.methods.engine_files import PARITY, check_parity, of_one_length
+from compress.methods import export
+from compress.methods.engine_files import PARITY, check_parity
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
 from compress.methods.onnx_int4 import quantize_onnx_int4
 from compress.methods.openvino_files import post_training
@@ -59,7 +60,8 @@ def files(model, ids, tmp_path_factory):
     quantize_onnx_dynamic(folder / "fused.onnx", folder / "reduced.onnx", reduced_range=True)
     quantize_onnx_int4(folder / "plain.onnx", folder / "int4.onnx")
     for method in ("minmax", "percentile"):
-        quantize_onnx_static(folder / "plain.onnx", folder / f"{method}.onnx", of_one_length(ids, 16), method)
+        calibration = ids[:16] if method == "minmax" else [row for row in ids if len(row) == 9]
+        quantize_onnx_static(folder / "plain.onnx", folder / f"{method}.onnx", calibration, method)
     openvino.save_model(openvino.convert_model(folder / "plain.onnx"), folder / "fp32.xml", compress_to_fp16=False)
     for name, smooth in (("smooth", True), ("int8", False)):
         quantized = post_training(openvino.convert_model(folder / "plain.onnx"), ids[:16], smooth)
@@ -176,10 +178,13 @@ def test_a_property_that_openvino_rejects_is_an_error(files):
         ov.compile_model(files / "fp32.xml", 2, {"INFERENCE_NUM_THREADS": 100_000})
 
 
-def test_calibration_sentences_are_real_and_of_one_length(ids):
-    chosen = of_one_length(ids, 10)
+def test_percentiles_are_calibrated_on_sentences_of_one_length(ids, monkeypatch):
+    monkeypatch.setattr(export, "sentences", lambda _context, _split, count=None: ids[:count])
+    chosen = export.calibration_ids(SimpleNamespace(calibration="percentile", calibration_sentences=10), None)
     assert {len(row) for row in chosen} == {9}
     assert all(row in ids for row in chosen)
+    both = export.calibration_ids(SimpleNamespace(calibration="minmax", calibration_sentences=10), None)
+    assert both == ids[:10]
 
 
 def test_shapes_are_timed(files, ids):

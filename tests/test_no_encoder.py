@@ -110,12 +110,14 @@ def test_piece_vectors_keep_the_distances_of_hidden_states(parent):
     assert (pdist(piece_vectors(encoder, tokenizer, 4)) <= distances * 1.001).all()  # a projection
 
 
-def test_the_weight_of_a_piece_falls_with_its_frequency(parent, tmp_path):
+def test_the_weight_of_a_piece_falls_with_its_frequency_outside_of_held_out_texts(parent, tmp_path):
     job = context(parent, tmp_path)
-    job.splits = {"train": {"text": ["good film", "good"]}, "unlabelled": {"text": ["a good plot"]}}
+    unlabelled = ["rare", *["a good plot"] * 9]  # the first tenth is held out
+    texts = {"train": ["good film", "good"], "unlabelled": unlabelled}
+    job.splits = {name: {"text": rows, "label": [-1] * len(rows)} for name, rows in texts.items()}
     weights = piece_weights(job)
-    total = 4 + 3 + 5  # with [CLS] and [SEP]
-    assert weights[WORDS.index("good") + 5] == pytest.approx(FREQUENT / (FREQUENT + 3 / total))
+    total = 4 + 3 + 9 * 5  # with [CLS] and [SEP]
+    assert weights[WORDS.index("good") + 5] == pytest.approx(FREQUENT / (FREQUENT + (2 + 9) / total))
     assert weights[WORDS.index("rare") + 5] == 1
 
 

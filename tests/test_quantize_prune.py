@@ -12,7 +12,13 @@ from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
 from compress.methods.criteria import CRITERIA, BlockFisher, Movement, add_gradients, fisher, magnitude, remove_weights
 from compress.methods.gptq import DAMPING, gptq, gptq_encoder, layer_hessians
-from compress.methods.integers import int8_weights, quantize_weight, start_quantization_aware, stop_quantization_aware
+from compress.methods.integers import (
+    FakeQuantizedRows,
+    int8_weights,
+    quantize_weight,
+    start_quantization_aware,
+    stop_quantization_aware,
+)
 from compress.methods.made import Context
 from compress.methods.masks import (
     GradualPruning,
@@ -23,7 +29,7 @@ from compress.methods.masks import (
 )
 from compress.methods.networks import encoder_matrices, is_matrix
 from compress.methods.sensitivity import choose_bits, groups_of, logits_of, sensitivity
-from compress.methods.ternary_bert import start_ternary, ternarize
+from compress.methods.ternary_bert import Ternary, ternarize
 from compress.methods.training import train
 from compress.methods.units import (
     choose_heads,
@@ -43,6 +49,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 IDS = torch.randint(5, 90, (6, 11), generator=torch.Generator().manual_seed(0))
@@ -161,8 +168,12 @@ def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):
 @pytest.mark.parametrize(
     ("start", "top", "left_out"),
     [
-        (lambda model: start_quantization_aware(model, 4), 7, set()),
-        (lambda model: start_ternary(model.base_model), 1, {"classifier.weight"}),
+        (lambda model: start_quantization_aware(model, lambda m: FakeQuantizedRows(m.weight, 4)), 7, set()),
+        (
+            lambda model: start_quantization_aware(model.base_model, lambda m: Ternary(isinstance(m, nn.Embedding))),
+            1,
+            {"classifier.weight"},
+        ),
     ],
 )
 def test_quantization_aware_training_ends_on_the_grid(model, start, top, left_out, tmp_path):

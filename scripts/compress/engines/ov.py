@@ -26,8 +26,8 @@ class OpenVINOPredictor(Predictor):
         self.names = [entry.any_name for entry in compiled.inputs]
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         declared = property_text(compiled.get_property("INFERENCE_PRECISION_HINT"))
-        integers = INTEGERS & set(products(nodes(compiled)))
-        self.precision = "int8" if integers else {"f32": "fp32", "f16": "fp16"}.get(declared, declared)
+        integer, other = count_products(nodes(compiled))
+        self.precision = "int8" if integer > other else {"f32": "fp32", "f16": "fp16"}.get(declared, declared)
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         # share_outputs stays off: the next call overwrites the request's own memory.
@@ -75,10 +75,11 @@ def property_text(value) -> str:
     return value.get_type_name() if hasattr(value, "get_type_name") else str(value)
 
 
-def products(graph: list[tuple[str, str, str]]) -> dict[str, int]:
-    """Matrix products in nodes() by the type that they run in: {'u8': 38}; fused ones are not counted."""
-    counts = Counter(precision for kind, precision, _ in graph if kind in PRODUCTS)
-    return dict(sorted(counts.items()))
+def count_products(graph: list[tuple[str, str, str]]) -> tuple[int, int]:
+    """(integer, other) matrix products in nodes(); fused ones are not counted."""
+    types = [precision for kind, precision, _ in graph if kind in PRODUCTS]
+    integer = sum(precision in INTEGERS for precision in types)
+    return integer, len(types) - integer
 
 
 def nodes(compiled: openvino.CompiledModel) -> list[tuple[str, str, str]]:
@@ -95,12 +96,11 @@ def inspect_openvino(path: Path, compiled: openvino.CompiledModel) -> dict:
         if node.get_type_name() == "Constant":
             stored[node.get_element_type().get_type_name()] += node.get_byte_size()
     graph = nodes(compiled)
-    by_type = products(graph)
-    integer = sum(count for kind, count in by_type.items() if kind in INTEGERS)
+    integer, other = count_products(graph)
     return {
         "initializer_bytes": dict(sorted(stored.items())),
         "integer_products": integer,
-        "float_products": sum(by_type.values()) - integer,
+        "float_products": other,
         # Softmax within a larger node: the plugin fused the attention block into one kernel.
         "fused_attention": sum(kind != "Softmax" and "softmax" in names.lower() for kind, _, names in graph),
         "properties": {name: property_text(compiled.get_property(name)) for name in PROPERTIES},

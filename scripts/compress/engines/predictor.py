@@ -28,6 +28,9 @@ BACKENDS = {
 BATCH_TOLERANCE = 1e-4  # logits: the largest difference between a sentence alone and in a batch
 
 
+INPUTS = ("input_ids", "attention_mask")
+
+
 class Predictor(ABC):
     precision: str  # of the arithmetic that runs, read from the loaded model
     threads: int  # read from the loaded model, too
@@ -52,6 +55,13 @@ def load(folder: Path, device: str = "cpu", threads: int = 1) -> Predictor:
     if importlib.util.find_spec(library) is None:
         raise UserError(f"{folder}: needs the library {library}, which is not installed; run: make env")
     return getattr(importlib.import_module(f"compress.engines.{module}"), loader)(folder, artifact, device, threads)
+
+
+def feeds(ids: Iterable[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
+    """Each sentence as the named inputs of an exported model: int64 [1, length], without padding."""
+    for row in ids:
+        input_ids = np.array([row], np.int64)
+        yield dict(zip(INPUTS, (input_ids, np.ones_like(input_ids)), strict=True))
 
 
 def require_cpu(folder: Path, artifact: Artifact, device: str) -> None:

@@ -1,6 +1,7 @@
-"""A cascade of two models: the first one answers the sentences of which it is sure, the second one all others.
+"""A cascade of two models: the second classifies the sentences in which the first is not confident.
 
-See Varshney and Baral, Model Cascading (EMNLP 2022): a model is as sure of a sentence as its largest probability says.
+See Varshney and Baral, Model Cascading (EMNLP 2022). The confidence is the largest class probability; a threshold
+decides.
 """
 
 from pathlib import Path

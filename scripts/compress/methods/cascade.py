@@ -1,4 +1,4 @@
-"""Two models in one artifact: the fast parent answers where it is sure, the better second one answers the rest.
+"""Two models in one artifact: the second, better one classifies the sentences in which the first is not confident.
 
 Varshney and Baral, Model Cascading (EMNLP 2022), with two models and the largest probability as confidence.
 """
@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from compress.engines.predictor import load, load_tokenizer, predict, token_ids
+from compress.engines.predictor import load, predict
 from compress.engines.two_stage import PARTS, confidence
 from compress.errors import UserError
 from compress.files import sha256_file, write_json
 from compress.methods.made import Context, Made
+from compress.methods.teaching import sentences
 from compress.metrics import quality
 from compress.storage.artifact import TOKENIZER_FILES, read_artifact
 
@@ -21,9 +22,7 @@ def cascade(variant, context: Context) -> Made:
     """Both models, and the threshold that validation F1 allows; raises UserError if their tokenizers differ."""
     folders = context.parent, context.profile.variant_folder(variant.second, context.seed, context.device)
     check_tokenizers(*folders)
-    validation = context.splits["validation"]
-    ids = token_ids(load_tokenizer(context.parent, context.profile.data.max_length), validation["text"][:])
-    labels = np.array(validation["label"])
+    ids, labels = sentences(context, "validation"), np.array(context.splits["validation"]["label"])
     # At batch 1, as latency and test F1 are measured: the logits of dynamic int8 depend on the batch.
     first, second = (predict(load(folder, context.device, context.threads), ids) for folder in folders)
     threshold = choose_threshold(first, second, labels, variant.tolerance)

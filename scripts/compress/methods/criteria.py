@@ -8,7 +8,7 @@ import torch
 LAMBDA = 1e-7  # damping of F, as in the paper
 BLOCK = 50  # weights at most
 INVERSE_VALUES = 2**29  # of all blocks, 2 GiB: blocks of 48 for MiniLM, of 6 for BERT base
-RANK = 8  # gradients per update of F^-1, which reads and writes all of it
+RANK = 8  # gradients per update of F^-1, which reads and writes all of it; kept until then: 2.7 GB for BERT base
 
 
 def magnitude(weights: dict[str, torch.Tensor], _optimizer) -> dict[str, torch.Tensor]:
@@ -18,8 +18,8 @@ def magnitude(weights: dict[str, torch.Tensor], _optimizer) -> dict[str, torch.T
 def fisher(weights: dict[str, torch.Tensor], optimizer) -> dict[str, torch.Tensor]:
     """w^2 F / 2, the saliency of Optimal Brain Damage (LeCun et al., 1990) with a Fisher diagonal F for the Hessian's.
 
-    F is Adam's second moment, the running mean of squared mini-batch gradients of the training's loss. It estimates the
-    mean of squared gradients per sentence up to a factor, which does not change the ranking.
+    F is Adam's second moment, the running mean of squared mini-batch gradients as the optimizer receives them, clipped
+    to norm 1. It stands for the mean of squared gradients per sentence; a common factor does not change the ranking.
     """
     state = optimizer.state
     return {name: weight.detach() ** 2 * state[weight]["exp_avg_sq"] / 2 for name, weight in weights.items()}
@@ -45,9 +45,9 @@ class Criterion:
 class BlockFisher(Criterion):
     """w_i^2 / (2 [F^-1]_ii), and the optimal update of the remaining weights (oBERT: Kurtic et al., 2022).
 
-    F = lambda I + 1/m sum g g^T for blocks of neighbours in a row; g are the training's own mini-batch gradients, as
-    for `fisher`, so that both cost the same backward passes. m is their number at the first masks; the sum goes on, so
-    that the damping loses weight as gradients accumulate. A resumed training starts F from zero.
+    F = lambda I + 1/m sum g g^T for blocks of neighbours in a row; g are the training's own mini-batch gradients,
+    clipped to norm 1 as for `fisher`, so that both cost the same backward passes. m is their number at the first masks;
+    the sum goes on, so that the damping loses weight as gradients accumulate. A resumed training starts F from zero.
     """
 
     def __init__(self, weights, m):

@@ -1,34 +1,22 @@
-"""What the methods that write files for an engine share: calibration sentences, comparison with PyTorch, checks."""
+"""What the methods that write files for an engine share: comparison with PyTorch, checks."""
 
 import shutil
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from compress.engines import ort, ov
-from compress.engines.predictor import Predictor, load_tokenizer, predict, token_ids
+from compress.engines.predictor import Predictor, predict
 from compress.engines.pytorch import TorchPredictor
 from compress.errors import UserError
 from compress.files import remove
 from compress.methods.made import Context
+from compress.methods.teaching import sentences
 from torch import nn
 
 PARITY = 1e-4  # the largest difference of logits between PyTorch and an fp32 export
 PARITY_SENTENCES = 100  # of the validation split
 CALIBRATION_SENTENCES = 200  # of the training split, for variants without such an option
-
-
-def sentences(context: Context, split: str, count: int | None = None) -> list[list[int]]:
-    """Token ids of the first `count` sentences of a split, or of all, by the parent's tokenizer."""
-    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    return token_ids(tokenizer, context.splits[split]["text"][:count])
-
-
-def of_one_length(ids: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
-    """The first `count` sentences of the most frequent length, which need no padding."""
-    length = Counter(map(len, ids)).most_common(1)[0][0]
-    return [row for row in ids if len(row) == length][:count]
 
 
 def onnx_facts(context: Context, model: nn.Module, file: Path) -> tuple[dict, str]:

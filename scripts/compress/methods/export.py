@@ -1,5 +1,6 @@
 """Inference engines: a checkpoint as an ONNX file for ONNX Runtime, or as an OpenVINO model."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,14 @@ from compress.methods.engine_files import (
     check_parity,
     copying,
     empty_folder,
-    of_one_length,
     onnx_facts,
     openvino_facts,
-    sentences,
 )
 from compress.methods.made import Context, Made, made
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
 from compress.methods.onnx_int4 import quantize_onnx_int4
 from compress.methods.openvino_files import compress_weights, post_training, with_accuracy_control
+from compress.methods.teaching import sentences
 from compress.metrics import quality
 from openvino import convert_model, save_model
 from torch import nn
@@ -29,8 +29,7 @@ def onnx(variant, context: Context) -> Made:
     model, plain = exported(context)
     target = context.work / ort.FILE
     if variant.precision == "int8-static":
-        ids = of_one_length(sentences(context, "train"), variant.calibration_sentences)
-        quantize_onnx_static(plain, target, ids, variant.calibration)
+        quantize_onnx_static(plain, target, calibration_ids(variant, context), variant.calibration)
     elif variant.precision == "int4":
         quantize_onnx_int4(plain, target)
     else:
@@ -49,6 +48,15 @@ def onnx(variant, context: Context) -> Made:
         check_integers(facts)
     runtime = {"precision": precision}
     return made(model, copying({target: target.name}), details=facts, backend="onnxruntime", runtime=runtime)
+
+
+def calibration_ids(variant, context: Context) -> list[list[int]]:
+    """The training sentences on which activation ranges are measured: for percentiles, all of one length."""
+    if variant.calibration == "minmax":
+        return sentences(context, "train", variant.calibration_sentences)
+    ids = sentences(context, "train")
+    length = Counter(map(len, ids)).most_common(1)[0][0]
+    return [row for row in ids if len(row) == length][: variant.calibration_sentences]
 
 
 def openvino(variant, context: Context) -> Made:

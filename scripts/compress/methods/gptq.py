@@ -5,11 +5,12 @@ paper's lazy batches of columns are left out: they save time for billions of wei
 """
 
 import torch
-from compress.engines.predictor import load_tokenizer, predict, token_ids
+from compress.engines.predictor import predict
 from compress.engines.pytorch import TorchPredictor, load_model
 from compress.methods.integers import int8_weights, quantize_weight
 from compress.methods.made import Context, Made, made
 from compress.methods.networks import encoder_layers, encoder_matrices
+from compress.methods.teaching import sentences
 from compress.storage.packed import Integer, write_packed
 from torch import nn
 
@@ -25,8 +26,7 @@ def weight_only(variant, context: Context) -> Made:
     model = load_model(context.parent)
     encoded = int8_weights(model)
     if variant.rounding == "gptq":
-        tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-        ids = token_ids(tokenizer, context.splits["train"]["text"][: variant.calibration_sentences])
+        ids = sentences(context, "train", variant.calibration_sentences)
         encoded |= gptq_encoder(model, ids, variant.bits)
     else:
         encoded |= {name: quantize_weight(w, variant.bits) for name, w in encoder_matrices(model).items()}

@@ -19,14 +19,13 @@ from compress.methods.engine_files import (
     check_parity,
     copying,
     empty_folder,
-    of_one_length,
     onnx_facts,
     openvino_facts,
-    sentences,
 )
 from compress.methods.integers import int8_weights
 from compress.methods.made import Context, Made, made
 from compress.methods.quantize import packed_int8
+from compress.methods.teaching import sentences
 from compress.paths import ROOT
 from compress.storage.artifact import read_artifact
 from datasets import Dataset
@@ -69,8 +68,7 @@ def optimum_quantize(exported, folder: Path, context: Context, static: bool) -> 
     quantizer = ORTQuantizer.from_pretrained(exported)
     ranges = None
     if static:
-        ids = of_one_length(sentences(context, "train"), CALIBRATION_SENTENCES)
-        rows = calibration_data(ids, exported.input_names)
+        rows = calibration_data(sentences(context, "train", CALIBRATION_SENTENCES), exported.input_names)
         method = AutoCalibrationConfig.minmax(rows)
         ranges = quantizer.fit(rows, method, folder / "augmented.onnx", config.operators_to_quantize)
         (folder / "augmented.onnx").unlink()

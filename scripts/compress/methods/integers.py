@@ -3,6 +3,8 @@
 Jacob et al. (CVPR 2018), equation 1 with a zero zero-point for weights: real = scale * integer.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from compress.methods.networks import is_matrix, remove_parametrizations
@@ -75,11 +77,15 @@ def fake_quantize_activations(_, inputs):
     return (torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255),)
 
 
-def start_quantization_aware(model: nn.Module, bits: int) -> list:
-    """Puts every Linear and Embedding on its integer grid, in place; returns the hooks for stop_quantization_aware."""
+def start_quantization_aware(model: nn.Module, parametrization: Callable[[nn.Module], nn.Module]) -> list:
+    """Quantizes the weight of every Linear and Embedding, and the inputs of every Linear, in each forward pass.
+
+    parametrization: makes, for one of these modules, the parametrization of its weight. Changes the model in place;
+    returns the hooks for stop_quantization_aware.
+    """
     hooks = []
     for module in [m for m in model.modules() if is_matrix(m)]:
-        parametrize.register_parametrization(module, "weight", FakeQuantizedRows(module.weight, bits))
+        parametrize.register_parametrization(module, "weight", parametrization(module))
         if isinstance(module, nn.Linear):
             hooks.append(module.register_forward_pre_hook(fake_quantize_activations))
     return hooks

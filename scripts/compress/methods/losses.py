@@ -15,8 +15,8 @@ UNLABELLED = -100  # the label that PyTorch's cross-entropy ignores
 def distillation_loss(student, teacher, labels, temperature: float, soft_weight: float) -> torch.Tensor:
     """(1 - w) CE(labels) + w T^2 KL(teacher_T || student_T): Hinton et al. (2015), section 2.
 
-    student, teacher: logits float [batch, classes]; labels: int64 [batch], where UNLABELLED rows have the second term
-    only.
+    student, teacher: logits float [batch, classes]; labels: int64 [batch]. The first term is the mean over the labelled
+    rows of the batch, and absent where all are UNLABELLED; the second is the mean over all rows.
     """
     log_student = functional.log_softmax(student / temperature, -1)
     log_teacher = functional.log_softmax(teacher / temperature, -1)
@@ -102,7 +102,7 @@ def inner_losses(student: nn.Module, teacher: nn.Module | None, hidden_weight: f
         student.hidden_projection = nn.Linear(narrow, wide, bias=False)
     heads = math.gcd(teacher.config.num_attention_heads, narrow)  # divides both widths
 
-    with last_layer_outputs(student) as own, last_layer_outputs(teacher) as wanted:
+    with last_layer_outputs(student) as of_student, last_layer_outputs(teacher) as of_teacher:
 
         def extra_loss(inputs, _outputs):
             mask = inputs["attention_mask"]
@@ -110,11 +110,11 @@ def inner_losses(student: nn.Module, teacher: nn.Module | None, hidden_weight: f
                 teacher(input_ids=inputs["input_ids"], attention_mask=mask)
             loss = 0.0
             if hidden_weight:
-                hidden = student.hidden_projection(own["hidden"]) if projected else own["hidden"]
-                loss = loss + hidden_weight * hidden_loss(hidden, wanted["hidden"], mask)
+                hidden = student.hidden_projection(of_student["hidden"]) if projected else of_student["hidden"]
+                loss = loss + hidden_weight * hidden_loss(hidden, of_teacher["hidden"], mask)
             for pair in (("query", "key"), ("value", "value")) if relation_weight else ():
-                of_student, of_teacher = ([outputs[name] for name in pair] for outputs in (own, wanted))
-                loss = loss + relation_weight * relation_loss(of_student, of_teacher, mask, heads)
+                pairs = [[outputs[name] for name in pair] for outputs in (of_student, of_teacher)]
+                loss = loss + relation_weight * relation_loss(*pairs, mask, heads)
             return loss
 
         try:

@@ -6,13 +6,12 @@ close to a low rank.
 
 import torch
 from compress.engines.factored import with_factors
-from compress.engines.predictor import load_tokenizer, token_ids
 from compress.engines.pytorch import load_model
 from compress.errors import UserError
 from compress.methods.gptq import layer_hessians
 from compress.methods.made import Context, Made, made
 from compress.methods.networks import encoder_matrices
-from compress.methods.teaching import teach
+from compress.methods.teaching import sentences, teach
 from compress.storage.packed import write_packed
 from torch import nn
 
@@ -23,10 +22,7 @@ def low_rank(variant, context: Context) -> Made:
     Stored packed: from_pretrained of model.safetensors would build whole matrices and fill them at random.
     """
     model = load_model(context.parent)
-    ids = None
-    if variant.weighting == "inputs":
-        tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-        ids = token_ids(tokenizer, context.splits["train"]["text"][: variant.calibration_sentences])
+    ids = sentences(context, "train", variant.calibration_sentences) if variant.weighting == "inputs" else None
     factor_encoder(model, variant.kept, ids)
     seconds = teach(model, variant, context)
     details = {"ranks": sorted(set(model.config.ranks.values()))}

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compress.data.card import learning_data
 from compress.engines.predictor import load_tokenizer, token_ids
 from compress.engines.pytorch import load_model
 from compress.engines.shallow import FILE, piece_ngrams
 from compress.methods.made import Context, Made, made
 from compress.methods.teaching import student_data
 from compress.methods.training import train
-from compress.methods.vocabulary import LEARNING_SPLITS, count_pieces
+from compress.methods.vocabulary import count_pieces
 from compress.metrics import quality
 from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
@@ -35,11 +36,11 @@ def tfidf(variant, context: Context) -> Made:
     train_labels, validation_labels = (context.splits[name]["label"][:] for name in ("train", "validation"))
     began = time.perf_counter()
     vectorizer = TfidfVectorizer(analyzer=piece_ngrams, sublinear_tf=True)
-    features, held_out = vectorizer.fit_transform(train_ids), vectorizer.transform(validation_ids)
+    features, validation = vectorizer.fit_transform(train_ids), vectorizer.transform(validation_ids)
     models = [LogisticRegression(C=strength, max_iter=1000).fit(features, train_labels) for strength in STRENGTHS]
-    best = max(models, key=lambda model: quality(model.predict_proba(held_out), validation_labels)["f1"])
+    best = max(models, key=lambda model: quality(model.predict_proba(validation), validation_labels)["f1"])
     learned = {"idf": vectorizer.idf_, "weight": best.coef_, "intercept": best.intercept_}
-    # safetensors stores the memory as it lies: rows must be contiguous
+    # safetensors writes an array's memory without reordering, so the rows must be contiguous.
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in learned.items()}
     ngrams = vectorizer.get_feature_names_out().astype(np.int64)
     return Made(
@@ -77,8 +78,7 @@ def piece_vectors(encoder: nn.Module, tokenizer, width: int) -> np.ndarray:
 def piece_weights(context: Context) -> np.ndarray:
     """float64 [pieces]: a / (a + p) for relative frequency p, less for frequent pieces (Arora et al., SIF, 2017)."""
     tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    known = [context.splits[name]["text"][:] for name in LEARNING_SPLITS if name in context.splits]
-    counts = sum(count_pieces(tokenizer, texts) for texts in known)
+    counts = sum(count_pieces(tokenizer, texts) for texts, _ in learning_data(context.splits).values())
     return FREQUENT / (FREQUENT + counts / counts.sum())
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from compress.engines.predictor import INPUTS, feeds
 from onnx import TensorProto
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.optimizer import optimize_model
 
 OPSET = 17
-INPUTS = ("input_ids", "attention_mask")
 # Every operator that holds weights of BERT, in the fused and in the plain graph.
 QUANTIZED = ["MatMul", "Gemm", "Gather", "Attention", "EmbedLayerNormalization"]
 CALIBRATIONS = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
@@ -89,9 +89,8 @@ def quantize_onnx_dynamic(source: Path, target: Path, reduced_range: bool = Fals
 def quantize_onnx_static(source: Path, target: Path, ids: Sequence[Sequence[int]], method: str) -> None:
     """int8 weights, and activation ranges fixed by `method` (minmax, percentile) on the sentences `ids`.
 
-    All sentences must have the same length: histograms of different shapes can't be added, and padding would be
-    calibrated, too. Entropy calibration is not offered: with the quantizer's 128 bins it clips nothing and equals
-    minmax.
+    For percentiles all sentences must have the same length: histograms of different shapes can't be added. Entropy
+    calibration is not offered: with the quantizer's 128 bins it clips nothing and equals minmax.
     """
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -121,8 +120,7 @@ class CalibrationReader:
     """Calibration sentences in the form that ONNX Runtime's quantizer reads, one at a time."""
 
     def __init__(self, ids: Sequence[Sequence[int]]):
-        self.rows = (np.array([row], np.int64) for row in ids)
+        self.inputs = feeds(ids)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        row = next(self.rows, None)
-        return None if row is None else dict(zip(INPUTS, (row, np.ones_like(row)), strict=True))
+        return next(self.inputs, None)

@@ -6,14 +6,7 @@ nncf is imported inside the functions: it takes two seconds and changes torch, a
 from collections.abc import Callable, Sequence
 
 import numpy as np
-
-INPUTS = ("input_ids", "attention_mask")
-
-
-def feeds(ids: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
-    """Sentences as inputs of batch 1, at their real lengths."""
-    rows = [np.array([row], np.int64) for row in ids]
-    return [dict(zip(INPUTS, (row, np.ones_like(row)), strict=True)) for row in rows]
+from compress.engines.predictor import feeds
 
 
 def post_training(model, ids: Sequence[Sequence[int]], smooth: bool):
@@ -25,7 +18,7 @@ def post_training(model, ids: Sequence[Sequence[int]], smooth: bool):
 
     return nncf.quantize(
         model,
-        nncf.Dataset(feeds(ids)),
+        nncf.Dataset(list(feeds(ids))),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(ids),
         preset=nncf.QuantizationPreset.MIXED,
@@ -45,8 +38,8 @@ def with_accuracy_control(model, ids, validation_ids, score: Callable[[np.ndarra
 
     return nncf.quantize_with_accuracy_control(
         model,
-        nncf.Dataset(feeds(ids)),
-        nncf.Dataset(feeds(validation_ids)),
+        nncf.Dataset(list(feeds(ids))),
+        nncf.Dataset(list(feeds(validation_ids))),
         validate,
         max_drop=max_drop,
         model_type=nncf.ModelType.TRANSFORMER,

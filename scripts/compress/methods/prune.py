@@ -1,6 +1,7 @@
 """Pruning: zeros in the encoder's matrices, or whole heads and neurons removed."""
 
 from compress.engines.pytorch import load_model
+from compress.errors import UserError
 from compress.methods.criteria import magnitude
 from compress.methods.made import Context, Made, made
 from compress.methods.masks import GradualPruning, global_masks, set_zeros, sparsity_of, two_of_four_masks
@@ -30,15 +31,20 @@ def prune(variant, context: Context) -> Made:
 
 
 def structured(variant, context: Context) -> Made:
-    """Whole heads and FFN neurons removed, the least important first; the result is a smaller network."""
+    """Whole heads and FFN neurons removed, the least important first; the result is a smaller network.
+
+    Raises UserError for a parent that has lost heads already, or has fewer neurons than shall be left.
+    """
     model = load_model(context.parent)
+    if model.config.pruned_heads:
+        raise UserError("structured: the parent has lost heads already; remove them all in one variant")
     before = sum(weight.numel() for weight in encoder_matrices(model).values())
     batches = ranking_batches(variant, context)
     gradients = list(unit_gradients(model, batches))
     heads, neurons = unit_importance(gradients)
     keep_heads = max(len(heads), round(variant.heads * heads.numel()))
     if variant.intermediate_size > neurons.shape[1]:
-        raise ValueError(f"intermediate_size {variant.intermediate_size} is more than the parent's {neurons.shape[1]}")
+        raise UserError(f"intermediate_size {variant.intermediate_size} is more than the parent's {neurons.shape[1]}")
     pruned, kept = choose_heads(heads, keep_heads), neurons.topk(variant.intermediate_size, dim=1).indices
     if variant.tuned:
         pruned, kept = swap_units(gradients, pruned, kept)

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import torch
 from compress.engines.int8 import dynamic_int8
-from compress.engines.predictor import load_tokenizer, token_ids
 from compress.engines.pytorch import SAVED, TORCHAO_FILE, import_torchao, load_model
 from compress.errors import Skip
 from compress.methods.integers import (
+    FakeQuantizedRows,
     int8_weights,
     quantize_weight,
     start_quantization_aware,
@@ -17,7 +17,7 @@ from compress.methods.integers import (
 from compress.methods.made import Context, Made, made
 from compress.methods.networks import is_matrix
 from compress.methods.sensitivity import choose_bits, group_of, sensitivity
-from compress.methods.teaching import teach
+from compress.methods.teaching import sentences, teach
 from compress.storage.packed import INT8, write_packed
 from torch import nn
 
@@ -99,12 +99,9 @@ def cast(variant, context: Context) -> Made:
 
 
 def mixed_precision(variant, context: Context) -> Made:
-    """8 or 4 bits per group of tensors, chosen by sensitivity on validation."""
+    """8 or 4 bits per group of tensors, chosen by sensitivity on validation with float activations."""
     model = load_model(context.parent)
-    split = context.splits["validation"]
-    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
-    ids = token_ids(tokenizer, split["text"])
-    labels = np.array(split["label"])
+    ids, labels = sentences(context, "validation"), np.array(context.splits["validation"]["label"])
     rows = sensitivity(model, ids, labels)
     chosen = choose_bits(model, ids, labels, rows, variant.tolerance)
     encoded = {
@@ -118,7 +115,7 @@ def mixed_precision(variant, context: Context) -> Made:
 def qat(variant, context: Context) -> Made:
     """Quantization-aware training with the baseline as teacher."""
     model = load_model(context.parent)
-    hooks = start_quantization_aware(model, variant.bits)
+    hooks = start_quantization_aware(model, lambda module: FakeQuantizedRows(module.weight, variant.bits))
     seconds = teach(model, variant, context)
     encoded = stop_quantization_aware(model, hooks)
     return packed_int8(model, encoded, train_seconds=seconds)

@@ -8,12 +8,10 @@ from compress.methods.engine_files import (
     check_integers,
     copying,
     empty_folder,
-    of_one_length,
-    sentences,
 )
 from compress.methods.made import Context, Made, made
 from compress.methods.onnx_files import export_onnx, quantize_onnx_static
-from compress.methods.teaching import classifier, fine_tune
+from compress.methods.teaching import classifier, fine_tune, sentences
 
 
 def service(variant, context: Context) -> Made:
@@ -30,8 +28,7 @@ def service(variant, context: Context) -> Made:
     work = empty_folder(context.work)
     plain, target = work / "plain.onnx", work / ort.FILE
     export_onnx(model.eval(), plain)
-    ids = of_one_length(sentences(context, "train"), CALIBRATION_SENTENCES)
-    quantize_onnx_static(plain, target, ids, "minmax")
+    quantize_onnx_static(plain, target, sentences(context, "train", CALIBRATION_SENTENCES), "minmax")
     facts = ort.inspect_onnx(target)
     check_integers(facts)
     return made(

@@ -56,6 +56,8 @@ def student_config(config, student: Student):
 
 def check_shape(config, student: Student) -> None:
     """Raises UserError naming the first size that exceeds the parent's."""
+    if config.pruned_heads:
+        raise UserError("student: the larger network has lost heads, so its layers differ in shape; take its parent")
     small = student_config(config, student)
     limits = [
         ("layers", max(student.layers), config.num_hidden_layers - 1),

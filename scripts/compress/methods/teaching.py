@@ -43,6 +43,12 @@ def tokenized(texts: Sequence[str], labels: Sequence[int], tokenizer, max_length
     return Dataset.from_dict({**encoded, "labels": [y if y >= 0 else UNLABELLED for y in labels]})
 
 
+def sentences(context: Context, split: str, count: int | None = None) -> list[list[int]]:
+    """Token ids of the first `count` sentences of a split, or of all, by the parent's tokenizer."""
+    tokenizer = load_tokenizer(context.parent, context.profile.data.max_length)
+    return token_ids(tokenizer, context.splits[split]["text"][:count])
+
+
 def baseline_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
     """The logits of the own fine-tuned model, float32 [texts, classes], cached by its files and the texts."""
     artifact = read_artifact(context.teacher)

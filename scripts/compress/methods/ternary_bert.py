@@ -7,32 +7,20 @@ logits is used. The classification head stays float.
 
 import torch
 from compress.engines.pytorch import load_model
-from compress.methods.integers import fake_quantize_activations, stop_quantization_aware
+from compress.methods.integers import start_quantization_aware, stop_quantization_aware
 from compress.methods.made import Context, Made
-from compress.methods.networks import is_matrix
 from compress.methods.quantize import packed_int8
 from compress.methods.teaching import teach
 from compress.storage.packed import Integer
 from torch import nn
-from torch.nn.utils import parametrize
 
 
 def ternary_bert(variant, context: Context) -> Made:
     """The matrices and embedding tables of the encoder as ternary weights; stored in 2 bits or less, run in int8."""
     model = load_model(context.parent)
-    hooks = start_ternary(model.base_model)
+    hooks = start_quantization_aware(model.base_model, lambda module: Ternary(isinstance(module, nn.Embedding)))
     seconds = teach(model, variant, context)
     return packed_int8(model, stop_quantization_aware(model, hooks), train_seconds=seconds)
-
-
-def start_ternary(encoder: nn.Module) -> list:
-    """Makes every Linear and Embedding ternary, in place; returns the hooks for stop_quantization_aware."""
-    hooks = []
-    for module in [m for m in encoder.modules() if is_matrix(m)]:
-        parametrize.register_parametrization(module, "weight", Ternary(per_row=isinstance(module, nn.Embedding)))
-        if isinstance(module, nn.Linear):
-            hooks.append(module.register_forward_pre_hook(fake_quantize_activations))
-    return hooks
 
 
 class Ternary(nn.Module):

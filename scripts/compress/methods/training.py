@@ -64,6 +64,7 @@ def train(
     checkpoint = distributed.from_main(last_checkpoint(context.work) if distributed.is_main() else None)
     clock = Clock(context.work / "seconds", resumed=checkpoint is not None)
     trainer.add_callback(clock)
+    trainer.add_callback(EvaluateLast())
     trainer.add_callback(Progress(context.work.name))
     # Without dropout PyTorch picks fused attention, whose backward pass is several times slower on a CPU.
     with sdpa_kernel(SDPBackend.MATH) if context.train_device == "cpu" else nullcontext():
@@ -115,8 +116,10 @@ def multiplies_bf16(device: str) -> bool:
 
     The weights, their gradients and the optimizer stay float32 (Micikevicius et al., 2018).
     """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
-    return device == "cuda" or able.get("avx512_bf16", False) or able.get("amx_bf16", False)
+    return able.get("avx512_bf16", False) or able.get("amx_bf16", False)
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
@@ -186,6 +189,14 @@ class Clock(TrainerCallback):
     def on_save(self, _arguments, state, _control, **_):
         if state.is_world_process_zero:
             write_text(self.path, str(self.seconds()))
+
+
+class EvaluateLast(TrainerCallback):
+    """Evaluates after the last step, too, which need not be a multiple of eval_steps: that state is saved as well."""
+
+    def on_step_end(self, arguments, state, control, **_):
+        if arguments.eval_strategy != "no" and state.global_step >= state.max_steps:
+            control.should_evaluate = True
 
 
 class Progress(TrainerCallback):

@@ -4,9 +4,8 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
-from compress.data.card import held_out
+from compress.data.card import LEARNING_SPLITS, learning_data
 from compress.errors import Skip
-from compress.methods.vocabulary import LEARNING_SPLITS
 
 PARTS = (*LEARNING_SPLITS, "augmented")
 
@@ -19,13 +18,10 @@ def transfer_set(splits: Mapping, seed: int, parts: Sequence[str]) -> list[tuple
     """
     if "unlabelled" in parts and "unlabelled" not in splits:
         raise Skip("the profile's data have no unlabelled text")
-    known = {name: (splits[name]["text"][:], splits[name]["label"][:]) for name in LEARNING_SPLITS if name in splits}
+    known = learning_data(splits)
     if "augmented" in parts:
         copies = augment(known["train"][0], seed)
         known["augmented"] = copies, [-1] * len(copies)
-    if "unlabelled" in known:
-        count = len(held_out(splits))
-        known["unlabelled"] = tuple(column[count:] for column in known["unlabelled"])
     return [known[part] for part in parts]
 
 

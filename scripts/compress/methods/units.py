@@ -129,10 +129,10 @@ def tune_units(model: nn.Module, parent: nn.Module, batches) -> None:
     `model` is `parent` with fewer units. From the first layer to the last, the sums before each LayerNorm come as close
     to the parent's as scales of the units allow, on the tokens of `batches`; the weights absorb the scales.
     """
-    targets = iter(inputs_of(parent, [norm for *_, norm in outputs_of(parent)], batches))
-    for linear, units, norm in outputs_of(model):
+    for (*_, parent_norm), (linear, units, norm) in zip(outputs_of(parent), outputs_of(model), strict=True):
+        (target,) = inputs_of(parent, [parent_norm], batches)
         x, total = inputs_of(model, [linear, norm], batches)
-        scales = unit_scales(x, next(targets) - total, linear.weight, units)
+        scales = unit_scales(x, target - total, linear.weight, units)
         linear.weight.mul_(scales.repeat_interleave(linear.in_features // units))
 
 

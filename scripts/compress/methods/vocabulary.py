@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compress.data.card import learning_data
 from compress.engines.predictor import load_tokenizer, token_ids
 from compress.errors import Skip, UserError
 from compress.files import write_json
@@ -22,20 +23,18 @@ from tokenizers.models import WordPiece
 from torch import nn
 
 CONTINUES = "##"
-LEARNING_SPLITS = ("train", "unlabelled")  # splits that a student may learn from; in order of importance
 
 
 def trim_vocabulary(model: nn.Module, source: Path, context: Context, size: int) -> Path:
     """Cuts the model's embeddings to `size` pieces in place; returns the folder of the matching tokenizer.
 
     source: the folder of the model's tokenizer. Pieces are ranked by their counts in training text first, then in
-    unlabelled text; test sets are not used. Raises Skip if the vocabulary is not WordPiece.
+    unlabelled text; test sets and held-out texts are not used. Raises Skip if the vocabulary is not WordPiece.
     """
     tokenizer = load_tokenizer(source, context.profile.data.max_length)
     if not isinstance(tokenizer.model, WordPiece):
         raise Skip(f"only a WordPiece vocabulary can be trimmed; this one is {type(tokenizer.model).__name__}'s")
-    names = [name for name in LEARNING_SPLITS if name in context.splits]
-    counts = [count_pieces(tokenizer, context.splits[name]["text"][:]) for name in names]
+    counts = [count_pieces(tokenizer, texts) for texts, _ in learning_data(context.splits).values()]
     kept = choose_pieces(tokenizer, counts, size)
     folder = context.work / "tokenizer"
     with distributed.main_first():

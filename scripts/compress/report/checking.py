@@ -81,7 +81,7 @@ def check_claims(profile: Profile, committed: ComparedRun, fresh: ComparedRun, o
         seeds = {row.seed for row in measured - set(committed.rows)}  # two runs never agree in every time
         if not seeds:
             raise UserError(
-                "there is no fresh run: the results are the committed ones; run: make all, or make check ONLY=<variants>"
+                "there is no fresh run, only the committed results; run: make all, or make check ONLY=<variants>"
             )
         fresh = replace(fresh, rows=[row for row in fresh.rows if row.seed in seeds])
     if unknown := sorted(set(only) - {variant.name for variant in profile.variants}):
@@ -109,7 +109,7 @@ def check_claims(profile: Profile, committed: ComparedRun, fresh: ComparedRun, o
 
 
 def compare(committed: list[VariantRow], fresh: list[VariantRow], differing: dict[str, str]) -> list[Claim]:
-    """All claims of the committed rows, for the seeds and scopes of the fresh run; a row without a committed one moved."""
+    """All claims of the committed rows of the seeds and scopes that the fresh run has; a row that only it has moved."""
     built = {(row.seed, row.scope) for row in fresh}
     old = {key(row): row for row in committed if (row.seed, row.scope) in built}
     new = {key(row): row for row in fresh}
