@@ -124,8 +124,11 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
         (replace("config.json", '{"model_type": "bert",'), r"config\.json: not readable: "),
         (replace("config.json", "[]"), r"config\.json: not readable: "),
         (halve, r"the weights: not readable: .*incomplete metadata"),
-        (replace("model.safetensors", POINTER), r"model\.safetensors is a Git LFS pointer; run git lfs pull"),
-        (replace("vocab.txt", POINTER), r"vocab\.txt is a Git LFS pointer"),
+        (
+            replace("model.safetensors", POINTER),
+            r"model\.safetensors: a Git LFS pointer instead .* git lfs pull",
+        ),
+        (replace("vocab.txt", POINTER), r"vocab\.txt: a Git LFS pointer"),
         (without("config.json"), r"no config\.json; it has: model\.safetensors, special_tokens_map\.json"),
         (without("model.safetensors"), r"no weights \(model\.safetensors\); it has: config\.json"),
         (

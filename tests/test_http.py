@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 from compress.loadtest.processes import HOST, cpu_seconds, free_port
-from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, LINGER_SECONDS, OWN_FILES
+from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, LINGER_SECONDS, MAX_PIPELINED, OWN_FILES
 from conftest import ROOT
 from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import HEAD, exchange, get, post, send, service, slow_service
@@ -46,7 +46,7 @@ def test_an_offer_of_another_protocol_is_ignored(served):
     ]
     # The connection stays open, and the body of each request is read.
     assert exchange(served, b"".join(offers), 1).count(b"HTTP/1.1 200") == 4
-    assert exchange(served, offers[0] * 2000, 1).count(b"HTTP/1.1 200") == 2000
+    assert exchange(served, offers[0] * MAX_PIPELINED, 1).count(b"HTTP/1.1 200") == MAX_PIPELINED
     with socket.create_connection((HOST, served), timeout=20) as client:
         for byte in offers[1]:
             client.sendall(bytes([byte]))
@@ -57,6 +57,15 @@ def test_an_offer_of_another_protocol_is_ignored(served):
     received = exchange(served, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n" * 2)
     assert received.startswith(b"HTTP/1.1 405")
     assert received.count(b"HTTP/1.1") == 1
+
+
+def test_a_url_without_a_path_is_400(served):
+    assert exchange(served, b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 400")
+
+
+def test_a_connection_queues_a_limited_number_of_requests(slow):
+    received = exchange(slow, GOOD + ALIVE * 1000)
+    assert received.count(b"HTTP/1.1 200") == 1 + MAX_PIPELINED
 
 
 def test_a_compressed_body_is_415(served):

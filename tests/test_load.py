@@ -16,10 +16,10 @@ from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.loadtest import generator as load
 from compress.loadtest import runs
-from compress.loadtest.benchmark import Benchmark
+from compress.loadtest.benchmark import Benchmark, only_named
 from compress.loadtest.processes import HOST, free_port
 from compress.loadtest.runs import Run, is_void
-from compress.loadtest.servers import Server, own_servers
+from compress.loadtest.servers import Fleet, Server, own_servers
 from compress.loadtest.summary import serving_row
 from compress.paths import SCRIPTS
 
@@ -199,8 +199,27 @@ def test_models_are_offered_the_baselines_calm_rate_too(tmp_path, monkeypatch):
     ]
 
 
+def test_only_named_servers_are_measured_with_those_that_set_their_rates(tmp_path):
+    servers = own_servers(load_profile("minilm"), "full", 2, tmp_path.joinpath)
+    base, other = (of.name for of in servers[:2])
+    assert [of.name for of in only_named(servers, [base, other])] == [base, other]
+    assert only_named(servers, []) == servers
+    with pytest.raises(UserError, match=f"{other} is also measured at the rate of {base}; name both"):
+        only_named(servers, [other])
+    with pytest.raises(UserError, match=f"no server 'x'; it has: {base}, {other}, "):
+        only_named(servers, ["x"])
+
+
+def test_a_server_that_has_ended_is_not_measured(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process:
+        process.wait()
+        ended = Server("ours", "serve.py", [], [], process=process)
+        with Fleet([ended], tmp_path, None) as fleet, pytest.raises(UserError, match="ours: ended with status 3"):
+            fleet.isolate(ended)
+
+
 def a_run(share=0.5, lag=0.001, tries=1, settings=None, sources=()):
-    """A run of 100 requests, of which 10 were refused and 10 came too late."""
+    """A run of 100 requests in 2 s, of which 10 were refused and 10 came too late; the last response came at 2.5 s."""
     status = np.full(100, 200, np.int16)
     status[:10] = 429
     latency = np.full(100, 0.1)
@@ -208,14 +227,14 @@ def a_run(share=0.5, lag=0.001, tries=1, settings=None, sources=()):
     about = {"settings": settings or {}, "sources": list(sources), "provenance": {"seed": 0}, "tries": tries}
     about |= {"deadline": 0.5, "cpu_seconds": 0.9, "peak_rss_bytes": 10**8, "batches": 30, "items": 90}
     about |= {"tokens": 900, "padded_tokens": 1800}
-    outcome = load.Outcome(latency, status, np.full(100, lag), 2.0)
+    outcome = load.Outcome(latency, status, np.full(100, lag), 2.5)
     return Run("ours", "open-loop", share, 50.0, 0, outcome, about)
 
 
 def test_a_summary_counts_responses_refusals_and_time_limits():
     row = serving_row([a_run(), a_run()])
-    assert row["achieved_rps"] == 45
-    assert row["goodput_rps"] == 40
+    assert row["achieved_rps"] == 36
+    assert row["goodput_rps"] == 40  # of the seconds in which requests were sent
     assert row["shed_fraction"] == 0.1
     assert row["error_fraction"] == 0
     assert (row["batch_size_mean"], row["padding_ratio"]) == (3, 2)

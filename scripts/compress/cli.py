@@ -3,9 +3,11 @@
 import argparse
 import math
 import os
+import resource
 import shutil
 import sys
 import warnings
+from contextlib import suppress
 
 from compress.cpu import cpu_quota
 from compress.errors import UserError
@@ -46,6 +48,15 @@ def cores() -> int:
     """Cores that this process may use: fewer than the machine has, under taskset or with a container's CPU quota."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(available, cpu_quota())))
+
+
+def raise_file_limit() -> int:
+    """Raises the process's limit of open files as far as it may; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS reports more than it grants
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft
 
 
 def base_url(host: str, port: int) -> str:
@@ -104,7 +115,7 @@ def main_guard(main, parser: argparse.ArgumentParser) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("interrupted: what is finished is kept; the same command goes on from there")
+        sys.exit("interrupted: finished work is kept; run the same command to resume")
     except Exception as error:
         if isinstance(error, PermissionError) and error.filename:
             sys.exit(f"error: {error.filename}: this user may not read or write it; change its owner or permissions")

@@ -80,7 +80,10 @@ def _download(package: Package) -> None:
 
 
 def unpack(archive: Path, source: str, folder: Path, names: Sequence[str]) -> None:
-    """Writes the files `names` in the folder `source` of a zip archive into `folder`; raises UserError if one lacks."""
+    """Writes the files `names` in the folder `source` of a zip archive into `folder`.
+
+    Raises UserError if one is missing.
+    """
     if not zipfile.is_zipfile(archive):
         raise UserError(f"{archive.name}: not a complete zip archive; if it was joined from parts, is one missing?")
     with zipfile.ZipFile(archive) as file:

@@ -12,6 +12,7 @@ import torch
 from compress.config.sources import Backbone
 from compress.data.archives import fetch, join, unpack
 from compress.data.hub import download
+from compress.data.textfiles import refuse_pointer
 from compress.errors import UserError
 from compress.paths import ROOT
 from compress.storage.artifact import TOKENIZER_FILES
@@ -21,7 +22,6 @@ ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta", "mpnet")  # model ty
 WEIGHTS = "model.safetensors"
 NEW_WEIGHTS, OLD_WEIGHTS = "model*.safetensors", "pytorch_model*.bin"
 TOKENIZERS = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
-LFS_POINTER = b"version https://git-lfs"
 KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")  # what transformers says of loaded weights
 # Settings of an earlier task that would change the loss or the outputs here.
 NEUTRAL = {"problem_type": None, "return_dict": True, "output_hidden_states": False, "output_attentions": False}
@@ -117,9 +117,7 @@ def _check_files(folder: Path, name: str, has_weights: bool) -> None:
             listed = f"it has: {', '.join(sorted(file.name for file in folder.iterdir()))}"
             raise UserError(f"{name}: no {what}; {f'name the folder {inner[0]} instead' if inner else listed}")
         for file in files:
-            with open(file, "rb") as opened:
-                if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise UserError(f"{name}: {file.name} is a Git LFS pointer; run git lfs pull where it comes from")
+            refuse_pointer(file)
     with _readable(f"{name}: config.json"):
         kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
     if kind not in ENCODERS:
@@ -128,7 +126,7 @@ def _check_files(folder: Path, name: str, has_weights: bool) -> None:
 
 
 def _check_case(folder: Path, name: str) -> None:
-    """Raises UserError for a vocabulary with capitals without a word on lowercasing: transformers would lowercase."""
+    """Raises UserError if vocab.txt has capitals and no file sets do_lower_case: transformers would lowercase."""
     vocabulary, options = folder / "vocab.txt", folder / "tokenizer_config.json"
     if (folder / "tokenizer.json").exists() or not vocabulary.exists():
         return

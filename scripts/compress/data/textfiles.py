@@ -1,7 +1,7 @@
 """Text files of rows: CSV, TSV and JSON Lines, read strictly.
 
 A row with another number of fields than the header, a quote that swallows rows, or a line that is no JSON object is an
-error that names the line, because a guess would cut or merge texts without a word.
+error that names the line, because a guess would silently cut or merge texts.
 """
 
 import csv
@@ -53,7 +53,7 @@ def check_quotes(path: Path, rows: Cells, label: int, names: set[str]) -> None:
 def refuse_pointer(path: Path) -> None:
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(f"{path}: a Git LFS pointer instead of the data; run: git lfs pull")
+            raise UserError(f"{path}: a Git LFS pointer instead of the file; run: git lfs pull")
 
 
 def _decoded(path: Path) -> str:

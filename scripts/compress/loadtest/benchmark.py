@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from compress.cli import raise_file_limit
 from compress.config.budgets import BESIDE_PEERS, CALM, FIVE, Load
 from compress.config.profile import Profile
 from compress.data.card import load_splits
@@ -21,6 +22,7 @@ from compress.loadtest.runs import (
     Run,
     current_run,
     is_void,
+    read_run,
     remove_other_settings,
     remove_outdated,
     run_path,
@@ -71,12 +73,15 @@ class Benchmark:
             for server in fleet.servers
             if layout == "saturation" or server.with_clients
         ]
-        rates: dict[str, list[float]] = {server.name: [] for server in fleet.servers}
         for repeat, layout, server in tqdm(steps, desc="closed loop", disable=None):
-            run = self.closed(fleet, server, layout, layouts[layout], repeat)
-            if layout == "saturation":
-                rates[server.name].append(run.outcome.completed_rps)
-        return {name: float(np.median(values)) for name, values in rates.items()}
+            self.closed(fleet, server, layout, layouts[layout], repeat)
+        return {server.name: self.saturation(server) for server in fleet.servers}
+
+    def saturation(self, server: Server) -> float:
+        """The median rate of all current runs: there may be more repeats of an earlier benchmark."""
+        files = (self.folder / server.name).glob("saturation-*.npz")
+        runs = [read_run(path) for path in files]
+        return float(np.median([run.outcome.completed_rps for run in runs]))
 
     def measure_open(self, fleet: Fleet, saturated: dict[str, float]) -> None:
         """Every server at the budget's shares of its saturation rate, and at CALM of those in compared_with."""
@@ -85,7 +90,6 @@ class Benchmark:
             (CALM * saturated[other] / saturated[server.name], server)
             for server in fleet.servers
             for other in server.compared_with
-            if other in saturated
         ]
         steps = [(repeat, share, server) for repeat in range(self.load.repeats) for share, server in loads]
         for repeat, share, server in tqdm(steps, desc="open loop", disable=None):
@@ -148,7 +152,7 @@ def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callabl
     """
     splits = load_splits(profile, seed=0)
     texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]
-    budget = profile.serving.of_scope(args.scope).load
+    budget = profile.serving.of_scope("full" if args.peers else args.scope).load
     benchmark = Benchmark(
         folder=serving_folder(profile),
         load=budget,
@@ -157,21 +161,39 @@ def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callabl
         requests=payloads(texts, HOST, PATH),
         provenance=provenance(0, args.threads, "cpu"),
     )
+    raise_file_limit()  # a connection per waiting request; the servers inherit the limit
     remove_outdated(benchmark.folder)
     if args.peers:
-        servers = servers_with_peers(benchmark, profile, args.threads, folder_of)
+        servers = servers_with_peers(benchmark, profile, args.threads, folder_of, args.only)
     else:
         servers = own_servers(profile, args.scope, args.threads, folder_of)
-    if unknown := set(args.only) - {server.name for server in servers}:
-        known = ", ".join(server.name for server in servers)
-        raise UserError(f"--only: the benchmark has no server {sorted(unknown)[0]!r}; it has: {known}")
-    servers = [server for server in servers if not args.only or server.name in args.only]
+    servers = only_named(servers, args.only)
     benchmark.measure(servers)
     return len(servers)
 
 
-def servers_with_peers(benchmark: Benchmark, profile: Profile, threads: int, folder_of: Callable) -> list[Server]:
-    """Our server and every installed peer at its best setting, with the same model; the course's also with all five."""
+def only_named(servers: list[Server], names: Sequence[str]) -> list[Server]:
+    """The servers with these names, or all without names.
+
+    Raises UserError for an unknown name, and for a server that is also measured at the rate of one that is not named.
+    """
+    if unknown := set(names) - {server.name for server in servers}:
+        known = ", ".join(server.name for server in servers)
+        raise UserError(f"--only: the benchmark has no server {sorted(unknown)[0]!r}; it has: {known}")
+    chosen = [server for server in servers if not names or server.name in names]
+    for server in chosen:
+        if others := sorted(set(server.compared_with) - {other.name for other in chosen}):
+            raise UserError(f"--only: {server.name} is also measured at the rate of {others[0]}; name both")
+    return chosen
+
+
+def servers_with_peers(
+    benchmark: Benchmark, profile: Profile, threads: int, folder_of: Callable, only: Sequence[str]
+) -> list[Server]:
+    """Our server and every installed peer at its best setting, with the same model; the course's also with all five.
+
+    The best setting is measured only for peers in `only`, if that names any server.
+    """
     peers = [peer for peer in PEERS if PEERS[peer].installed.exists()]
     if left_out := sorted(PEERS.keys() - peers):
         print(f"not installed and left out: {', '.join(left_out)} (make peers-env)")
@@ -179,7 +201,10 @@ def servers_with_peers(benchmark: Benchmark, profile: Profile, threads: int, fol
     models = [folder_of(ablated)]
     name, deadline = ablated + BESIDE_PEERS, benchmark.load.deadline_ms
     servers = [own_server(name, models, deadline, threads, compared_with=peers)]
-    servers += [peer_server(peer, peer, models, benchmark.best_setting(peer, models)) for peer in peers]
+    for peer in peers:
+        is_measured = not only or peer in only
+        setting = benchmark.best_setting(peer, models) if is_measured else PEERS[peer].sweep[0]
+        servers.append(peer_server(peer, peer, models, setting))
     if profile.services and "peer-course" in peers:
         folders = [folder_of(service.name) for service in profile.services]
         setting = PEERS["peer-course"].sweep[0]

@@ -4,7 +4,6 @@ The peers are other projects' servers for the same artifacts: scripts/peers/<nam
 its own, build/peers/<name>/ (make peers-env).
 """
 
-import re
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.loadtest import processes
 from compress.paths import ROOT, SCRIPTS
+from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 120  # until a server must be ready
 REST_SECONDS = 0.25  # a server that uses fewer than REST_CORES for so long has finished its earlier requests
@@ -82,16 +82,18 @@ class Server:
     def sources(self) -> list[str]:
         """The files, relative to the repository, that make a run outdated when they are newer."""
         files = [model / "artifact.json" for model in self.models] + ([self.installed] if self.installed else [])
-        return [str(file.relative_to(ROOT)) for file in files]
+        files += sorted((SCRIPTS / "compress" / "serving").glob("*.py")) if self.ours else []
+        return [str(file.relative_to(ROOT)) for file in (*files, SCRIPTS / self.script)]
 
     def usage(self) -> dict:
         """CPU seconds, peak memory and our server's own counters since its start."""
         numbers = {"cpu_seconds": processes.cpu_seconds(self.process)}
         numbers["peak_rss_bytes"] = processes.peak_memory(self.process)
         if self.ours:
-            text = processes.get_text(self.port, "/metrics")
+            families = text_string_to_metric_families(processes.get_text(self.port, "/metrics"))
+            samples = {family.name: family.samples for family in families}
             for name in COUNTERS:
-                numbers[name] = sum(float(value) for value in re.findall(rf"^{name}_total{{.*}} (\S+)$", text, re.M))
+                numbers[name] = sum(sample.value for sample in samples[name] if sample.name == f"{name}_total")
         return numbers
 
 
@@ -127,12 +129,12 @@ def own_server(name: str, models: Iterable[Path], deadline_ms: int, threads: int
 
 def peer_server(name: str, peer: str, models: Sequence[Path], setting: Sequence[int], **about) -> Server:
     """A peer with the setting (workers, threads, batch); raises UserError if it is not installed."""
-    its = PEERS[peer]
-    if not its.installed.exists():
-        raise UserError(f"{peer} is not installed (no {its.installed}); run: make peers-env")
+    about_peer = PEERS[peer]
+    if not about_peer.installed.exists():
+        raise UserError(f"{peer} is not installed (no {about_peer.installed}); run: make peers-env")
     options = [f"--{key}={value}" for key, value in zip(("workers", "threads", "batch"), setting, strict=True)]
-    about |= {"python": its.environment / "bin" / "python", "installed": its.installed, "ours": False}
-    return Server(name, f"peers/{its.name}_server.py", list(models), options, **about)
+    about |= {"python": about_peer.environment / "bin" / "python", "installed": about_peer.installed, "ours": False}
+    return Server(name, f"peers/{about_peer.name}_server.py", list(models), options, **about)
 
 
 class Fleet:
@@ -149,9 +151,14 @@ class Fleet:
         self.stack.close()
 
     def isolate(self, server: Server) -> None:
-        """Pauses all other servers, waits until this one is idle, and resets its peak memory."""
+        """Pauses all other servers, waits until this one is idle, and resets its peak memory.
+
+        Raises UserError if the server has ended.
+        """
         if server.process is None:
             self.start()
+        if (status := server.process.poll()) is not None:
+            raise UserError(f"{server.name}: ended with status {status}; its log: {self.log(server)}")
         for other in self.servers:
             processes.signal_group(other.process, signal.SIGCONT if other is server else signal.SIGSTOP)
         until = time.monotonic() + REST_LIMIT_SECONDS
@@ -164,11 +171,12 @@ class Fleet:
 
     def start(self) -> None:
         """Raises UserError with the end of the log of a server that does not start."""
-        logs = {server.name: self.logs / f"{server.name}.log" for server in self.servers}
         for server in self.servers:
-            server.process = self.stack.enter_context(processes.launched(server.command, logs[server.name]))
+            server.process = self.stack.enter_context(processes.launched(server.command, self.log(server)))
         for server in self.servers:
-            log = logs[server.name]
-            processes.wait_until_ready(server.name, server.process, server.port, log, START_SECONDS)
+            processes.wait_until_ready(server.name, server.process, server.port, self.log(server), START_SECONDS)
         for server in self.servers:
             self.warm_up(server)
+
+    def log(self, server: Server) -> Path:
+        return self.logs / f"{server.name}.log"

@@ -27,7 +27,7 @@ SAMPLE_SECONDS = 30  # at most
 WARM_UP_SAMPLES = 2  # of the first half; they do not count
 CLOSING_SECONDS = 1  # until the service has closed the connections that the generator left
 EXPECTED = {200, 429, 504}  # on a busy machine some requests are rejected or late
-# What the second half of the load may have more than the first.
+# The largest growth from the first half of the load to the second.
 MEMORY_MB, DESCRIPTORS = 5, 5
 COMPLETED = 0.95  # of all requests, at least
 

@@ -89,10 +89,13 @@ def mean_rate(runs: Sequence[Run], rates: list[float]) -> float:
 
 
 def in_time_rps(run: Run) -> float:
-    """Responses with status 200 within the deadline, per second."""
+    """Responses with status 200 within the deadline, per second of offered load.
+
+    The seconds in which a server works off its queue after the last request do not count.
+    """
     outcome = run.outcome
     in_time = (outcome.status == 200) & (outcome.latency <= run.about["deadline"])
-    return float(in_time.sum() / outcome.seconds)
+    return float(in_time.sum() / (len(outcome.status) / run.rate if run.rate else outcome.seconds))
 
 
 def origins(runs: Sequence[Run]) -> list[dict]:

@@ -42,7 +42,7 @@ class Model:
 def fit_cost(predictor: Predictor, max_length: int) -> tuple[float, float]:
     """(seconds per call, seconds per padded token) of a predictor, by least squares over a few shapes.
 
-    None is longer than max_length: a small encoder has no positions for more.
+    Lengths are cut to max_length, since the encoder has no more positions.
     """
     tokens, seconds = [], []
     for batch, length in FIT_SHAPES:

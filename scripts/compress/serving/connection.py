@@ -16,6 +16,7 @@ from compress.serving.limits import (
     HEAD_SECONDS,
     LINGER_SECONDS,
     MAX_HEAD,
+    MAX_PIPELINED,
     PROBE_SECONDS,
     STALL_SECONDS,
 )
@@ -46,7 +47,7 @@ class Connection(HttpToolsProtocol):
     is_refused = False  # the current request already has its response
     ended = False  # ignores further input
     head_bytes = 0
-    unfinished = 0  # bytes of reads that began and ended within one head
+    unparsed_bytes = 0  # of reads that began and ended within one head
     running = None  # the cycle that the application works on; self.cycle is that of the last request read
 
     def __init__(self, service: Service, most: int, *args, **options):
@@ -116,9 +117,12 @@ class Connection(HttpToolsProtocol):
         if self.ended or self.parser.should_upgrade():
             return
         is_queued = self._is_busy()  # behind another request of this connection
+        if len(self.pipeline) >= MAX_PIPELINED:  # the last of these gets the connection's last response
+            self._end(*CROWDED)
+            return
         if is_queued or not (refusal := self.service.refusal(self.parser.get_method(), self.url)):
+            super().on_headers_complete()  # raises HttpParserError for an invalid URL
             self._end_head()
-            super().on_headers_complete()
             if self.is_extra or self.service.draining:
                 self.cycle.keep_alive = False
             return
@@ -151,8 +155,8 @@ class Connection(HttpToolsProtocol):
         except HttpParserError:
             self._end(400, "bad_request", "the request is not valid HTTP")
         if self.in_head and not self.new_message:
-            self.unfinished += len(data)  # the parser reports only complete headers
-            if self.unfinished > MAX_HEAD:
+            self.unparsed_bytes += len(data)  # the parser reports only complete headers
+            if self.unparsed_bytes > MAX_HEAD:
                 self._end(*TOO_LARGE)
         self._watch()
 
@@ -227,6 +231,7 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
             return
         if not self.is_refused and (self.in_head or not self.in_message):
+            self.service.metrics.requests.labels("", str(status)).inc()
             self._write(JSON({"error": error, "error_type": error_type}, status), last=True)
         self.transport.close()
 
@@ -252,7 +257,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _start_head(self) -> None:
-        self.in_head, self.head_bytes, self.unfinished = True, 0, 0
+        self.in_head, self.head_bytes, self.unparsed_bytes = True, 0, 0
         if self.head_timer is None:
             seconds, reason = (EXTRA_SECONDS, CROWDED) if self.is_extra else (HEAD_SECONDS, LATE)
             self.head_timer = self.loop.call_later(seconds, self._end, *reason)

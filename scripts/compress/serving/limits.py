@@ -8,6 +8,7 @@ MAX_BODY = 64 * 1024  # bytes
 MAX_TEXT = 8192  # characters
 MAX_TEXTS = 32  # in one /predict
 MAX_HEAD = 16 * 1024  # bytes
+MAX_PIPELINED = 64  # requests of a connection that wait behind the running one
 MAX_CONNECTIONS = 4000  # of 9 kB while idle, and 80 kB with a body; fewer if the process may not open so many files
 EXTRA_CONNECTIONS = 64  # above the limit, which may each send one request; any further one gets 503 at once
 EXTRA_SECONDS = 0.25  # to send that request's head

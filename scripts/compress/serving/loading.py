@@ -14,7 +14,7 @@ from compress.serving.limits import Options
 from compress.storage.artifact import Artifact, read_artifact
 from tokenizers import Tokenizer
 
-THREAD_SAFE = ("onnxruntime", "torch")  # backends whose loaded model several workers may call at once
+THREAD_SAFE = ("onnxruntime", "torch", "numpy")  # backends whose loaded model several workers may call at once
 # The first input of every model: sentences of different lengths, so that a batch of them is padded.
 PROBE = (
     "Good.",

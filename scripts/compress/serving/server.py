@@ -5,18 +5,16 @@ and the process exits with status 0. A second signal ends it at once.
 """
 
 import asyncio
-import resource
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import uvicorn
-from compress.cli import base_url, cores
+from compress.cli import base_url, cores, raise_file_limit
 from compress.errors import in_words
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
@@ -88,11 +86,7 @@ class DrainingServer(uvicorn.Server):
 
 def most_connections() -> int:
     """The connections that the process may hold, after it has raised its limit of open files as far as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS reports more than it grants
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return max(1, min(MAX_CONNECTIONS, soft - OWN_FILES - EXTRA_CONNECTIONS))
+    return max(1, min(MAX_CONNECTIONS, raise_file_limit() - OWN_FILES - EXTRA_CONNECTIONS))
 
 
 def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> int:
