@@ -19,7 +19,7 @@ from compress.loadtest import runs
 from compress.loadtest.benchmark import Benchmark, only_named
 from compress.loadtest.processes import HOST, free_port
 from compress.loadtest.runs import Run, is_void
-from compress.loadtest.servers import Fleet, Server, own_servers
+from compress.loadtest.servers import COUNTERS, Fleet, Server, own_servers
 from compress.loadtest.summary import serving_row
 from compress.paths import SCRIPTS
 
@@ -163,7 +163,7 @@ def benchmark(folder, **budget) -> Benchmark:
 
 
 def test_a_rate_is_offered_until_the_budgets_requests_are_sent_or_its_time_is_over(tmp_path, monkeypatch):
-    usage = dict.fromkeys(("cpu_seconds", "peak_rss_bytes", "batches", "items", "tokens", "padded_tokens"), 0)
+    usage = dict.fromkeys(("cpu_seconds", "peak_rss_bytes", *COUNTERS), 0)
     monkeypatch.setattr(Server, "usage", lambda _: usage)
     monkeypatch.setattr(runs, "LATE", 10.0)  # on a busy machine a late generator would repeat the run
     short = benchmark(tmp_path, responses=400, least_seconds=0.1, most_seconds=1.0)
@@ -226,7 +226,7 @@ def a_run(share=0.5, lag=0.001, tries=1, settings=None, sources=()):
     latency[10:20] = 0.9
     about = {"settings": settings or {}, "sources": list(sources), "provenance": {"seed": 0}, "tries": tries}
     about |= {"deadline": 0.5, "cpu_seconds": 0.9, "peak_rss_bytes": 10**8, "batches": 30, "items": 90}
-    about |= {"tokens": 900, "padded_tokens": 1800}
+    about |= {"tokens": 900, "padded_tokens": 1800, "model_cpu_seconds": 0.6}
     outcome = load.Outcome(latency, status, np.full(100, lag), 2.5)
     return Run("ours", "open-loop", share, 50.0, 0, outcome, about)
 
@@ -239,6 +239,7 @@ def test_a_summary_counts_responses_refusals_and_time_limits():
     assert row["error_fraction"] == 0
     assert (row["batch_size_mean"], row["padding_ratio"]) == (3, 2)
     assert row["server_cpu_seconds_per_request"] == pytest.approx(0.01)
+    assert row["model_cpu_seconds_per_request"] == pytest.approx(0.6 / 90)
     assert row["requests"] == 200
     assert row["reason"] == ""
 

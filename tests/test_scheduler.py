@@ -94,6 +94,8 @@ def test_batches_are_padded_to_the_steps_of_the_engine_but_not_beyond_the_encode
         shapes.append(ids.shape)
         return np.stack([mask.sum(1), np.zeros(len(ids))], 1)
 
+    predictor.threads = 1
+
     async def work(scheduler):
         scheduler.models[0] = replace(scheduler.models[0], length_step=8, max_length=20)
         return [await scheduler.submit([words(n)]).future for n in (3, 8, 9, 17)]

@@ -156,11 +156,12 @@ def test_info_shows_which_models_are_batched(served, smoke):
     assert models["service-domain"]["batch_flip_rate"] == 0
     assert models["service-domain"]["labels"] == ["movies", "amazon", "tweets", "nyt"]
     metrics = get(served[0], "/metrics")[1]
-    items, batches = (
+    items, batches, seconds, cpu = (
         float(re.search(rf'^{what}_total{{model="{DYNAMIC}"}} (\S+)', metrics, re.M).group(1))
-        for what in ("items", "batches")
+        for what in ("items", "batches", "model_seconds", "model_cpu_seconds")
     )
     assert items == batches
+    assert 0 < cpu < 1.1 * seconds + 0.01
     document = get(served[0], "/openapi.json")[1]
     assert {"/process", "/predict", "/livez", "/readyz", "/healthcheck", "/info", "/metrics", "/"} <= set(
         document["paths"]

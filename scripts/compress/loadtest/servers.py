@@ -24,7 +24,7 @@ START_SECONDS = 120  # until a server must be ready
 REST_SECONDS = 0.25  # a server that uses fewer than REST_CORES for so long has finished its earlier requests
 REST_CORES = 0.3
 REST_LIMIT_SECONDS = 10  # then the run begins anyway: some servers are never idle
-COUNTERS = ("batches", "items", "tokens", "padded_tokens")
+COUNTERS = ("batches", "items", "tokens", "padded_tokens", "model_cpu_seconds")
 
 
 @dataclass(frozen=True)

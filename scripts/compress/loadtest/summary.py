@@ -74,6 +74,7 @@ def summarize(runs: Sequence[Run]) -> dict:
         "batch_size_mean": total["items"] / total["batches"] if total["batches"] else None,
         "padding_ratio": total["padded_tokens"] / total["tokens"] if total["tokens"] else None,
         "server_cpu_seconds_per_request": total["cpu_seconds"] / max(int(completed.sum()), 1),
+        "model_cpu_seconds_per_request": total["model_cpu_seconds"] / max(int(completed.sum()), 1) or None,
         "peak_rss_mb": max(run.about["peak_rss_bytes"] for run in runs) / 1e6,
         "requests": len(status),
         "lag_ms_p99": 1000 * float(np.quantile(lag, 0.99)),

@@ -39,6 +39,12 @@ class ServerFacts:
         return self.variant.startswith(PEER)
 
     @property
+    def model_ms(self) -> float | None:
+        """CPU milliseconds per request in the model's own call."""
+        seconds = self.full.model_cpu_seconds_per_request
+        return None if seconds is None else 1e3 * seconds
+
+    @property
     def cpu_ms(self) -> float | None:
         seconds = self.full.server_cpu_seconds_per_request
         return None if seconds is None else 1e3 * seconds

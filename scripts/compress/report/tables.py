@@ -472,6 +472,7 @@ TABLES = {
         Column("batch", "full.batch_size_mean", ".1f"),
         Column("pad ratio", "full.padding_ratio", ".2f"),
         Column("CPU ms", "cpu_ms", ".2f"),
+        Column("in the model", "model_ms", ".2f"),
         Column("RSS MB", "full.peak_rss_mb", ".0f"),
     ],
     "rates": [

@@ -110,6 +110,7 @@ class ServingRow:
     batch_size_mean: float | None = None
     padding_ratio: float | None = None
     server_cpu_seconds_per_request: float | None = None
+    model_cpu_seconds_per_request: float | None = None  # in the model's own call; of models with one thread
     peak_rss_mb: float | None = None
     share: float | None = None
     requests: int | None = None

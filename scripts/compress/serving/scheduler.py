@@ -219,15 +219,16 @@ class Scheduler:
     def _run(self, model: Model, predictor: Predictor, items: list[Item]) -> None:
         rows = [item.ids for item in items]
         ids, mask = padded(rows, model.padded_length(max(map(len, rows))))
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.thread_time()
         scores = softmax(predictor(ids, mask))
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.thread_time() - cpu
         if not np.isfinite(scores).all():
             raise BackendError("the scores are not finite")
         # Admission has counted a call for each text of the batch.
         admitted = model.cost(ids.size) + model.seconds_per_call * (len(items) - 1)
         self.pace += PACE * (min(seconds / admitted, 10.0) - self.pace)
-        self.observe(model, len(items), int(mask.sum()), ids.size, seconds)
+        # With more threads, this one's CPU time would be a part of the model's.
+        self.observe(model, len(items), int(mask.sum()), ids.size, seconds, cpu if predictor.threads == 1 else 0.0)
         self._deliver(self._finish, model.name, items, scores, seconds)
 
     def _deliver(self, function, *arguments) -> None:

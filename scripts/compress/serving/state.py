@@ -35,14 +35,18 @@ class Metrics:
         self.tokens = Counter("tokens", "Word pieces in those batches", ["model"], registry=registry)
         self.padded = Counter("padded_tokens", "Word pieces and padding in those batches", ["model"], registry=registry)
         self.busy = Counter("model_seconds", "Seconds spent in models, all workers", ["model"], registry=registry)
+        self.cpu = Counter(
+            "model_cpu_seconds", "CPU seconds of workers in models of one thread", ["model"], registry=registry
+        )
 
-    def observe(self, model, items: int, tokens: int, padded: int, seconds: float) -> None:
-        """Counts one batch."""
+    def observe(self, model, items: int, tokens: int, padded: int, seconds: float, cpu: float) -> None:
+        """Counts one batch; seconds and CPU seconds are those of the model's own call."""
         self.batches.labels(model.name).inc()
         self.items.labels(model.name).inc(items)
         self.tokens.labels(model.name).inc(tokens)
         self.padded.labels(model.name).inc(padded)
         self.busy.labels(model.name).inc(seconds)
+        self.cpu.labels(model.name).inc(cpu)
 
 
 class Service:
