@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     folder = args.results or profile.results_on(args.device)
     rows = collate(profile, args.seeds, args.device, "full" if args.only else args.scope, folder)
     print(f"{folder}: {len(rows)} rows")
-    return print_summary(rows)
+    return print_summary(profile, rows)
 
 
 def seeds(text: str) -> list[int]:

@@ -357,12 +357,16 @@ def test_a_variant_without_results_has_a_row_with_the_reason_and_failures_set_th
         "not-built": ("missing", "not built"),
     }
     assert [row.variant for row in tables(profile, [0], "full")][-1] == "appendix"
-    assert print_summary(rows) == 1
+    assert print_summary(profile, rows) == 1
     printed = capsys.readouterr().out
     assert "broken (seed 0): failed: it is failed" in printed
     assert "not-built (seed 0): missing: not built" in printed
-    assert print_summary([row for row in rows if row.status == "missing"]) == 1
-    assert print_summary([row for row in rows if row.status in ("ok", "skipped")]) == 0
+    assert print_summary(profile, [row for row in rows if row.status == "missing"]) == 1
+    built = [row for row in rows if row.status in ("ok", "skipped")]
+    assert print_summary(profile, built) == 0
+    untimed = [replace(row, latency_ms_p50=None) if row.variant == BASE else row for row in built]
+    assert print_summary(profile, untimed) == 1
+    assert f"{BASE} (seed 0): not timed" in capsys.readouterr().out
 
 
 def test_collate_works_from_seed_files_alone_and_adds_a_seed_without_touching_others(profile, built):

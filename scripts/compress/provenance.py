@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from compress.cli import cores
 from compress.paths import ROOT
 
 LIBRARIES = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "openvino", "optimum", "nncf", "numpy")
@@ -17,16 +18,20 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_i
 
 
 def provenance(seed: int, threads: int, device: str) -> dict:
+    """What is stored with a build: origin(), the command, its seed, threads and processes."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        **code(),
-        "machine": machine(device),
-        "libraries": {name: installed(name) for name in LIBRARIES},
-        "python": platform.python_version(),
+        **origin(device),
         "seed": seed,
         "threads": threads,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
+
+
+def origin(device: str) -> dict:
+    """The code, machine and libraries of this process: also stored with each measurement."""
+    libraries = {name: installed(name) for name in LIBRARIES}
+    return {**code(), "machine": machine(device), "libraries": libraries, "python": platform.python_version()}
 
 
 def code() -> dict:
@@ -65,7 +70,7 @@ def machine(device: str) -> dict:
         "cpu": info.get("model name") or platform.processor() or "unknown",
         "cpu_family_model": f"{info.get('cpu family', '?')}/{info.get('model', '?')}",
         "cpu_flags": flags,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": gpu,
     }

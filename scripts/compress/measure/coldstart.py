@@ -57,7 +57,8 @@ def main(folder: str, texts: str, device: str, threads: str, output: str) -> Non
     predict(predictor, list({len(row): row for row in ids}.values()))  # a sentence of every length
     predict(predictor, sorted(ids, key=len)[-BATCH:], BATCH)
     about = {"peak_rss_bytes": peak_rss_bytes(), "load_seconds": load_seconds}
-    np.savez(output, cold_seconds=cold, tokenize_seconds=tokenize_seconds, about=np.array(json.dumps(about)))
+    with open(output, "wb") as file:  # with a name, np.savez would append .npz
+        np.savez(file, cold_seconds=cold, tokenize_seconds=tokenize_seconds, about=np.array(json.dumps(about)))
 
 
 def time_new_lengths(predictor: Predictor, ids: list[list[int]]) -> np.ndarray:

@@ -22,6 +22,7 @@ from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_to
 from compress.errors import Skip, UserError, in_words
 from compress.files import remove, sha256_file, write_arrays
 from compress.metrics import quality
+from compress.provenance import origin
 from compress.storage.artifact import read_artifact
 from compress.storage.record import FILE, read_record, write_record
 
@@ -116,6 +117,7 @@ def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str) -> d
         "batch_invariant": invariant,
         "artifact_sha256": sha256_file(folder / "artifact.json"),
         "seconds": time.perf_counter() - began,
+        "origin": origin(device),
     }
     return arrays | {"about": np.array(json.dumps(about))}
 

@@ -18,12 +18,12 @@ from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.engines.predictor import load, load_tokenizer
 from compress.errors import UserError, in_words
-from compress.files import atomic_path, read_arrays, remove, write_arrays
+from compress.files import atomic_path, read_arrays, write_arrays
 from compress.measure.coldstart import measure_cold
 from compress.measure.evaluation import is_built, is_stale
 from compress.measure.latency import Timed, best_batch, time_latency, time_shapes, time_throughput
+from compress.provenance import origin
 from compress.storage.artifact import read_artifact
-from compress.storage.record import FILE
 
 COLD = "cold.npz"
 
@@ -35,7 +35,7 @@ def timing_file(folder: Path, number: int) -> Path:
 def run_pass(profile: Profile, number: int, threads: int, device: str, sources: list[Path]) -> None:
     """Times the stale variants of seed 0 in alternation with the baseline.
 
-    A model that can't be timed loses its record: its row is missing, and the next run builds it again.
+    A failure is printed; the next run tries again.
     """
     baseline = profile.variant_folder(profile.baseline, 0, device)
     inputs = [baseline / "artifact.json", *sources]
@@ -55,20 +55,20 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
     base = load_timed(baseline, device, threads, sample)
     sizes = batch_sizes(profile, device)
     baseline_batch = best_batch(base, sizes)
+    origin_of_pass = origin(device)
     gc.disable()  # as timeit does
     for position, variant in enumerate(todo, 1):
         folder = files[variant.name].parent
         began = time.perf_counter()
         try:
             arrays, about = time_variant(profile, variant, folder, base, baseline_batch, number, threads, device)
-            about["seconds"] = time.perf_counter() - began
+            about |= {"seconds": time.perf_counter() - began, "origin": origin_of_pass}
             write_arrays(files[variant.name], arrays | {"about": np.array(json.dumps(about))})
             ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
             message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
         except Exception as error:
             if disk_is_full(error):
                 raise
-            remove(folder / FILE)  # so that the next run builds it again
             message = f"FAILED: {in_words(error)}"
         console.say(f"pass {number + 1} of {profile.measure.passes} [{position}/{len(todo)}] {variant.name}: {message}")
         gc.collect()
@@ -126,8 +126,7 @@ def measure_cold_starts(profile: Profile, threads: int, device: str, sources: li
             continue
         try:
             with atomic_path(folder / COLD) as temporary:
-                measure_cold(folder, texts, device, threads, temporary.with_suffix(".npz"))
-                temporary.with_suffix(".npz").rename(temporary)
+                measure_cold(folder, texts, device, threads, temporary)
         except Exception as error:
             if disk_is_full(error):
                 raise

@@ -36,6 +36,8 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
         path = seed_path(folder, number)
         if seed_is_built(profile, number, device):
             write_seed_file(path, profile, number, device)
+        elif profile.seed_folder(number, device).exists():
+            raise UserError(f"{profile.seed_folder(number, device)}: its {profile.baseline} is not built; run make all")
         elif not path.exists():
             raise UserError(f"{path}: missing, and so is the seed in {profile.build}; run make all")
     seeds = read_seeds(folder)
@@ -129,15 +131,23 @@ def variant_rows(
     return rows
 
 
-def print_summary(rows: list[VariantRow]) -> int:
+def print_summary(profile: Profile, rows: list[VariantRow]) -> int:
     """Prints how many variants each seed has, and why others have no results.
 
-    The exit status is 1 if one failed, or is missing on the CPU; a GPU may have measured a part of them.
+    The exit status is 1 if one failed, could not be timed, or is missing on the CPU; a GPU may have measured a part of
+    them.
     """
+    timed = {variant.name for variant in profile.variants if variant.timed}
+    built = [row for row in rows if row.seed == 0 and row.status == "ok" and row.variant in timed]
+    untimed = [row.variant for row in built if row.latency_ms_p50 is None]
     for seed in dict.fromkeys(row.seed for row in rows):
         states = Counter(row.status for row in rows if row.seed == seed)
         print(f"seed {seed}: " + ", ".join(f"{count} {status}" for status, count in sorted(states.items())))
     for row in rows:
         if row.status != "ok":
             print(f"{row.variant} (seed {row.seed}): {row.status}: {row.reason}")
-    return int(any(row.status == "failed" or (row.status, row.device) == ("missing", "cpu") for row in rows))
+    for name in untimed:
+        print(f"{name} (seed 0): not timed")
+    return int(
+        bool(untimed) or any(row.status == "failed" or (row.status, row.device) == ("missing", "cpu") for row in rows)
+    )

@@ -81,9 +81,19 @@ def rounded(value, digits: int = 6) -> float:
 
 
 def environment(profile: Profile, seeds: list[Seed]) -> dict:
-    """Machines, libraries and commits of the rows, each once."""
-    sources = [entry.record.provenance.model_dump(mode="json") for seed in seeds for entry in seed.entries.values()]
-    names = ("machine", "libraries", "python", "commit", "dirty", "threads", "processes")
-    distinct = {name: list({str(source[name]): source[name] for source in sources}.values()) for name in names}
+    """Machines, libraries and commits that timed, evaluated and built the rows, in this order, each once."""
+    entries = [entry for seed in seeds for entry in seed.entries.values()]
+    passes = [part for entry in entries for part in entry.passes]
+    parts = [*passes, *(entry.predictions for entry in entries if entry.predictions)]
+    builds = [entry.record.provenance.model_dump(mode="json") for entry in entries]
+    # Measurements of before the origin was stored have none.
+    origins = [part.about["origin"] for part in parts if "origin" in part.about] + builds
+    distinct = {name: unique(origins, name) for name in ("machine", "libraries", "python", "commit", "dirty")}
+    distinct |= {name: unique(builds, name) for name in ("threads", "processes")}
     about = {"profile": profile.name, "description": profile.description, "baseline": profile.baseline}
     return about | distinct
+
+
+def unique(sources: list[dict], name: str) -> list:
+    """The different values of `name`, in order of appearance."""
+    return list({str(source[name]): source[name] for source in sources}.values())

@@ -7,7 +7,6 @@ subtracting their row's maximum; times are float32. Equal content gives equal by
 """
 
 import json
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,10 +205,6 @@ def _packed(path: Path, record: Record) -> dict[str, np.ndarray]:
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """As np.savez_compressed, but in sorted order and without the time of writing."""
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, array in sorted(arrays.items()):
-            member = zipfile.ZipInfo(f"{name}.npy")
-            member.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(member, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+    """Writes the arrays in sorted order; NumPy gives all members one date, so equal content gives equal bytes."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **dict(sorted(arrays.items())))
