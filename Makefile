@@ -66,6 +66,7 @@ endif
 
 BUILD := build/$(PROFILE)
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
+LARGE := $(shell sed -n 's/^teacher *= *"\([a-z0-9-]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml)# the profile of the large teacher
 STAGES := finetune quantize-prune cluster distill export optimum serve-bench
 PEERS := mosec litserve infinity course
 # One run at a time per clone: a second one names the process that holds the lock and stops. HELD=1: this make has it.
@@ -294,7 +295,7 @@ $(TIMED): $(BUILD)/seed0$(SUFFIX)/.evaluated $(TIMING_SOURCES)
 
 COLLATED := $(BUILD)/.collated$(SUFFIX)-$(SCOPE)-$(subst $(eval ) ,-,$(SEEDS))
 collated: $(COLLATED)
-$(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(SETTINGS) $(call unless,results/$(PROFILE)/variants.csv)
+$(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(SETTINGS) $(if $(LARGE),$(wildcard results/$(LARGE)/seed*.npz)) $(call unless,results/$(PROFILE)$(SUFFIX:-%=/%)/variants.csv)
 	$(COLLATE)
 	@touch $@
 
@@ -314,16 +315,15 @@ $(foreach stage,$(STAGES),$(eval $(call STAGE,$(stage))))
 endif
 
 # No rule here writes results/: figures and report use the tables as they are.
-LARGE := $(shell sed -n 's/^teacher *= *"\([a-z0-9-]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml)# is compared with in the report
 TABLES := $(foreach folder,$(PROFILE) $(PROFILE)/cuda $(LARGE),$(wildcard results/$(folder)/*.csv results/$(folder)/*.json))
 $(BUILD)/.figures: scripts/figures.py report/both_sizes.csv $(call package,report results) $(SETTINGS) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 
-$(BUILD)/.notebooks: scripts/notebooks.py $(BUILD)/.report | $(ENV)
+$(BUILD)/.notebooks: scripts/notebooks.py $(call package,methods storage serving loadtest engines) $(BUILD)/.report | $(ENV)
 	$(PY) scripts/notebooks.py
 	@touch $@
 
-$(BUILD)/.report: scripts/render.py $(call package,report results) scripts/compress/measure/evaluation.py scripts/compress/measure/latency.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) report/style.css report/tables.html $(SETTINGS) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
+$(BUILD)/.report: scripts/render.py $(call package,report results) scripts/compress/measure/evaluation.py scripts/compress/measure/latency.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) report/style.css report/tables.html $(SETTINGS) $(LARGE:%=scripts/profiles/%.toml) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
 	$(PY) scripts/render.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@

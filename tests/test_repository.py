@@ -75,7 +75,7 @@ def test_a_changed_result_changes_every_page_that_shows_it():
     name = next(row.variant for row in learned if f"**`{row.variant}`**" in before["decide"])
     assert f"`{name}`" in before["hw4"].split("## What we learned")[1].split("## Negative results")[0]
     worse = [dataclasses.replace(r, f1_test=0.5, f1_drop_points=36.0) if r.variant == name else r for r in results.rows]
-    pooled = {"f1_mean": 0.5, "drop_mean": 36.0, "p_adjusted": 1e-9, "non_inferior": False}
+    pooled = {"f1_mean": 0.5, "drop_mean": 36.0, "non_inferior": False, "accuracy_drop_mean": 36.0, "p_adjusted": 1e-9}
     seeds = [dataclasses.replace(r, **pooled) if r.variant == name else r for r in results.seeds]
     changed = dataclasses.replace(results, rows=worse, seeds=seeds)
     after = pages.report_pages(profile, changed)

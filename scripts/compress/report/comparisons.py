@@ -71,13 +71,17 @@ def keeping(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 
 def worse(rows: Iterable[PooledRow]) -> list[PooledRow]:
-    """The rows that are significantly worse than the baseline: adjusted p below 0.05."""
-    return [row for row in rows if row.p_adjusted is not None and row.p_adjusted < 0.05 and row.f1_drop_points > 0]
+    """The rows that classify significantly fewer sentences rightly than the baseline: adjusted p below 0.05."""
+    return [row for row in rows if is_significant(row) and row.accuracy_drop_mean > 0]
 
 
 def better(rows: Iterable[PooledRow]) -> list[PooledRow]:
-    """The rows that are significantly better than the baseline."""
-    return [row for row in rows if row.p_adjusted is not None and row.p_adjusted < 0.05 and row.f1_drop_points < 0]
+    """The rows that classify significantly more sentences rightly than the baseline."""
+    return [row for row in rows if is_significant(row) and row.accuracy_drop_mean < 0]
+
+
+def is_significant(row: PooledRow) -> bool:
+    return row.p_adjusted is not None and row.p_adjusted < 0.05
 
 
 def lowest(rows: Iterable[PooledRow], column: str) -> PooledRow | None:

@@ -101,8 +101,13 @@ def page_context(profile: Profile, results: Results) -> dict:
         "seeds": seeds,
         "data": results.data,
         "environment": results.environment,
-        "machine": results.environment["machine"][0],
+        "machine": main_machine(results.environment["machine"][0]),
     }
+
+
+def main_machine(machine: dict) -> dict:
+    """The machine of the times; a GPU's name stands in place of its host's CPU."""
+    return machine | {"cpu": f"{machine['gpu']} (host: {machine['cpu']})"} if machine["gpu"] else machine
 
 
 def front_page(profile: Profile, results: Results) -> str:

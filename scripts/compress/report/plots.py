@@ -51,7 +51,7 @@ def overview(results: Results):
     figure, axes = canvas.new_axes(7.2, 4.4)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
     for name, row in (line.values() for line in lines):
-        x, y = row.size_mb, row.text_latency_ms_p50
+        x, y = row.size_mb, row.text_latency_ms
         home, away = (canvas.LOSSES(norm(value or 0)) for value in (row.f1_drop_points, row.ood_drop_points))
         kept = row.non_inferior is not False
         axes.plot(
@@ -62,7 +62,7 @@ def overview(results: Results):
             axes.annotate("\u25c6", (x, y), (9, 0), color=away, **beside | {"fontsize": 11})
         axes.annotate(f"{name}\n{lost(row)}", (x, y), (21, 0), **beside | {"fontsize": 7})
     canvas.log_scale(axes, "xy")
-    sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms_p50 for line in lines]
+    sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms for line in lines]
     axes.set_xlim(min(sizes) / 1.5, max(sizes) * 8)  # room for the names
     axes.set_ylim(min(times) / 2, max(times) * 2)
     canvas.label_axes(axes, COSTS["size_mb"], "one sentence from text, ms")

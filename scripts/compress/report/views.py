@@ -162,7 +162,7 @@ def front_models(results: Results) -> list[dict]:
     lines = [{"name": name, "row": rows[variant]} for name, variant in named.items() if variant in rows]
     if (large := large_row(results)) is not None:
         lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large})
-    return [of for of in lines if of["row"].text_latency_ms_p50 and of["row"].f1_drop_points is not None]
+    return [of for of in lines if of["row"].text_latency_ms and of["row"].f1_drop_points is not None]
 
 
 def large_row(results: Results) -> PooledRow | None:
@@ -216,7 +216,7 @@ def course_pairs(profile: Profile, results: Results) -> list[dict]:
         row = cpu.get(profile.course.get(f"{line['name']} {line['device']}"))
         if row is None:
             continue
-        timed = row if line["device"] == "cpu" else gpu.get(row.variant)
+        timed = row if line["device"] == row.device else gpu.get(row.variant)
         faster = seconds[base, line["device"]] / line["seconds"]
         own = timed and timed.latency_ms_p50 and timed.latency_ms_p50 / 1e3
         lines.append(line | {"row": row, "timed": timed, "faster": faster, "our_seconds": own})

@@ -8,7 +8,7 @@ from compress.results.statistics import mean_speedup, paired_speedup
 from compress.storage.record import Record
 
 NOT_TIMED = "not timed: the same arithmetic at run time as a row that was"
-OTHER_SEED = "not timed: only the first seed is"
+OTHER_SEED = "not timed: only seed 0 is"
 DISAGREE = 1.1  # between the paired speed-up and the ratio of the milliseconds in the table
 
 

@@ -36,10 +36,12 @@ class PooledRow(VariantRow):
     # Values that can be compared between variants, although seeds have other sentences and machines drift:
     comparable_f1: float | None = None  # the baseline's test F1 less the points lost
     latency_ms: float | None = None  # the baseline's median over the speed-up
+    text_latency_ms: float | None = None  # as latency_ms, with the tokenizer
     seeds: int = 1
     f1_sd: float | None = None
     drop_upper_one_sided: float | None = None
     non_inferior: bool | None = None
+    accuracy_drop_mean: float | None = None
     mcnemar_p: float | None = None
     p_adjusted: float | None = None
     ood_drop_low: float | None = None
@@ -90,9 +92,11 @@ class Results:
         """What a row has besides columns of the tables."""
         champions = [name for name, facts in self.champions.items() if facts["chosen"] == row.variant]
         facts = {"champions": champions} | self.methods.get(row.variant, {})
-        speedup = row.latency_speedup if row is not base else 1  # timed against itself, it has about 1
-        if base.latency_ms_p50 and speedup:
-            facts["latency_ms"] = base.latency_ms_p50 / speedup
+        for column in ("latency", "text_latency"):
+            milliseconds = getattr(base, f"{column}_ms_p50")
+            speedup = 1 if row is base else getattr(row, f"{column}_speedup")  # timed against itself, it has about 1
+            if milliseconds and speedup:
+                facts[f"{column}_ms"] = milliseconds / speedup
         if base.f1_test is not None and row.f1_drop_points is not None:
             facts["comparable_f1"] = base.f1_test - row.f1_drop_points / 100
         return facts

@@ -83,6 +83,7 @@ class SeedRow:
     drop_high: float | None = None
     drop_upper_one_sided: float | None = None
     non_inferior: bool | None = None
+    accuracy_drop_mean: float | None = None  # in points; its sign is the direction of McNemar's test
     mcnemar_p: float | None = None
     p_adjusted: float | None = None
     ood_drop_mean: float | None = None

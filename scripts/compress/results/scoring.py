@@ -154,6 +154,7 @@ def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, 
     drop = mean_over_seeds([of_seed.drop(name, baseline) for of_seed in own], same_test)
     low, high = interval(drop[1:])
     upper = float(np.quantile(drop[1:], 0.95))
+    right = [[np.mean(of.predictions[which] == of.labels) for of in own] for which in (baseline, name)]
     ood_drops = [points for of_seed in own if (points := of_seed.ood_drop(name, baseline)) is not None]
     ood = mean_over_seeds(ood_drops, same_sentences=True) if ood_drops else None
     ood_low, ood_high = (None, None) if ood is None else interval(ood[1:])
@@ -167,6 +168,7 @@ def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, 
         drop_high=high,
         drop_upper_one_sided=upper,
         non_inferior=None if name == baseline else upper < MARGIN,
+        accuracy_drop_mean=100 * float(np.mean(right[0]) - np.mean(right[1])),
         mcnemar_p=p,
         p_adjusted=p_adjusted,
         ood_drop_mean=None if ood is None else float(ood[0]),
