@@ -13,7 +13,7 @@ from compress.cli import main_guard, profile_parser
 def main(args: argparse.Namespace) -> None:
     from compress.config.profile import load_profile
     from compress.files import write_text
-    from compress.paths import ROOT
+    from compress.paths import DEFAULT_PROFILE, ROOT
     from compress.report.formats import to_html
     from compress.report.pages import documents, front_page
     from compress.results.reading import read_results
@@ -24,7 +24,9 @@ def main(args: argparse.Namespace) -> None:
     files[profile.report / "report.html"] = to_html(profile, files[profile.report / "report.md"])
     for path, text in files.items():
         write_text(path, text)
-    print(f"{front_page(profile, results)}\n\n{', '.join(str(path.relative_to(ROOT)) for path in files)}")
+    if profile.name == DEFAULT_PROFILE:
+        print(f"{front_page(profile, results)}\n")
+    print(", ".join(str(path.relative_to(ROOT)) for path in files))
 
 
 if __name__ == "__main__":

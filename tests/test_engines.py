@@ -62,6 +62,7 @@ def files(model, ids, tmp_path_factory):
     for method in ("minmax", "percentile"):
         calibration = ids[:16] if method == "minmax" else [row for row in ids if len(row) == 9]
         quantize_onnx_static(folder / "plain.onnx", folder / f"{method}.onnx", calibration, method)
+    quantize_onnx_static(folder / "plain.onnx", folder / "reduced-static.onnx", ids[:16], "minmax", reduced_range=True)
     openvino.save_model(openvino.convert_model(folder / "plain.onnx"), folder / "fp32.xml", compress_to_fp16=False)
     for name, smooth in (("smooth", True), ("int8", False)):
         quantized = post_training(openvino.convert_model(folder / "plain.onnx"), ids[:16], smooth)
@@ -91,10 +92,10 @@ def test_fp32_files_have_pytorchs_logits_at_every_shape(files, model, name):
             np.testing.assert_allclose(engine(input_ids, mask), expected(input_ids, mask), atol=1e-4)
 
 
-ROUNDED = ["half.onnx", "dynamic.onnx", "reduced.onnx", "int4.onnx", "minmax.onnx", "percentile.onnx"]
+ROUNDED = ["half", "dynamic", "reduced", "int4", "minmax", "percentile", "reduced-static"]
 
 
-@pytest.mark.parametrize("name", [*ROUNDED, "int8.xml", "smooth.xml"])
+@pytest.mark.parametrize("name", [*(f"{name}.onnx" for name in ROUNDED), "int8.xml", "smooth.xml"])
 def test_rounded_files_give_mostly_the_same_labels(files, model, ids, name):
     actual, expected = (predict(m, ids) for m in (predictor(files / name), reference(model)))
     assert np.mean(actual.argmax(1) == expected.argmax(1)) >= 0.8
@@ -102,7 +103,8 @@ def test_rounded_files_give_mostly_the_same_labels(files, model, ids, name):
 
 
 def test_reduced_weights_have_seven_bits(files):
-    graphs = {name: onnx.load(files / f"{name}.onnx").graph for name in ("reduced", "dynamic")}
+    names = ("reduced", "dynamic", "reduced-static", "minmax")
+    graphs = {name: onnx.load(files / f"{name}.onnx").graph for name in names}
     largest = {
         name: max(
             np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max()
@@ -111,7 +113,7 @@ def test_reduced_weights_have_seven_bits(files):
         )
         for name, graph in graphs.items()
     }
-    assert largest == {"reduced": 64, "dynamic": 127}
+    assert largest == {"reduced": 64, "dynamic": 127, "reduced-static": 64, "minmax": 127}
 
 
 def test_four_bit_weights_run_in_the_engines_kernel_and_equal_the_same_weights_in_floats(files, ids, tmp_path):

@@ -409,8 +409,8 @@ class Onnx(Exported):
             raise ValueError('fused: must be false for "int8-static": the quantizer leaves fused attention in float')
         if self.precision == "int4" and self.fused:
             raise ValueError('fused: must be false for "int4": the 4-bit kernel takes the place of plain products')
-        if self.reduced_range and self.precision != "int8-dynamic":
-            raise ValueError('reduced_range: belongs to precision "int8-dynamic" only')
+        if self.reduced_range and not self.precision.startswith("int8"):
+            raise ValueError('reduced_range: belongs to the precisions "int8-dynamic" and "int8-static" only')
         if self.precision == "fp16" and not self.fused:
             raise ValueError('fused: must be true for "fp16"')
         return self

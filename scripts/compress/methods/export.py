@@ -29,7 +29,8 @@ def onnx(variant, context: Context) -> Made:
     model, plain = exported(context)
     target = context.work / ort.FILE
     if variant.precision == "int8-static":
-        quantize_onnx_static(plain, target, calibration_ids(variant, context), variant.calibration)
+        ids = calibration_ids(variant, context)
+        quantize_onnx_static(plain, target, ids, variant.calibration, variant.reduced_range)
     elif variant.precision == "int4":
         quantize_onnx_int4(plain, target)
     else:

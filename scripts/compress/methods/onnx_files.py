@@ -86,8 +86,12 @@ def quantize_onnx_dynamic(source: Path, target: Path, reduced_range: bool = Fals
         logging.disable(logging.NOTSET)
 
 
-def quantize_onnx_static(source: Path, target: Path, ids: Sequence[Sequence[int]], method: str) -> None:
+def quantize_onnx_static(
+    source: Path, target: Path, ids: Sequence[Sequence[int]], method: str, reduced_range: bool = False
+) -> None:
     """int8 weights, and activation ranges fixed by `method` (minmax, percentile) on the sentences `ids`.
+
+    reduced_range: as in quantize_onnx_dynamic.
 
     For percentiles all sentences must have the same length: histograms of different shapes can't be added. Entropy
     calibration is not offered: with the quantizer's 128 bins it clips nothing and equals minmax.
@@ -102,6 +106,7 @@ def quantize_onnx_static(source: Path, target: Path, ids: Sequence[Sequence[int]
         per_channel=True,
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8,
+        reduce_range=reduced_range,
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],  # other operators would cost 2 to 4 points of F1
         nodes_to_exclude=products_of_activations(prepared),
         calibrate_method=CALIBRATIONS[method],
