@@ -123,7 +123,7 @@ import sys
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 from datetime import timedelta
 from compress.methods import distributed as processes
-processes.GRACE = timedelta(seconds=1)
+processes.FAILURE_WAIT = timedelta(seconds=1)
 processes.start("cpu")
 def fail(on):
     import os
@@ -131,12 +131,12 @@ def fail(on):
     if int(os.environ["RANK"]) in on:
         raise ValueError("no such layer")
     return distributed.all_reduce(__import__("torch").ones(1)) if on else "made"
-assert processes.together(lambda: fail([])) == "made"
+assert processes.run_in_all_processes(lambda: fail([])) == "made"
 try:
-    processes.together(lambda: fail([0, 1]))
+    processes.run_in_all_processes(lambda: fail([0, 1]))
 except ValueError as error:
     print("in all", flush=True)
-processes.together(lambda: fail([int(sys.argv[1])]))
+processes.run_in_all_processes(lambda: fail([int(sys.argv[1])]))
 print("not reached", flush=True)
 """
 

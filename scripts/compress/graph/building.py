@@ -64,7 +64,7 @@ class Job:
             seed=self.seed,
             device=self.device,
             train_device=self.train_device,
-            threads=max(1, self.threads // distributed.number_here()),
+            threads=max(1, self.threads // distributed.local_world_size()),
             splits=self.splits,
             labels=self.labels,
             parent=self.folder_of(self.variant.parent) if self.variant.parent else None,
@@ -104,9 +104,9 @@ def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
         write_failure(job, "failed", reason, time.perf_counter() - started)
         console.show_tail(log)
         console.say(f"{name}: FAILED: {reason} (log: {log})")
-        if isinstance(error, distributed.Apart):
+        if isinstance(error, distributed.ProcessesDisagree):
             return 1  # the other processes are in an unknown state
-    distributed.from_main(None)  # nothing more to train
+    distributed.broadcast_from_main(None)  # nothing more to train
     distributed.leave()
     return 0
 
@@ -159,17 +159,17 @@ def run_method(job: Job, maker: Maker) -> Made:
     torch.set_num_threads(context.threads)
     if not job.variant.has_training:
         return maker(job.variant, context)
-    distributed.from_main(job.variant.name)
-    return distributed.together(lambda: maker(job.variant, context))
+    distributed.broadcast_from_main(job.variant.name)
+    return distributed.run_in_all_processes(lambda: maker(job.variant, context))
 
 
 def help_train(job: Job, makers: dict[str, Maker]) -> None:
     """The part of the other processes: they run the method whenever the main one starts it."""
     torch.set_num_threads(job.context.threads)
-    while distributed.from_main() is not None:
+    while distributed.broadcast_from_main() is not None:
         try:
-            distributed.together(lambda: makers[job.variant.method](job.variant, job.context))
-        except distributed.Apart:
+            distributed.run_in_all_processes(lambda: makers[job.variant.method](job.variant, job.context))
+        except distributed.ProcessesDisagree:
             raise
         except Exception:
             traceback.print_exc()  # the main process fails likewise and records it

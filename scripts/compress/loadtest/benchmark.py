@@ -53,7 +53,7 @@ class Benchmark:
     def measure(self, servers: Sequence[Server]) -> None:
         """Measures the servers in all layouts and at all rates."""
         for server in servers:
-            remove_other_settings(self.folder, server.name, [] if self.again else self.settings(server))
+            remove_other_settings(self.folder, server.name, [] if self.again else self.accepted_settings(server))
         with self.fleet(servers) as fleet:
             self.measure_open(fleet, self.measure_closed(fleet))
 
@@ -112,7 +112,7 @@ class Benchmark:
     def run(self, fleet, server: Server, layout: str, share: float, rate: float, repeat: int, send: Callable) -> Run:
         """The existing run, or else a new one; a void run is tried again, up to TRIES times in all."""
         path = run_path(self.folder, server.name, layout, share, repeat)
-        if not self.again and (run := current_run(path, self.settings(server))):
+        if not self.again and (run := current_run(path, self.accepted_settings(server))):
             return run
         tries, outcome = 0, None
         while outcome is None or (is_void(outcome) and tries < TRIES):
@@ -131,7 +131,7 @@ class Benchmark:
         write_run(path, run)
         return run
 
-    def settings(self, server: Server) -> list[dict]:
+    def accepted_settings(self, server: Server) -> list[dict]:
         return [settings_of(server, load) for load in self.accepted]
 
     def best_setting(self, peer: str, models: Sequence[Path]) -> tuple[int, int, int]:

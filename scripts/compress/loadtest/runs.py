@@ -47,7 +47,7 @@ def is_void(outcome: Outcome) -> bool:
 
 
 def settings_of(server: Server, load: Load) -> dict:
-    return {"command": server.settings, "load": load.model_dump(mode="json")}
+    return {"command": server.portable_command, "load": load.model_dump(mode="json")}
 
 
 def write_run(path: Path, run: Run) -> None:

@@ -74,7 +74,7 @@ class Server:
         return [str(self.python), str(SCRIPTS / self.script), "--model", *models, *self.options, f"--port={self.port}"]
 
     @property
-    def settings(self) -> list[str]:
+    def portable_command(self) -> list[str]:
         """The command without what differs between machines and runs."""
         return [self.script, *(str(model.relative_to(ROOT)) for model in self.models), *self.options]
 

@@ -17,22 +17,22 @@ from compress.errors import UserError
 from torch import distributed
 from transformers.utils import logging
 
-PATIENCE = timedelta(days=7)  # while the main process does what needs no training
-GRACE = timedelta(minutes=1)  # for a failure in one process to show in the others
+WAIT_LIMIT = timedelta(days=7)  # while the main process does what needs no training
+FAILURE_WAIT = timedelta(minutes=1)  # for a failure in one process to show in the others
 
 
-class Apart(UserError):
+class ProcessesDisagree(UserError):
     """Some processes failed and others did not: they can't take another step together."""
 
 
-def number() -> int:
+def world_size() -> int:
     """Processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def number_here() -> int:
+def local_world_size() -> int:
     """Processes on this machine, which share its cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", number()))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def is_main() -> bool:
@@ -41,7 +41,7 @@ def is_main() -> bool:
 
 def start(device: str) -> None:
     """Connects the processes; with device cuda each gets a GPU of its own."""
-    if number() > 1:
+    if world_size() > 1:
         PartialState(cpu=device == "cpu")
         _group()
         # accelerate names the CPU of each process cpu:0, cpu:1..., which torch.load rejects: no run could resume.
@@ -54,18 +54,18 @@ def start(device: str) -> None:
 
 def leave() -> None:
     """Disconnects the processes: a gloo thread that outlives its interpreter sometimes aborts it."""
-    if number() > 1:
+    if world_size() > 1:
         distributed.destroy_process_group()
 
 
 @cache
 def _group():
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return distributed.new_group(backend="gloo", timeout=WAIT_LIMIT)
 
 
-def from_main(value=None):
+def broadcast_from_main(value=None):
     """The main process's value, in every process; the others wait until the main process calls this."""
-    if number() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     try:
@@ -81,15 +81,18 @@ def from_main(value=None):
 def main_first():
     """Runs the block in the main process first, then in the others, which can read what the main process wrote."""
     if not is_main():
-        from_main()
+        broadcast_from_main()
     yield
     if is_main():
-        from_main()
+        broadcast_from_main()
 
 
-def together(action: Callable):
-    """The result or exception of action() in every process; raises Apart if it failed in some and not in others."""
-    if number() == 1:
+def run_in_all_processes(action: Callable):
+    """The result or exception of action() in every process.
+
+    Raises ProcessesDisagree if it failed in some and not in others.
+    """
+    if world_size() == 1:
         return action()
     result, error = None, None
     try:
@@ -97,17 +100,19 @@ def together(action: Callable):
     except Exception as caught:
         error = caught
     reason = error and f"{type(error).__name__}: {error}"
-    reasons = [None] * number()
+    reasons = [None] * world_size()
     try:
         # Each process has its own time limit here, which a barrier would not allow.
-        arrived = distributed.all_gather([torch.zeros(1)] * number(), torch.ones(1), group=_group(), async_op=True)
-        arrived.wait(GRACE if error else PATIENCE)
+        arrived = distributed.all_gather([torch.zeros(1)] * world_size(), torch.ones(1), group=_group(), async_op=True)
+        arrived.wait(FAILURE_WAIT if error else WAIT_LIMIT)
         distributed.all_gather_object(reasons, reason, group=_group())
     except RuntimeError as lost:  # another process has ended
         reasons[distributed.get_rank()] = reason or str(lost)
     failed = [f"process {rank}: {reason}" for rank, reason in enumerate(reasons) if reason]
     if failed and None in reasons:
-        raise Apart(f"the run ends, because only some of its processes failed: {'; '.join(failed)}") from error
+        raise ProcessesDisagree(
+            f"the run ends, because only some of its processes failed: {'; '.join(failed)}"
+        ) from error
     if error:
         raise error
     return result

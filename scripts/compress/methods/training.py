@@ -61,7 +61,7 @@ def train(
         compute_metrics=compute_metrics,
         callbacks=list(callbacks),
     )
-    checkpoint = distributed.from_main(last_checkpoint(context.work) if distributed.is_main() else None)
+    checkpoint = distributed.broadcast_from_main(last_checkpoint(context.work) if distributed.is_main() else None)
     clock = Clock(context.work / "seconds", resumed=checkpoint is not None)
     trainer.add_callback(clock)
     trainer.add_callback(EvaluateLast())
@@ -75,7 +75,7 @@ def train(
 
 def training_arguments(options: Training, context: Context, rows: int, evaluate: bool) -> TrainingArguments:
     """The Trainer's arguments for a dataset of `rows` rows; raises UserError for a batch that can't be shared."""
-    processes = distributed.number()
+    processes = distributed.world_size()
     share, left = divmod(options.batch_size, processes)
     if left:
         raise UserError(f"training.batch_size: {options.batch_size} can't be shared by {processes} processes")
