@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from compress.cli import cores, main_guard, natural, positive, run_parser
+from compress.cli import add_device, cores, main_guard, natural, positive, profile_parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -27,7 +27,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = run_parser(__doc__)
+    parser = profile_parser(__doc__)
+    add_device(parser)
     parser.add_argument("--pass", dest="number", type=natural, help="which pass, from 0 (default: the cold starts)")
     parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
     parser.add_argument("--sources", type=Path, nargs="*", default=[], help="files that make older times stale")

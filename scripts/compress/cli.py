@@ -10,7 +10,7 @@ import warnings
 from contextlib import suppress
 
 from compress.cpu import cpu_quota
-from compress.errors import UserError
+from compress.errors import UserError, in_words
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 
 
@@ -141,6 +141,13 @@ def ignore_known_warnings() -> None:
     warnings.filterwarnings("ignore", message="mtime may not be reliable")  # Trainer then orders checkpoints by number
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # the pinned version still has it
+
+
+def failure(error: Exception) -> str:
+    """What the console says of a model that could not be measured; a full disk is raised, since it stops all others."""
+    if disk_is_full(error):
+        raise error
+    return f"FAILED: {in_words(error)}"
 
 
 def disk_is_full(error: Exception) -> bool:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from compress import console
-from compress.cli import cores, disk_is_full, ignore_known_warnings
+from compress.cli import cores, failure, ignore_known_warnings
 from compress.config.profile import Profile, load_profile
 from compress.data.card import held_out
 from compress.data.tasks import splits_for
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_tokenizer, predict, token_ids
-from compress.errors import Skip, UserError, in_words
+from compress.errors import Skip, UserError
 from compress.files import remove, sha256_file, write_arrays
 from compress.metrics import quality
 from compress.provenance import origin
@@ -45,9 +45,7 @@ def evaluate_stale(profile: Profile, seed: int, device: str, sources: list[Path]
             try:
                 message = job.result()
             except Exception as error:
-                if disk_is_full(error):
-                    raise
-                message = f"FAILED: {in_words(error)}"
+                message = failure(error)
             console.say(f"[{number}/{len(todo)}] {name}: {message}")
 
 

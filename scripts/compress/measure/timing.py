@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from compress import console
-from compress.cli import disk_is_full
+from compress.cli import failure
 from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.engines.predictor import load, load_tokenizer
-from compress.errors import UserError, in_words
+from compress.errors import UserError
 from compress.files import atomic_path, read_arrays, write_arrays
 from compress.measure.coldstart import measure_cold
 from compress.measure.evaluation import is_built, is_stale
@@ -67,9 +67,7 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
             ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
             message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
         except Exception as error:
-            if disk_is_full(error):
-                raise
-            message = f"FAILED: {in_words(error)}"
+            message = failure(error)
         console.say(f"pass {number + 1} of {profile.measure.passes} [{position}/{len(todo)}] {variant.name}: {message}")
         gc.collect()
 
@@ -128,6 +126,4 @@ def measure_cold_starts(profile: Profile, threads: int, device: str, sources: li
             with atomic_path(folder / COLD) as temporary:
                 measure_cold(folder, texts, device, threads, temporary)
         except Exception as error:
-            if disk_is_full(error):
-                raise
-            console.say(f"{variant.name}: FAILED: {in_words(error)}")
+            console.say(f"{variant.name}: {failure(error)}")
