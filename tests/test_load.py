@@ -204,7 +204,7 @@ def test_only_named_servers_are_measured_with_those_that_set_their_rates(tmp_pat
     base, other = (of.name for of in servers[:2])
     assert [of.name for of in only_named(servers, [base, other])] == [base, other]
     assert only_named(servers, []) == servers
-    with pytest.raises(UserError, match=f"{other} is also measured at the rate of {base}; name both"):
+    with pytest.raises(UserError, match=f"{other} is also measured at the rates of {base}: name them, too"):
         only_named(servers, [other])
     with pytest.raises(UserError, match=f"no server 'x'; it has: {base}, {other}, "):
         only_named(servers, ["x"])
@@ -224,7 +224,7 @@ def a_run(share=0.5, lag=0.001, tries=1, settings=None, sources=()):
     status[:10] = 429
     latency = np.full(100, 0.1)
     latency[10:20] = 0.9
-    about = {"settings": settings or {}, "sources": list(sources), "provenance": {"seed": 0}, "tries": tries}
+    about = {"settings": (settings or {}) | {"sources": list(sources)}, "provenance": {"seed": 0}, "tries": tries}
     about |= {"deadline": 0.5, "cpu_seconds": 0.9, "peak_rss_bytes": 10**8, "batches": 30, "items": 90}
     about |= {"tokens": 900, "padded_tokens": 1800, "model_cpu_seconds": 0.6}
     outcome = load.Outcome(latency, status, np.full(100, lag), 2.5)
@@ -263,9 +263,11 @@ def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, mo
     runs.write_run(path, a_run(settings=settings, sources=["artifact.json"]))
     written = path.stat().st_mtime
     runs.remove_outdated(folder)
-    kept = runs.current_run(path, [settings])
+    kept = runs.current_run(path, [settings | {"sources": ["artifact.json"]}])
     np.testing.assert_array_equal(kept.outcome.latency, a_run().outcome.latency)
-    assert runs.current_run(path, [{"command": ["serve.py", "--workers=1"]}]) is None
+    other = {"command": ["serve.py", "--workers=1"]}
+    assert runs.current_run(path, [other | {"sources": ["artifact.json"]}]) is None
+    assert runs.current_run(path, [settings | {"sources": ["artifact.json", "serve.py"]}]) is None
     os.utime(artifact, (written + 1, written + 1))
     runs.remove_outdated(folder)
     assert not path.exists()
@@ -274,8 +276,8 @@ def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, mo
 def test_damaged_void_and_other_runs_are_measured_again(tmp_path):
     path = runs.run_path(tmp_path, "ours", "open-loop", 0.5, 0)
     runs.write_run(path, a_run(settings={"workers": 2}, lag=0.009))
-    assert runs.current_run(path, [{"workers": 2}]) is None
-    runs.remove_other_settings(tmp_path, "ours", [{"workers": 2}])
+    assert runs.current_run(path, [{"workers": 2, "sources": []}]) is None
+    runs.remove_other_settings(tmp_path, "ours", [{"workers": 2, "sources": []}])
     assert path.exists()
     runs.remove_other_settings(tmp_path, "ours", [{"workers": 1}])
     assert not path.exists()

@@ -149,6 +149,7 @@ def test_a_pass_survives_any_error_of_a_model_but_needs_the_baseline(tmp_path, m
             raise RuntimeError("no such kernel")
         return {"latency_seconds": np.ones((2, 2))}, {"threads_requested": 1}
 
+    (folders[broken] / "timing-0.npz").write_bytes(b"of an older model")
     monkeypatch.setattr(timing, "is_built", lambda folder: (folder / "record.json").exists())
     monkeypatch.setattr(timing, "load_splits", lambda *_, **__: {"test": {"text": ["7 7"] * 4}})
     monkeypatch.setattr(timing, "load_timed", lambda *_: timed())

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from compress.config.variants import Prune, Training
 from compress.engines.int8 import int8_linear
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
+from compress.methods import prune
 from compress.methods.criteria import CRITERIA, BlockFisher, Movement, add_gradients, fisher, magnitude, remove_weights
 from compress.methods.gptq import DAMPING, gptq, gptq_encoder, layer_hessians
 from compress.methods.integers import (
@@ -343,6 +345,13 @@ def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp
             assert not torch.equal(weight[weight != 0], before[name][weight != 0]), "the survivors were not trained"
     untouched = [p for name, p in model.named_parameters() if name not in weights]
     assert all(int((p == 0).sum()) <= p.shape[-1] for p in untouched), "something else was pruned"
+
+
+def test_a_parent_that_has_lost_heads_is_not_pruned_again(model, monkeypatch):
+    model.prune_heads({0: [0]})
+    monkeypatch.setattr(prune, "load_model", lambda _: model)
+    with pytest.raises(UserError, match="has lost heads already"):
+        prune.structured(None, SimpleNamespace(parent=None))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,6 @@ def warn_of_saturation(model: str, backend: str, precision: str, options: dict) 
     if flags and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split()):
         print(
             f"warning: {model}: this CPU has no VNNI instructions: 8-bit products can overflow, and predictions differ "
-            "from the measured ones; take an ONNX Runtime file with reduced_range = true (rows that end in -int7)",
+            "from the measured ones; take an ONNX Runtime file with reduced_range = true (int7 in its name)",
             file=sys.stderr,
         )

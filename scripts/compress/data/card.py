@@ -13,7 +13,6 @@ from compress.errors import UserError
 FILE = "data.json"
 OUT_OF_DOMAIN = ("amazon", "tweets", "nyt")  # test sets that the rated snippets have besides movies
 MOST_HELD_OUT = 1000  # of the unlabelled texts
-LEARNING_SPLITS = ("train", "unlabelled")  # splits that a student may learn from; in order of importance
 
 
 def load_card(profile: Profile, seed: int) -> dict:
@@ -54,13 +53,3 @@ def held_out(splits: Mapping) -> list[str]:
     """
     texts = splits["unlabelled"]["text"] if "unlabelled" in splits else []
     return list(texts[: min(MOST_HELD_OUT, len(texts) // 10)])
-
-
-def learning_data(splits: Mapping) -> dict[str, tuple[list[str], list[int]]]:
-    """(texts, labels) of each of LEARNING_SPLITS that the data have, without the held-out texts."""
-    first = {"train": 0, "unlabelled": len(held_out(splits))}
-    return {
-        name: (list(splits[name]["text"][first[name] :]), list(splits[name]["label"][first[name] :]))
-        for name in LEARNING_SPLITS
-        if name in splits
-    }

@@ -122,7 +122,6 @@ class Benchmark:
         about = {name: after[name] - before[name] for name in after} | {
             "peak_rss_bytes": after["peak_rss_bytes"],
             "settings": settings_of(server, self.load),
-            "sources": server.sources,
             "tries": tries,
             "provenance": self.provenance,
             "deadline": self.load.deadline_ms / 1000,
@@ -183,7 +182,8 @@ def only_named(servers: list[Server], names: Sequence[str]) -> list[Server]:
     chosen = [server for server in servers if not names or server.name in names]
     for server in chosen:
         if others := sorted(set(server.compared_with) - {other.name for other in chosen}):
-            raise UserError(f"--only: {server.name} is also measured at the rate of {others[0]}; name both")
+            names = ", ".join(others)
+            raise UserError(f"--only: {server.name} is also measured at the rates of {names}: name them, too")
     return chosen
 
 

@@ -1,8 +1,8 @@
 """Run files of the benchmark: one per server, layout, rate and repeat, with the raw numbers of every request.
 
 build/<profile>/serving/<server>/<layout>-<share>-<repeat>.npz holds latency, status and lag of every request, and as
-JSON the server's resource use, settings and provenance. A run is current while it is newer than the artifacts that it
-served and its settings are the same.
+JSON the server's resource use, settings and provenance. A run is current while it is newer than its sources (the
+served artifacts and the servers' code) and its settings are the same.
 """
 
 import json
@@ -30,7 +30,7 @@ class Run:
     rate: float  # offered per second; 0 in a closed loop
     repeat: int
     outcome: Outcome
-    about: dict  # settings, sources, deadline, cpu_seconds, peak_rss_bytes, our server's counters, tries, provenance
+    about: dict  # settings, deadline, cpu_seconds, peak_rss_bytes, our server's counters, tries, provenance
 
 
 def serving_folder(profile: Profile) -> Path:
@@ -47,7 +47,7 @@ def is_void(outcome: Outcome) -> bool:
 
 
 def settings_of(server: Server, load: Load) -> dict:
-    return {"command": server.portable_command, "load": load.model_dump(mode="json")}
+    return {"command": server.portable_command, "load": load.model_dump(mode="json"), "sources": server.sources}
 
 
 def write_run(path: Path, run: Run) -> None:
@@ -63,7 +63,7 @@ def read_run(path: Path) -> Run:
     try:
         about = json.loads(str(arrays["about"]))
         outcome = Outcome(arrays["latency"], arrays["status"], arrays["lag"], about["seconds"])
-        about["settings"], about["sources"], about["provenance"]
+        about["settings"]["sources"], about["provenance"]
         return Run(about["server"], about["layout"], about["share"], about["rate"], about["repeat"], outcome, about)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: not a finished run ({error}); remove it and run the benchmark again") from None
@@ -78,10 +78,10 @@ def current_run(path: Path, accepted: Sequence[dict]) -> Run | None:
 
 
 def remove_outdated(folder: Path) -> None:
-    """Removes damaged runs, and those of an artifact or environment that is newer or gone."""
+    """Removes damaged runs, and those with a source that is newer or gone."""
     for path in folder.glob("*/*.npz"):
         try:
-            sources = [ROOT / source for source in read_run(path).about["sources"]]
+            sources = [ROOT / source for source in read_run(path).about["settings"]["sources"]]
         except UserError:
             sources = []
         written = path.stat().st_mtime

@@ -80,10 +80,13 @@ class Server:
 
     @property
     def sources(self) -> list[str]:
-        """The files, relative to the repository, that make a run outdated when they are newer."""
+        """The files, relative to the repository, that make a run outdated when they are newer.
+
+        Peers depend on our serving code, too: they are measured in turns with our server.
+        """
         files = [model / "artifact.json" for model in self.models] + ([self.installed] if self.installed else [])
-        files += sorted((SCRIPTS / "compress" / "serving").glob("*.py")) if self.ours else []
-        return [str(file.relative_to(ROOT)) for file in (*files, SCRIPTS / self.script)]
+        files += [SCRIPTS / self.script, *sorted((SCRIPTS / "compress" / "serving").glob("*.py"))]
+        return [str(file.relative_to(ROOT)) for file in files]
 
     def usage(self) -> dict:
         """CPU seconds, peak memory and our server's own counters since its start."""
@@ -111,11 +114,12 @@ def own_layout(profile: Profile, scope: str) -> dict[str, tuple[list[str], tuple
 def own_servers(profile: Profile, scope: str, threads: int, folder_of: Callable[[str], Path]) -> list[Server]:
     """The servers of own_layout(); folder_of gives the folder of a variant or champion.
 
-    The single models without a changed option are compared with the baseline's.
+    The single models without a changed option are compared with the baseline's, if that is served.
     """
     deadline, servers = profile.serving.of_scope(scope).load.deadline_ms, []
-    for name, (models, options) in own_layout(profile, scope).items():
-        is_compared = models == [name] and name != profile.baseline
+    layout = own_layout(profile, scope)
+    for name, (models, options) in layout.items():
+        is_compared = models == [name] and name != profile.baseline and profile.baseline in layout
         about = {"with_clients": name == FIVE, "compared_with": [profile.baseline] if is_compared else []}
         servers.append(own_server(name, map(folder_of, models), deadline, threads, *options, **about))
     return servers

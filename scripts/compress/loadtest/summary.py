@@ -60,11 +60,12 @@ def summarize(runs: Sequence[Run]) -> dict:
     p50, p95, p99 = 1000 * np.quantile(latency[completed], [0.5, 0.95, 0.99]) if completed.any() else [None] * 3
     answered = [run.outcome.latency[run.outcome.status == 200] for run in runs]
     low, high = (1000 * end for end in quantile_interval(answered, 0.99)) if completed.any() else [np.inf] * 2
+    seconds, offered = [run.outcome.seconds for run in runs], [offered_seconds(run) for run in runs]
     total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}
     return {
         "offered_rps": float(np.mean([run.rate for run in runs])) if runs[0].rate else None,
-        "achieved_rps": mean_rate(runs, [run.outcome.completed_rps for run in runs]),
-        "goodput_rps": mean_rate(runs, [in_time_rps(run) for run in runs]),
+        "achieved_rps": mean_rate(runs, [run.outcome.completed_rps for run in runs], seconds),
+        "goodput_rps": mean_rate(runs, [in_time_rps(run) for run in runs], offered),
         "latency_ms_p50": p50,
         "latency_ms_p95": p95,
         "latency_ms_p99": p99,
@@ -83,20 +84,21 @@ def summarize(runs: Sequence[Run]) -> dict:
     }
 
 
-def mean_rate(runs: Sequence[Run], rates: list[float]) -> float:
-    if runs[0].layout == "saturation":
-        return float(np.median(rates))
-    return float(np.average(rates, weights=[run.outcome.seconds for run in runs]))
+def mean_rate(runs: Sequence[Run], rates: list[float], seconds: list[float]) -> float:
+    """The median at saturation, otherwise the mean over all seconds."""
+    return float(np.median(rates) if runs[0].layout == "saturation" else np.average(rates, weights=seconds))
 
 
 def in_time_rps(run: Run) -> float:
-    """Responses with status 200 within the deadline, per second of offered load.
-
-    The seconds in which a server works off its queue after the last request do not count.
-    """
+    """Responses with status 200 within the deadline, per second of offered load."""
     outcome = run.outcome
     in_time = (outcome.status == 200) & (outcome.latency <= run.about["deadline"])
-    return float(in_time.sum() / (len(outcome.status) / run.rate if run.rate else outcome.seconds))
+    return float(in_time.sum() / offered_seconds(run))
+
+
+def offered_seconds(run: Run) -> float:
+    """Seconds in which requests were sent, without those in which the server then works off its queue."""
+    return len(run.outcome.status) / run.rate if run.rate else run.outcome.seconds
 
 
 def origins(runs: Sequence[Run]) -> list[dict]:

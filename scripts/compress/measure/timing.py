@@ -18,7 +18,7 @@ from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.engines.predictor import load, load_tokenizer
 from compress.errors import UserError
-from compress.files import atomic_path, read_arrays, write_arrays
+from compress.files import atomic_path, read_arrays, remove, write_arrays
 from compress.measure.coldstart import measure_cold
 from compress.measure.evaluation import is_built, is_stale
 from compress.measure.latency import Timed, best_batch, time_latency, time_shapes, time_throughput
@@ -67,6 +67,7 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
             ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
             message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
         except Exception as error:
+            remove(files[variant.name])  # older times, of another model or code, must not stay
             message = failure(error)
         console.say(f"pass {number + 1} of {profile.measure.passes} [{position}/{len(todo)}] {variant.name}: {message}")
         gc.collect()
@@ -126,4 +127,5 @@ def measure_cold_starts(profile: Profile, threads: int, device: str, sources: li
             with atomic_path(folder / COLD) as temporary:
                 measure_cold(folder, texts, device, threads, temporary)
         except Exception as error:
+            remove(folder / COLD)
             console.say(f"{variant.name}: {failure(error)}")

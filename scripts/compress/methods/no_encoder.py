@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compress.data.card import learning_data
 from compress.engines.predictor import load_tokenizer, token_ids
 from compress.engines.pytorch import load_model
 from compress.engines.shallow import FILE, piece_ngrams
 from compress.methods.made import Context, Made, made
 from compress.methods.teaching import student_data
 from compress.methods.training import train
+from compress.methods.transfer import learning_data
 from compress.methods.vocabulary import count_pieces
 from compress.metrics import quality
 from safetensors.numpy import save_file

@@ -4,10 +4,21 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
-from compress.data.card import LEARNING_SPLITS, learning_data
+from compress.data.card import held_out
 from compress.errors import Skip
 
+LEARNING_SPLITS = ("train", "unlabelled")  # splits that a student may learn from; in order of importance
 PARTS = (*LEARNING_SPLITS, "augmented")
+
+
+def learning_data(splits: Mapping) -> dict[str, tuple[list[str], list[int]]]:
+    """(texts, labels) of each of LEARNING_SPLITS that the data have, without the held-out texts."""
+    first = {"train": 0, "unlabelled": len(held_out(splits))}
+    return {
+        name: (list(splits[name]["text"][first[name] :]), list(splits[name]["label"][first[name] :]))
+        for name in LEARNING_SPLITS
+        if name in splits
+    }
 
 
 def transfer_set(splits: Mapping, seed: int, parts: Sequence[str]) -> list[tuple[list[str], list[int]]]:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compress.data.card import learning_data
 from compress.engines.predictor import load_tokenizer, token_ids
 from compress.errors import Skip, UserError
 from compress.files import write_json
 from compress.methods import distributed
 from compress.methods.made import Context
+from compress.methods.transfer import learning_data
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from torch import nn

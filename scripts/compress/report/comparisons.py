@@ -71,12 +71,12 @@ def keeping(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 
 def worse(rows: Iterable[PooledRow]) -> list[PooledRow]:
-    """The rows that classify significantly fewer sentences rightly than the baseline: adjusted p below 0.05."""
+    """The rows that classify significantly fewer sentences correctly than the baseline: adjusted p below 0.05."""
     return [row for row in rows if is_significant(row) and row.accuracy_drop_mean > 0]
 
 
 def better(rows: Iterable[PooledRow]) -> list[PooledRow]:
-    """The rows that classify significantly more sentences rightly than the baseline."""
+    """The rows that classify significantly more sentences correctly than the baseline."""
     return [row for row in rows if is_significant(row) and row.accuracy_drop_mean < 0]
 
 

@@ -81,17 +81,22 @@ def rounded(value, digits: int = 6) -> float:
 
 
 def environment(profile: Profile, seeds: list[Seed]) -> dict:
-    """Machines, libraries and commits that timed, evaluated and built the rows, in this order, each once."""
-    entries = [entry for seed in seeds for entry in seed.entries.values()]
-    passes = [part for entry in entries for part in entry.passes]
-    parts = [*passes, *(entry.predictions for entry in entries if entry.predictions)]
+    """Machines, libraries and commits that timed, evaluated and built the rows, each once; the baseline's first."""
+    entries = [entry for seed in seeds for name, entry in seed.entries.items() if name == profile.baseline]
+    entries += [entry for seed in seeds for name, entry in seed.entries.items() if name != profile.baseline]
+    origins = [origin for entry in entries for origin in origins_of(entry)]
     builds = [entry.record.provenance.model_dump(mode="json") for entry in entries]
-    # Measurements of before the origin was stored have none.
-    origins = [part.about["origin"] for part in parts if "origin" in part.about] + builds
     distinct = {name: unique(origins, name) for name in ("machine", "libraries", "python", "commit", "dirty")}
     distinct |= {name: unique(builds, name) for name in ("threads", "processes")}
     about = {"profile": profile.name, "description": profile.description, "baseline": profile.baseline}
     return about | distinct
+
+
+def origins_of(entry: Entry) -> list[dict]:
+    """Where a variant was timed, evaluated and built; older measurements have no origin."""
+    parts = [*entry.passes, *([entry.predictions] if entry.predictions else [])]
+    measured = [part.about["origin"] for part in parts if "origin" in part.about]
+    return [*measured, entry.record.provenance.model_dump(mode="json")]
 
 
 def unique(sources: list[dict], name: str) -> list:

@@ -91,7 +91,11 @@ class Connection(HttpToolsProtocol):
         elif self._is_busy():
             super().shutdown()
         else:
-            self.loop.call_later(LINGER_SECONDS, super().shutdown)
+            self.loop.call_later(LINGER_SECONDS, self._stop_lingering)
+
+    def _stop_lingering(self) -> None:
+        if not self._has_unread():
+            super().shutdown()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -172,12 +176,18 @@ class Connection(HttpToolsProtocol):
             )
 
     def timeout_keep_alive_handler(self) -> None:
-        """Closes an idle connection, unless bytes wait that the loop has not read yet: timers may run before reads."""
+        """Closes an idle connection, unless a request waits in it."""
         self.timeout_keep_alive_task = None
+        if not self._has_unread():
+            super().timeout_keep_alive_handler()
+
+    def _has_unread(self) -> bool:
+        """Whether bytes wait that the loop has not read yet: timers may run before reads."""
+        if self.transport.is_closing():
+            return False
         waiting = select.poll()
         waiting.register(self.transport.get_extra_info("socket"), select.POLLIN)
-        if not waiting.poll(0):
-            super().timeout_keep_alive_handler()
+        return bool(waiting.poll(0))
 
     def _parse(self, data: memoryview) -> None:
         """Feeds the parser. An offer of another protocol (Upgrade) is ignored, as RFC 9110 allows.
