@@ -26,8 +26,6 @@ BACKENDS = {
     "cascade": ("numpy", "two_stage", "load_cascade"),
 }
 BATCH_TOLERANCE = 1e-4  # logits: the largest difference between a sentence alone and in a batch
-
-
 INPUTS = ("input_ids", "attention_mask")
 
 
@@ -55,13 +53,6 @@ def load(folder: Path, device: str = "cpu", threads: int = 1) -> Predictor:
     if importlib.util.find_spec(library) is None:
         raise UserError(f"{folder}: needs the library {library}, which is not installed; run: make env")
     return getattr(importlib.import_module(f"compress.engines.{module}"), loader)(folder, artifact, device, threads)
-
-
-def feeds(ids: Iterable[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
-    """Each sentence as the named inputs of an exported model: int64 [1, length], without padding."""
-    for row in ids:
-        input_ids = np.array([row], np.int64)
-        yield dict(zip(INPUTS, (input_ids, np.ones_like(input_ids)), strict=True))
 
 
 def require_cpu(folder: Path, artifact: Artifact, device: str) -> None:
@@ -109,6 +100,11 @@ def padded(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.n
         input_ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
     return input_ids, mask
+
+
+def feeds(ids: Iterable[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
+    """Each sentence as the named inputs of an exported model: int64 [1, length], without padding."""
+    return (named_inputs(INPUTS, *padded([row], len(row))) for row in ids)
 
 
 def predict(predictor: Predictor, ids: Sequence[Sequence[int]], batch_size: int = 1) -> np.ndarray:

@@ -182,8 +182,8 @@ def only_named(servers: list[Server], names: Sequence[str]) -> list[Server]:
     chosen = [server for server in servers if not names or server.name in names]
     for server in chosen:
         if others := sorted(set(server.compared_with) - {other.name for other in chosen}):
-            names = ", ".join(others)
-            raise UserError(f"--only: {server.name} is also measured at the rates of {names}: name them, too")
+            rates = f"the rates of {', '.join(others)}"
+            raise UserError(f"--only: {server.name} is also measured at {rates}: name them, too")
     return chosen
 
 

@@ -82,8 +82,8 @@ def rounded(value, digits: int = 6) -> float:
 
 def environment(profile: Profile, seeds: list[Seed]) -> dict:
     """Machines, libraries and commits that timed, evaluated and built the rows, each once; the baseline's first."""
-    entries = [entry for seed in seeds for name, entry in seed.entries.items() if name == profile.baseline]
-    entries += [entry for seed in seeds for name, entry in seed.entries.items() if name != profile.baseline]
+    named = [item for seed in seeds for item in seed.entries.items()]
+    entries = [entry for _, entry in sorted(named, key=lambda item: item[0] != profile.baseline)]
     origins = [origin for entry in entries for origin in origins_of(entry)]
     builds = [entry.record.provenance.model_dump(mode="json") for entry in entries]
     distinct = {name: unique(origins, name) for name in ("machine", "libraries", "python", "commit", "dirty")}
