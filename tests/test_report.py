@@ -518,7 +518,7 @@ def large_results() -> Results:
     rows.append(row_of("distill-6x768", f1_test=0.91, f1_drop_points=1.5, size_mb=270.0, size_ratio=1.6))
     results = results_of(rows)
     results.rows[0] = replace(results.rows[0], text_latency_ms_p50=62.0)
-    results.environment["description"] = "a large network"
+    results.environment.update(description="a large network", machine=[RESULTS.machine])
     results.data["fingerprint"] = RESULTS.data["fingerprint"]
     return results
 
@@ -557,6 +557,27 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
         "both_sizes"
     }
     assert plots.both_sizes(results).axes[0].get_yticklabels()[-1].get_text() == pairs[0].method
+
+
+def test_times_of_different_kinds_of_machines_are_not_compared():
+    lost = [SeedRow(variant=row.variant, seeds=1, drop_mean=4.25, drop_low=3.5, drop_high=5.0) for row in RESULTS.seeds]
+    large, there = large_results(), RESULTS.machine | {"cpu": "Another CPU"}
+    for machine, compared in ((RESULTS.machine, True), (there, False)):
+        large.environment["machine"] = [machine]
+        results = replace(RESULTS, large=large, against_large=lost)
+        templates = pages.page_templates(PROFILE, results)
+        assert {bool(line["faster"]) for line in views.against_large(results)} == {compared}
+        assert bool(views.front_models(results)[0]["row"].text_latency_ms) is compared
+        assert (" times faster, and loses 4.2 [3.5, 5.0] F1 points." in pages.front_page(PROFILE, results)) is compared
+        section = templates.get_template("basesize.md.j2").render()
+        assert ("another kind of machine (Another CPU)" in section) is not compared
+    fact = load_facts.server_facts(RESULTS.serving, 130)[PROFILE.serving.ablated]
+    for machine, compared in ((RESULTS.machine, True), (there, False)):
+        results = replace(RESULTS, serving_origins=[{"servers": [fact.variant], "machine": machine}])
+        templates = pages.page_templates(PROFILE, results)
+        assert bool(load_facts.offline_rate(fact, results)) is compared
+        section = templates.get_template("chapters/serving.md.j2").render(notebook=False)
+        assert ("(of another machine than in the other chapters, an Another CPU)" in section) is not compared
 
 
 def test_controls_and_cascades_are_in_no_group_of_compressed_networks():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from compress.config.budgets import ABLATIONS, BESIDE_PEERS, CALM, FIVE, PEER
-from compress.results.reading import Results, by_variant
+from compress.results.reading import Results, by_variant, same_kind
 from compress.results.rows import ServingRow
 
 UNANSWERED = 0.01  # at most, of the requests at a sustained rate
@@ -178,9 +178,20 @@ def offered_shares(rows: Iterable[ServingRow]) -> list[float]:
 
 
 def offline_rate(fact: ServerFacts, results: Results) -> float | None:
-    """Sentences per second of the served file in its best batches, without a server."""
+    """Sentences per second of the served file in its best batches, without a server.
+
+    None if that was measured on another kind of machine than the load tests.
+    """
+    if other_machine([fact.variant], results):
+        return None
     name = results.champions.get(fact.variant, {"chosen": fact.variant})["chosen"]
     return next(row.throughput_per_s for row in results.variants if row.variant == name)
+
+
+def other_machine(servers: Iterable[str], results: Results) -> dict | None:
+    """The machine of these servers' load tests, if it is of another kind than that of all other times."""
+    machines = map(results.serving_machine, servers)
+    return next((machine for machine in machines if not same_kind(machine, results.machine)), None)
 
 
 def peer_settings(rows: Iterable[ServingRow]) -> list[dict]:

@@ -101,7 +101,7 @@ def page_context(profile: Profile, results: Results) -> dict:
         "seeds": seeds,
         "data": results.data,
         "environment": results.environment,
-        "machine": main_machine(results.environment["machine"][0]),
+        "machine": main_machine(results.machine),
     }
 
 

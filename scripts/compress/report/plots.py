@@ -47,7 +47,7 @@ def overview(results: Results):
 
     A circle is hollow where the model is not shown to keep the quality.
     """
-    lines = views.front_models(results)
+    lines = [line for line in views.front_models(results) if line["row"].text_latency_ms]
     figure, axes = canvas.new_axes(7.2, 4.4)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
     for name, row in (line.values() for line in lines):

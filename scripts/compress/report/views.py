@@ -160,13 +160,16 @@ def front_models(results: Results) -> list[dict]:
     named |= {" = ".join(rows[variant].champions): variant for variant in chosen if variant in rows}
     named |= {"word vectors": "static", "tf-idf": "tfidf"}
     lines = [{"name": name, "row": rows[variant]} for name, variant in named.items() if variant in rows]
-    if (large := large_row(results)) is not None:
-        lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large})
-    return [of for of in lines if of["row"].text_latency_ms and of["row"].f1_drop_points is not None]
+    lines = [of for of in lines if of["row"].text_latency_ms and of["row"].f1_drop_points is not None]
+    large = large_row(results)
+    return lines if large is None else [{"name": "fine-tuned MPNet, BERT base's size", "row": large}, *lines]
 
 
 def large_row(results: Results) -> PooledRow | None:
-    """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences."""
+    """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences.
+
+    It has no times if they were measured on another kind of machine.
+    """
     base = comparisons.baseline_row(results)
     small = next((row for row in results.against_large if row.variant == base.variant), None)
     if small is None or results.large is None:
@@ -181,14 +184,17 @@ def large_row(results: Results) -> PooledRow | None:
     }
     drops = {column: None if value is None else -value for column, value in negative.items()}
     f1 = None if base.f1_test is None else base.f1_test - drops["f1_drop_points"] / 100
-    return replace(
+    large = replace(
         comparisons.baseline_row(results.large), **drops, comparable_f1=f1, non_inferior=-small.drop_low < MARGIN
     )
+    return large if results.times_compare_with_large else replace(large, latency_ms=None, text_latency_ms=None)
 
 
 def against_large(results: Results) -> list[dict]:
     """The baseline and the champions against the large fine-tuned model: sizes, times, and points lost."""
-    large, baseline = comparisons.baseline_row(results.large), results.environment["baseline"]
+    large, baseline = large_row(results), results.environment["baseline"]
+    if large is None:
+        return []
     shown = {row.variant: row for row in results.variants if row.champions or row.variant == baseline}
     return [
         {
@@ -197,6 +203,7 @@ def against_large(results: Results) -> list[dict]:
             "lost": lost,
             "smaller": comparisons.ratio(large.size_mb, row.size_mb),
             "faster": comparisons.ratio(large.latency_ms, row.latency_ms),
+            "faster_from_text": comparisons.ratio(large.text_latency_ms, row.text_latency_ms),
         }
         for lost in results.against_large
         if lost.variant in shown

@@ -27,6 +27,7 @@ POOLED = {
     "f1_drop_ci_high": "drop_high",
     "ood_drop_points": "ood_drop_mean",
 }
+MACHINE_KIND = ("cpu", "cpu_family_model", "cores", "gpu")  # keys of a machine; times compare where they are equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ class Results:
     methods: dict[str, dict]  # by variant: options, details, seconds, measured
     environment: dict
     data: dict
+    serving_origins: list[dict] = field(default_factory=list)  # provenance of the load tests, with "servers"
     gpu: "Results | None" = None
     large: "Results | None" = None  # those of the profile whose baseline is the large teacher
 
@@ -104,6 +106,21 @@ class Results:
     @cached_property
     def by_name(self) -> dict[str, PooledRow]:
         return {row.variant: row for row in self.variants}
+
+    def serving_machine(self, server: str) -> dict:
+        """The machine of a server's load tests; in old results without serving.json that of all else."""
+        tested = (of["machine"] for of in self.serving_origins if server in of["servers"])
+        return next(tested, self.machine)
+
+    @property
+    def machine(self) -> dict:
+        """The machine of the times; empty in results that do not say it."""
+        return self.environment.get("machine", [{}])[0]
+
+    @property
+    def times_compare_with_large(self) -> bool:
+        """Whether the large teacher's results have times, of a machine of this kind."""
+        return self.large is not None and same_kind(self.machine, self.large.machine)
 
     def ancestry(self, variant: str) -> list[PooledRow]:
         """The variant's row, its parent's and so on."""
@@ -146,6 +163,11 @@ def by_variant(rows: Iterable) -> dict[str, list]:
     return grouped
 
 
+def same_kind(machine: dict, other: dict) -> bool:
+    """Whether times on two machines can be compared."""
+    return all(machine.get(key) == other.get(key) for key in MACHINE_KIND)
+
+
 def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results:
     try:
         rows = read_rows(folder / "variants.csv", VariantRow)
@@ -156,7 +178,9 @@ def _read(profile: Profile, folder: Path, gpu: Results | None = None) -> Results
         raise UserError(f"{folder / 'variants.csv'}: no row of the baseline; run: make results PROFILE={profile.name}")
     paths = {name: folder / f"{name}.csv" for name in OPTIONAL}
     tables = {name: read_rows(path, OPTIONAL[name]) if path.exists() else [] for name, path in paths.items()}
-    return Results(rows=rows, champions=read_champions(folder), gpu=gpu, **facts, **tables)
+    path = folder / "serving.json"
+    origins = _read_json(path) if path.exists() else []
+    return Results(rows=rows, champions=read_champions(folder), serving_origins=origins, gpu=gpu, **facts, **tables)
 
 
 def _read_json(path: Path) -> dict:
