@@ -17,7 +17,7 @@ from compress.errors import UserError
 from compress.loadtest import generator as load
 from compress.loadtest import runs
 from compress.loadtest.benchmark import Benchmark, only_named
-from compress.loadtest.processes import HOST, free_port
+from compress.loadtest.processes import HOST, free_port, launched
 from compress.loadtest.runs import Run, is_void
 from compress.loadtest.servers import COUNTERS, Fleet, Server, own_servers
 from compress.loadtest.summary import serving_row
@@ -218,6 +218,26 @@ def test_a_server_that_has_ended_is_not_measured(tmp_path):
             fleet.isolate(ended)
 
 
+def test_a_server_that_still_works_on_earlier_requests_is_started_anew(tmp_path, monkeypatch):
+    programs, processes = ["while True: pass", "import time; time.sleep(600)"], []
+
+    def start(fleet, of):
+        for server in of:
+            command = [sys.executable, "-c", programs[len(processes)]]
+            server.process = fleet.stack.enter_context(launched(command, tmp_path / "log"))
+            processes.append(server.process)
+
+    monkeypatch.setattr("compress.loadtest.servers.REST_LIMIT_SECONDS", 0.6)
+    monkeypatch.setattr(Fleet, "start", start)
+    busy = Server("busy", "serve.py", [], [])
+    with Fleet([busy], tmp_path, None) as fleet:
+        fleet.isolate(busy)
+        assert len(processes) == 2
+        assert processes[0].poll() is not None, "the busy server must be gone"
+        fleet.isolate(busy)
+        assert len(processes) == 2, "a server at rest goes on"
+
+
 def a_run(share=0.5, lag=0.001, tries=1, settings=None, sources=()):
     """A run of 100 requests in 2 s, of which 10 were refused and 10 came too late; the last response came at 2.5 s."""
     status = np.full(100, 200, np.int16)
@@ -262,14 +282,14 @@ def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, mo
     path = runs.run_path(folder, "ours", "open-loop", 0.5, 0)
     runs.write_run(path, a_run(settings=settings, sources=["artifact.json"]))
     written = path.stat().st_mtime
-    runs.remove_outdated(folder)
+    runs.remove_outdated(folder / "ours")
     kept = runs.current_run(path, [settings | {"sources": ["artifact.json"]}])
     np.testing.assert_array_equal(kept.outcome.latency, a_run().outcome.latency)
     other = {"command": ["serve.py", "--workers=1"]}
     assert runs.current_run(path, [other | {"sources": ["artifact.json"]}]) is None
     assert runs.current_run(path, [settings | {"sources": ["artifact.json", "serve.py"]}]) is None
     os.utime(artifact, (written + 1, written + 1))
-    runs.remove_outdated(folder)
+    runs.remove_outdated(folder / "ours")
     assert not path.exists()
 
 
@@ -284,7 +304,7 @@ def test_damaged_void_and_other_runs_are_measured_again(tmp_path):
     path.write_bytes(b"no run")
     with pytest.raises(UserError, match=str(path)):
         runs.read_run(path)
-    runs.remove_outdated(tmp_path)
+    runs.remove_outdated(tmp_path / "ours")
     assert not path.exists()
 
 

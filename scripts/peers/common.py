@@ -29,6 +29,9 @@ class Classifier:
         self.tokenizer.enable_padding()  # to the batch's longest, with BERT's [PAD], which is piece 0
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # As in our own service: threads that still spin after a call would slow down the next model's.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.enable_mem_pattern = False
         self.session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
         self.inputs = [entry.name for entry in self.session.get_inputs()]
 

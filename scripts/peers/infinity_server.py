@@ -34,6 +34,8 @@ def app():
     about = read(arguments.model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = arguments.threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # as in our own service
+    options.enable_mem_pattern = False
 
     class Threaded(optimum.ORTModelForSequenceClassification):
         @classmethod

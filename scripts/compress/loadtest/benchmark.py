@@ -53,6 +53,7 @@ class Benchmark:
     def measure(self, servers: Sequence[Server]) -> None:
         """Measures the servers in all layouts and at all rates."""
         for server in servers:
+            remove_outdated(self.folder / server.name)
             remove_other_settings(self.folder, server.name, [] if self.again else self.accepted_settings(server))
         with self.fleet(servers) as fleet:
             self.measure_open(fleet, self.measure_closed(fleet))
@@ -134,14 +135,16 @@ class Benchmark:
         return [settings_of(server, load) for load in self.accepted]
 
     def best_setting(self, peer: str, models: Sequence[Path]) -> tuple[int, int, int]:
-        """The peer's setting with the highest saturation rate."""
-        rates = {}
-        for setting in tqdm(PEERS[peer].sweep, desc=f"settings of {peer}", disable=None):
-            server = peer_server(peer, peer, models, setting)
+        """The peer's setting with the highest saturation rate, the median of its repeats."""
+        rates, sweep = {}, PEERS[peer].sweep
+        remove_outdated(self.folder / peer)
+        for setting in tqdm(sweep if len(sweep) > 1 else [], desc=f"settings of {peer}", disable=None):
+            server, layout = peer_server(peer, peer, models, setting), f"sweep-{'x'.join(map(str, setting))}"
             with self.fleet([server]) as fleet:
-                run = self.closed(fleet, server, f"sweep-{'x'.join(map(str, setting))}", self.load.connections, 0)
-            rates[setting] = run.outcome.completed_rps
-        return max(rates, key=rates.get)
+                repeats = range(self.load.saturation_repeats)
+                runs = [self.closed(fleet, server, layout, self.load.connections, repeat) for repeat in repeats]
+            rates[setting] = float(np.median([run.outcome.completed_rps for run in runs]))
+        return max(rates, key=rates.get, default=sweep[0])
 
 
 def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callable[[str], Path]) -> int:
@@ -161,7 +164,6 @@ def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callabl
         provenance=provenance(0, args.threads, "cpu"),
     )
     raise_file_limit()  # a connection per waiting request; the servers inherit the limit
-    remove_outdated(benchmark.folder)
     if args.peers:
         servers = servers_with_peers(benchmark, profile, args.threads, folder_of, args.only)
     else:

@@ -78,8 +78,8 @@ def current_run(path: Path, accepted: Sequence[dict]) -> Run | None:
 
 
 def remove_outdated(folder: Path) -> None:
-    """Removes damaged runs, and those with a source that is newer or gone."""
-    for path in folder.glob("*/*.npz"):
+    """Removes a server's damaged runs, and those with a source that is newer or gone."""
+    for path in folder.glob("*.npz"):
         try:
             sources = [ROOT / source for source in read_run(path).about["settings"]["sources"]]
         except UserError:

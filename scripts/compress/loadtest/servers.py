@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 START_SECONDS = 120  # until a server must be ready
 REST_SECONDS = 0.25  # a server that uses fewer than REST_CORES for so long has finished its earlier requests
 REST_CORES = 0.3
-REST_LIMIT_SECONDS = 10  # then the run begins anyway: some servers are never idle
+REST_LIMIT_SECONDS = 10  # then the server is started anew: it has a queue of requests that nobody waits for
 COUNTERS = ("batches", "items", "tokens", "padded_tokens", "model_cpu_seconds")
 
 
@@ -85,7 +85,10 @@ class Server:
         Peers depend on our serving code, too: they are measured in turns with our server.
         """
         files = [model / "artifact.json" for model in self.models] + ([self.installed] if self.installed else [])
-        files += [SCRIPTS / self.script, *sorted((SCRIPTS / "compress" / "serving").glob("*.py"))]
+        files += [SCRIPTS / self.script, *([] if self.ours else [SCRIPTS / "peers" / "common.py"])]
+        files += [
+            file for package in ("serving", "engines") for file in sorted((SCRIPTS / "compress" / package).glob("*.py"))
+        ]
         return [str(file.relative_to(ROOT)) for file in files]
 
     def usage(self) -> dict:
@@ -141,6 +144,17 @@ def peer_server(name: str, peer: str, models: Sequence[Path], setting: Sequence[
     return Server(name, f"peers/{about_peer.name}_server.py", list(models), options, **about)
 
 
+def comes_to_rest(process: subprocess.Popen) -> bool:
+    """True as soon as the process uses few CPU seconds; False if it does not within REST_LIMIT_SECONDS."""
+    until = time.monotonic() + REST_LIMIT_SECONDS
+    while time.monotonic() < until:
+        before = processes.cpu_seconds(process)
+        time.sleep(REST_SECONDS)
+        if processes.cpu_seconds(process) - before < REST_SECONDS * REST_CORES:
+            return True
+    return False
+
+
 class Fleet:
     """Servers that take turns. All start when the first run needs one, so that a finished benchmark starts none."""
 
@@ -157,29 +171,27 @@ class Fleet:
     def isolate(self, server: Server) -> None:
         """Pauses all other servers, waits until this one is idle, and resets its peak memory.
 
+        A server that still works on the requests of an earlier run after REST_LIMIT_SECONDS is started anew.
         Raises UserError if the server has ended.
         """
         if server.process is None:
-            self.start()
+            self.start(self.servers)
         if (status := server.process.poll()) is not None:
             raise UserError(f"{server.name}: ended with status {status}; its log: {self.log(server)}")
         for other in self.servers:
             processes.signal_group(other.process, signal.SIGCONT if other is server else signal.SIGSTOP)
-        until = time.monotonic() + REST_LIMIT_SECONDS
-        while time.monotonic() < until:
-            before = processes.cpu_seconds(server.process)
-            time.sleep(REST_SECONDS)
-            if processes.cpu_seconds(server.process) - before < REST_SECONDS * REST_CORES:
-                break
+        if not comes_to_rest(server.process):
+            processes.stop(server.process)
+            self.start([server])
         processes.reset_peak(server.process)
 
-    def start(self) -> None:
+    def start(self, servers: Sequence[Server]) -> None:
         """Raises UserError with the end of the log of a server that does not start."""
-        for server in self.servers:
+        for server in servers:
             server.process = self.stack.enter_context(processes.launched(server.command, self.log(server)))
-        for server in self.servers:
+        for server in servers:
             processes.wait_until_ready(server.name, server.process, server.port, self.log(server), START_SECONDS)
-        for server in self.servers:
+        for server in servers:
             self.warm_up(server)
 
     def log(self, server: Server) -> Path:

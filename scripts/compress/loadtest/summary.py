@@ -50,7 +50,8 @@ def serving_row(runs: Sequence[Run]) -> dict:
 def summarize(runs: Sequence[Run]) -> dict:
     """The columns of serving.csv for runs of one server, layout and rate, over all of their requests.
 
-    The rates of a saturation row are medians over the runs, because the open loop's shares are relative to those.
+    The rates of a closed loop at saturation are medians over the runs, because the open loop's shares are relative to
+    those; achieved_rps_low and _high are its slowest and its fastest run.
     The interval of p99 has no upper end where too few latencies are independent.
     """
     latency = np.concatenate([run.outcome.latency for run in runs])
@@ -60,11 +61,14 @@ def summarize(runs: Sequence[Run]) -> dict:
     p50, p95, p99 = 1000 * np.quantile(latency[completed], [0.5, 0.95, 0.99]) if completed.any() else [None] * 3
     answered = [run.outcome.latency[run.outcome.status == 200] for run in runs]
     low, high = (1000 * end for end in quantile_interval(answered, 0.99)) if completed.any() else [np.inf] * 2
+    completed_rps = [run.outcome.completed_rps for run in runs]
     seconds, offered = [run.outcome.seconds for run in runs], [offered_seconds(run) for run in runs]
     total = {name: sum(run.about.get(name, 0) for run in runs) for name in ("cpu_seconds", *COUNTERS)}
     return {
         "offered_rps": float(np.mean([run.rate for run in runs])) if runs[0].rate else None,
-        "achieved_rps": mean_rate(runs, [run.outcome.completed_rps for run in runs], seconds),
+        "achieved_rps": mean_rate(runs, completed_rps, seconds),
+        "achieved_rps_low": min(completed_rps) if is_saturated(runs[0]) else None,
+        "achieved_rps_high": max(completed_rps) if is_saturated(runs[0]) else None,
         "goodput_rps": mean_rate(runs, [in_time_rps(run) for run in runs], offered),
         "latency_ms_p50": p50,
         "latency_ms_p95": p95,
@@ -86,7 +90,11 @@ def summarize(runs: Sequence[Run]) -> dict:
 
 def mean_rate(runs: Sequence[Run], rates: list[float], seconds: list[float]) -> float:
     """The median at saturation, otherwise the mean over all seconds."""
-    return float(np.median(rates) if runs[0].layout == "saturation" else np.average(rates, weights=seconds))
+    return float(np.median(rates) if is_saturated(runs[0]) else np.average(rates, weights=seconds))
+
+
+def is_saturated(run: Run) -> bool:
+    return run.layout == "saturation" or run.layout.startswith("sweep-")
 
 
 def in_time_rps(run: Run) -> float:

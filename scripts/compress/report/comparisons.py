@@ -387,6 +387,12 @@ def useful(results: Results) -> list[PooledRow]:
     return [row for row in rows if 100 * (best - row.validation_f1) <= TOLERANCE]
 
 
+def beyond(rows: Iterable[PooledRow], points: float, results: Results) -> list[PooledRow]:
+    """The rows that lose more points than that on validation."""
+    best = baseline_row(results).validation_f1
+    return [row for row in rows if 100 * (best - row.validation_f1) > points]
+
+
 @dataclass(frozen=True)
 class Budget:
     """Of each family the row of best validation F1 within a limit, None where none fits; the best of all won."""

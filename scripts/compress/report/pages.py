@@ -66,7 +66,7 @@ def page_templates(profile: Profile, results: Results, notebook: bool = False):
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(TEMPLATES),
     )
-    engine.filters |= FILTERS
+    engine.filters |= FILTERS | {"loses": partial(loses, usual_seeds=comparisons.baseline_row(results).seeds)}
     engine.globals |= page_context(profile, results) | {"notebook": notebook}
     engine.globals["figure"] = partial(figure, engine, profile)
     return engine
@@ -154,8 +154,11 @@ def drop(row) -> str:
     return tables.table_cell(row, tables.Column("", "f1_drop_points", ".1f", tables.DROP))
 
 
-def loses(row, away: bool = False) -> str:
-    """ "loses 0.4 [-0.2, 1.0]" or "gains 1.2 [0.2, 2.1]": points of F1 or, out of domain, of macro F1."""
+def loses(row, away: bool = False, usual_seeds: int = 1) -> str:
+    """ "loses 0.4 [-0.2, 1.0]" or "gains 1.2 [0.2, 2.1]": points of F1 or, out of domain, of macro F1.
+
+    A row of fewer seeds than usual says so: "loses 0.4 [-0.9, 1.8; 1 seed]".
+    """
     lost, low, high = (
         (row.ood_drop_points, row.ood_drop_low, row.ood_drop_high)
         if away
@@ -164,7 +167,10 @@ def loses(row, away: bool = False) -> str:
     word = recommendation.gains_or_loses(lost)
     sign = -1 if word.startswith("gains") else 1
     ends = [] if low is None else sorted([sign * low, sign * high])
-    return word + (f" [{', '.join(digits(end, 1) for end in ends)}]" if ends else "")
+    notes = [", ".join(digits(end, 1) for end in ends)] if ends else []
+    if row.seeds < usual_seeds:
+        notes.append(f"{row.seeds} seed{'s' if row.seeds > 1 else ''}")
+    return word + (f" [{'; '.join(notes)}]" if notes else "")
 
 
 def code_names(rows) -> str:
@@ -183,7 +189,6 @@ FILTERS = {
     "digits": digits,
     "number": tables.format_number,
     "drop": drop,
-    "loses": loses,
     "gains_or_loses": recommendation.gains_or_loses,
     "code_names": code_names,
     "deeper": deeper,

@@ -102,6 +102,8 @@ class ServingRow:
     layout: str
     offered_rps: float | None = None
     achieved_rps: float | None = None
+    achieved_rps_low: float | None = None  # of the repeats at saturation
+    achieved_rps_high: float | None = None
     goodput_rps: float | None = None
     latency_ms_p50: float | None = None
     latency_ms_p95: float | None = None

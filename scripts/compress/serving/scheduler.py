@@ -160,7 +160,7 @@ class Scheduler:
         """Updates pieces_per_character from the texts that the tokenizer has not cut."""
         whole = [i for i, row in enumerate(ids) if len(row) < self.models[0].max_length]
         if characters := sum(len(texts[i]) for i in whole):
-            share = sum(len(ids[i]) for i in whole) / characters
+            share = sum(len(ids[i]) - 2 for i in whole) / characters  # without [CLS] and [SEP]
             self.pieces_per_character += PACE * (min(share, 1.0) - self.pieces_per_character)
 
     def _take(self) -> tuple[Model, list[Item]] | None:
@@ -200,7 +200,9 @@ class Scheduler:
 
     def _work(self, worker: int) -> None:
         # The event loop goes first, because an early refusal is a cheap one.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        thread = threading.get_native_id()
+        nice = max(NICE, os.getpriority(os.PRIO_PROCESS, thread))  # lowering it is not permitted
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
         while (taken := self._take()) is not None:
             model, items = taken
             self._try(model, model.predictors[worker], items)
