@@ -65,13 +65,13 @@ def test_the_four_answers_keep_the_quality_and_are_the_best_for_their_need():
     assert len({row.variant for row in found.values()}) == len(recommendation.answers(RESULTS))
     rows = [row for row in RESULTS.variants if row.non_inferior and row.trained and row.size_mb]
     assert {row.variant for row in found.values()} <= {row.variant for row in rows}
-    words = ("without further training", "time per", "smallest", "in batches")
+    words = ("without further training", "time per", "smallest", "depend on the batch")
     first, fastest, smallest, most = (next(row for need, row in found.items() if word in need) for word in words)
     base = comparisons.baseline_row(RESULTS).validation_f1
     near = [row for row in rows if row.validation_f1 >= base - comparisons.TOLERANCE / 100]
     assert smallest.size_mb == min(row.size_mb for row in near)
     assert fastest.latency_speedup == max(row.latency_speedup or 0 for row in near)
-    assert most.throughput_speedup == max(row.throughput_speedup or 0 for row in near)
+    assert most.throughput_speedup == max(row.throughput_speedup or 0 for row in near if row.batch_flip_rate == 0)
     assert first.parent == PROFILE.baseline
     assert not RESULTS.methods[first.variant]["options"].get("training")
 

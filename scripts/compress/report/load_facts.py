@@ -24,6 +24,7 @@ class ServerFacts:
     failed: list[float]  # offered above the sustained rate
     outliers: list[ServingRow]  # failed below the sustained rate
     discarded: int  # runs whose load generator was late
+    peak_rss_mb: float | None  # the sum of its processes' peaks, the largest of all runs
 
     @property
     def saturated(self) -> float:
@@ -87,6 +88,7 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
             failed=[row.offered_rps for row in failed if row.offered_rps > (limit or 0)],
             outliers=[row for row in failed if row.offered_rps < (limit or 0)],
             discarded=sum(int(row.reason.split()[0]) for row in of_server if row.reason[:1].isdigit()),
+            peak_rss_mb=max((row.peak_rss_mb for row in of_server if row.peak_rss_mb), default=None),
         )
     return found
 

@@ -94,7 +94,7 @@ def answers(results: Results) -> list[dict]:
         ("the least time per sentence", comparisons.highest(rows, "latency_speedup")),
         ("the smallest download", comparisons.lowest(rows, "size_mb")),
         (
-            "the most sentences per second, with labels that do not depend on the batch",
+            "the most sentences per second with labels that do not depend on the batch",
             comparisons.highest(batched, "throughput_speedup"),
         ),
     ]

@@ -460,7 +460,7 @@ TABLES = {
     ],
     "servers": [
         Column("Server", "variant"),
-        Column("saturated /s", "saturated", ".0f"),
+        Column("saturated /s", "full.achieved_rps", ".0f", ("achieved_rps_low", "achieved_rps_high")),
         Column("sustained /s", lambda server: format_number(server.sustained, ".0f") or "none"),
         Column("fails at /s", lambda server: ", ".join(format_number(rate, ".0f") for rate in server.failed)),
         Column("p50 ms, calm", "calm.latency_ms_p50", ".1f"),
@@ -473,7 +473,7 @@ TABLES = {
         Column("pad ratio", "full.padding_ratio", ".2f"),
         Column("CPU ms", "cpu_ms", ".2f"),
         Column("in the model", "model_ms", ".2f"),
-        Column("RSS MB", "full.peak_rss_mb", ".0f"),
+        Column("RSS MB", "peak_rss_mb", ".0f"),
     ],
     "rates": [
         Column("Server", "row.variant"),
