@@ -48,6 +48,11 @@ SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "dist
         ),
         ('method = "finetune"', 'method = ["finetune"]', "variants.finetuned.method: is ['finetune']"),
         ('method = "finetune"', 'method = "finetune", scope = "full"', "variants.finetuned.scope: list the variant in"),
+        (
+            'method = "finetune"',
+            'method = "finetune", name = "x"',
+            "variants.finetuned.name: the variant's name is its",
+        ),
         ("bits = 4", "bits = 40", "groups.trained.variants.qat-int4.bits: "),
         ("bf16 = {", "bf16 = 16 #", "groups.untrained.variants.bf16: "),
         ("[groups.int8.variants]", "[groups.int8.other]", "groups.int8.variants: Field required"),

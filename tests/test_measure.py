@@ -1,6 +1,8 @@
 """The protocol on made-up predictors: who is called in which order, what is stored, what is stale."""
 
+import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +134,27 @@ def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeyp
         os.utime(path, (1, 1))
     timing.timing_file(folder, 0).write_bytes(b"PK")
     assert stale()
+
+
+def test_a_cold_start_is_measured_again_with_another_number_of_threads(tmp_path, monkeypatch):
+    folder, measured = tmp_path / "variant", []
+    folder.mkdir()
+    for name in ("artifact.json", "record.json"):
+        (folder / name).write_text("{}")
+
+    def measure(_folder, _texts, _device, threads, output):
+        measured.append(threads)
+        output.write_bytes(b"")
+        write_arrays(output, {"about": np.array(json.dumps({"threads_requested": threads}))})
+
+    variant = SimpleNamespace(name="variant", timed=True)
+    profile = SimpleNamespace(variants=[variant], variant_folder=lambda *_: folder)
+    monkeypatch.setattr(evaluation, "read_record", lambda _: SimpleNamespace(status="ok"))
+    monkeypatch.setattr(timing, "load_splits", lambda *_, **__: {"test": {"text": ["a"]}})
+    monkeypatch.setattr(timing, "measure_cold", measure)
+    for threads in (2, 2, 1):
+        timing.measure_cold_starts(profile, threads, "cpu", [])
+    assert measured == [2, 1]
 
 
 def test_a_pass_survives_any_error_of_a_model_but_needs_the_baseline(tmp_path, monkeypatch, capsys):

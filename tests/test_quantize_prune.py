@@ -52,7 +52,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    TrainerControl,
+    TrainerState,
+)
 
 IDS = torch.randint(5, 90, (6, 11), generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(11) < torch.tensor([[11], [4], [7], [11], [2], [9]])).long()
@@ -345,6 +351,18 @@ def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp
             assert not torch.equal(weight[weight != 0], before[name][weight != 0]), "the survivors were not trained"
     untouched = [p for name, p in model.named_parameters() if name not in weights]
     assert all(int((p == 0).sum()) <= p.shape[-1] for p in untouched), "something else was pruned"
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_no_checkpoint_is_written_while_it_would_lack_a_criterions_sums(model, criterion):
+    schedule = GradualPruning(model, criterion, 0.0, 0.5)
+    schedule.on_train_begin(None, None, None)
+    saved = []
+    for step in (5, 6):
+        control = TrainerControl(should_save=True)
+        schedule.on_step_end(None, TrainerState(global_step=step, max_steps=10), control)
+        saved.append(control.should_save)
+    assert saved == [criterion in ("magnitude", "fisher"), True]
 
 
 def test_a_parent_that_has_lost_heads_is_not_pruned_again(model, monkeypatch):

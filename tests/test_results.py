@@ -55,7 +55,8 @@ def profile(tmp_path, monkeypatch):
     smoke = load_profile("smoke")
     monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
     monkeypatch.setattr("compress.results.cards.ROOT", tmp_path)
-    return smoke.model_copy(update={"variants": VARIANTS, "baseline": BASE, "serving": None})
+    measure = smoke.measure.model_copy(update={"passes": 3})
+    return smoke.model_copy(update={"variants": VARIANTS, "baseline": BASE, "serving": None, "measure": measure})
 
 
 @pytest.fixture
@@ -162,6 +163,20 @@ def text(about: dict) -> np.ndarray:
 
 def raw(profile, name: str, seed: int = 0) -> dict[str, np.ndarray]:
     return read_arrays(profile.variant_folder(name, seed) / "predictions.npz")
+
+
+def test_a_mean_never_mixes_seeds_of_other_recipes(profile, built):
+    pruned = next(variant for variant in VARIANTS if variant.name == "pruned")
+    longer = record(pruned, 1)
+    longer.options["sparsity"] = 0.65
+    write_record(profile.variant_folder("pruned", 1), longer)
+    message = r"seed1\.npz: pruned: its sparsity is 0\.65, in seed 0 "
+    with pytest.raises(UserError, match=message):
+        tables(profile, [0, 1])
+    shown_elsewhere = record(pruned, 1)
+    shown_elsewhere.options["scope"] = "full"
+    write_record(profile.variant_folder("pruned", 1), shown_elsewhere)
+    assert {row.seed for row in tables(profile, [0, 1])} == {0, 1}
 
 
 bit_patterns = arrays(np.uint32, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=4))

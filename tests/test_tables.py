@@ -6,7 +6,7 @@ import re
 
 import pytest
 from compress.config.sources import Data
-from compress.data.partition import split_tables
+from compress.data.partition import assign_texts, split_tables
 from compress.data.prepare import prepare
 from compress.data.tabular import read_tables
 from compress.errors import UserError
@@ -253,6 +253,13 @@ def test_rows_are_accounted_for_and_contradictions_dropped(tmp_path):
     assert sum(about["classes"].values()) == about["used"] == sum(map(len, splits.values()))
     assert splits["test"] == [("tested", 1), ("other", 0)]
     assert "same" not in {text.lower().strip() for text, _ in splits["train"] + splits["validation"]}
+
+
+def test_a_text_with_and_without_a_label_stays_where_it_has_one():
+    tables = {"train": [("both", None), ("only", None), ("Both", "a")], "test": [("both ", None)]}
+    splits, dropped, _ = assign_texts(tables, ["a", "b"])
+    assert (splits["train"], splits["test"], splits["unlabelled"]) == ([("Both", 0)], [], [("only", -1)])
+    assert dropped == {"also in train": 2}
 
 
 @pytest.fixture(scope="module")

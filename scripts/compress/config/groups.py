@@ -69,7 +69,8 @@ class Listing(Strict):
 
 def merged(common: dict, own: dict) -> dict:
     """Both tables' options; the second's win, and tables in them are merged likewise."""
-    tables = {key: merged(common[key], own[key]) for key in common.keys() & own if isinstance(own[key], dict)}
+    both = [key for key in common.keys() & own if isinstance(common[key], dict) and isinstance(own[key], dict)]
+    tables = {key: merged(common[key], own[key]) for key in both}
     return common | own | tables
 
 
@@ -82,6 +83,8 @@ def list_variants(path: Path, listing: Listing) -> list[Variant]:
             raise UserError(f"{path}: {key}.method: is {method!r}, must be one of {', '.join(METHODS)}")
         if "scope" in entry:
             raise UserError(f"{path}: {key}.scope: list the variant in `core` instead")
+        if key.startswith(("variants.", "groups.")) and entry["name"] != key.rpartition(".")[2]:
+            raise UserError(f"{path}: {key}.name: the variant's name is its key")
         scope = "core" if listing.core is None or entry["name"] in listing.core else "full"
         try:
             variants.append(METHODS[method].model_validate(entry | {"scope": scope}))

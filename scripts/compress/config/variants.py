@@ -13,6 +13,7 @@ Scope = Literal["core", "full"]  # core: in the paper's main text; full: in the 
 Chapter = Literal["baseline", "HW1", "HW2", "HW3", "HW4", "HW6", "HW7"]
 Family = Literal["baseline", "quantization", "pruning", "low-rank", "clustering", "distillation", "engine", "service"]
 Share = Annotated[float, Field(gt=0, le=1)]
+DISPLAY = {"timed", "scope", "chapter", "family"}  # fields of a variant that don't decide what is built
 NO_INT8 = "torch.ao's dynamic int8 has kernels for the CPU only"
 NO_ENGINE = "the engine's pinned package runs on the CPU only"
 
@@ -93,7 +94,7 @@ class Variant(Strict):
     @property
     def recipe(self) -> dict:
         """The fields that decide what is built, as JSON values."""
-        return self.model_dump(mode="json", exclude={"timed", "scope", "chapter", "family"})
+        return self.model_dump(mode="json", exclude=DISPLAY)
 
 
 class Derived(Variant):

@@ -163,20 +163,23 @@ def split_tables(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], dic
 def assign_texts(tables: dict[str, Table], labels: list[str]) -> tuple[dict[str, Rows], Counter, int]:
     """(each text once in its split, number of dropped rows by reason, number of texts with several labels).
 
-    A text in two splits stays in the one that is never trained on, with the label that it has there. A text with
-    several labels in one split is dropped from it, because none of them is known to be right.
+    A text in two splits stays in the one that is never trained on, with the label that it has there; a text with and
+    without a label stays where it has one. A text with several labels in one split is dropped from it, because none of
+    them is known to be right.
     """
     number = {label: i for i, label in enumerate(labels)} | {None: -1}
     splits: dict[str, Rows] = {name: [] for name in (*SPLITS, "unlabelled")}
     owner: dict[str, str] = {}
     dropped: Counter[str] = Counter()
     everywhere: dict[str, set] = defaultdict(set)
-    order = SPLITS[::-1]
-    for name in sorted(tables, key=lambda name: (*order, name).index(name)):
+    order = sorted(tables, key=lambda name: (*SPLITS[::-1], name).index(name))
+    labelled = [(name, [row for row in tables[name] if row[1] is not None]) for name in order]
+    unlabelled = [(name, [row for row in tables[name] if row[1] is None]) for name in order]
+    for name, rows in labelled + unlabelled:
         here: dict[str, set] = defaultdict(set)
-        for text, label in tables[name]:
+        for text, label in rows:
             here[normalized(text)] |= {label} - {None}
-        for text, label in tables[name]:
+        for text, label in rows:
             key, target = normalized(text), "unlabelled" if label is None else name
             everywhere[key] |= here[key]
             if target not in splits:

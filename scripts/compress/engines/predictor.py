@@ -30,8 +30,8 @@ INPUTS = ("input_ids", "attention_mask")
 
 
 class Predictor(ABC):
-    precision: str  # of the arithmetic that runs, read from the loaded model
-    threads: int  # read from the loaded model, too
+    precision: str  # of the arithmetic that runs: of ONNX Runtime as counted at the export, otherwise as the model says
+    threads: int  # of ONNX Runtime as requested, otherwise as the library says
     length_step = 1  # the service pads batches to a multiple of it; each shape may take memory of its own
 
     @abstractmethod

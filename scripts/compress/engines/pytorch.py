@@ -135,7 +135,13 @@ def load_model(folder: Path, dense: bool = False) -> nn.Module:
 def _load_plain(folder: Path) -> nn.Module:
     """What save_pretrained wrote; transformers would build whole matrices, at random, in place of factored ones."""
     if not hasattr(AutoConfig.from_pretrained(folder), "ranks"):
-        return with_own_bias(AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")).eval()
+        load = AutoModelForSequenceClassification.from_pretrained
+        model, info = load(folder, dtype="auto", output_loading_info=True)
+        if wrong := sorted(
+            map(str, set(info["missing_keys"]) | set(info["unexpected_keys"]) | set(info["mismatched_keys"]))
+        ):
+            raise UserError(f"{folder}: not the weights of config.json: {', '.join(wrong[:5])}")
+        return with_own_bias(model).eval()
     model, path = empty_model(folder), folder / SAFE_WEIGHTS_NAME
     try:
         safetensors.torch.load_model(model, path)

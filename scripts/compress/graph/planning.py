@@ -21,14 +21,17 @@ from compress.storage.artifact import read_artifact
 from compress.storage.record import FILE as RECORD
 from compress.storage.record import read_record
 
-# Code that decides what a model becomes; other modules of the engines only run models.
+# Code that decides what a model or its record becomes; other modules only run models.
 DECIDING = (
     "compress.methods.",
     "compress.storage.packed",
     "compress.storage.coding",
+    "compress.data.card",
     "compress.engines.factored",
     "compress.engines.int8",
     "compress.engines.mpnet",
+    "compress.engines.ort",
+    "compress.engines.ov",
     "compress.engines.shallow",
     "compress.engines.two_stage",
 )

@@ -56,7 +56,7 @@ def main(folder: str, texts: str, device: str, threads: str, output: str) -> Non
     cold = time_new_lengths(predictor, ids)
     predict(predictor, list({len(row): row for row in ids}.values()))  # a sentence of every length
     predict(predictor, sorted(ids, key=len)[-BATCH:], BATCH)
-    about = {"peak_rss_bytes": peak_rss_bytes(), "load_seconds": load_seconds}
+    about = {"peak_rss_bytes": peak_rss_bytes(), "load_seconds": load_seconds, "threads_requested": int(threads)}
     with open(output, "wb") as file:  # with a name, np.savez would append .npz
         np.savez(file, cold_seconds=cold, tokenize_seconds=tokenize_seconds, about=np.array(json.dumps(about)))
 

@@ -74,14 +74,14 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
 
 
 def needs_timing(path: Path, threads: int, inputs: list[Path]) -> bool:
-    """Whether the folder's model is built, and the file has no current times with this number of threads."""
+    """Whether the folder's model is built, and the file has no current measurements with this number of threads."""
     if not is_built(path.parent):
         return False
     try:
         about = json.loads(str(read_arrays(path)["about"]))
     except (UserError, KeyError, ValueError):
         return True  # missing or damaged
-    return is_stale(path, inputs) or about["threads_requested"] != threads
+    return is_stale(path, inputs) or about.get("threads_requested") != threads
 
 
 def load_timed(folder: Path, device: str, threads: int, texts: list[str]) -> Timed:
@@ -111,8 +111,10 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
     }
     arrays = {"latency_seconds": from_ids, "text_seconds": from_text, "throughput_seconds": throughput}
     if number == 0 and variant.name in profile.measure.shapes.variants:
-        arrays["shape_seconds"] = time_shapes(lambda t: load(folder, device, t), model.ids, budgets.shapes)
-        load(folder, device, threads)  # shapes are timed with other numbers of threads: set ours again
+        try:
+            arrays["shape_seconds"] = time_shapes(lambda t: load(folder, device, t), model.ids, budgets.shapes)
+        finally:
+            load(folder, device, threads)  # shapes are timed with other numbers of threads: set ours again
     return arrays, about
 
 
@@ -121,7 +123,7 @@ def measure_cold_starts(profile: Profile, threads: int, device: str, sources: li
     texts = load_splits(profile, seed=0)["test"]["text"][:]
     for variant in profile.variants:
         folder = profile.variant_folder(variant.name, 0, device)
-        if not (variant.timed and is_built(folder) and is_stale(folder / COLD, sources)):
+        if not (variant.timed and needs_timing(folder / COLD, threads, sources)):
             continue
         try:
             with atomic_path(folder / COLD) as temporary:

@@ -28,6 +28,8 @@ def fisher(weights: dict[str, torch.Tensor], optimizer) -> dict[str, torch.Tenso
 class Criterion:
     """A criterion without memory: score(weights, optimizer) of the moment."""
 
+    has_memory = False  # sums that no checkpoint holds
+
     def __init__(self, score, weights: dict[str, torch.Tensor], m: int):
         self.score = score
 
@@ -47,8 +49,10 @@ class BlockFisher(Criterion):
 
     F = lambda I + 1/m sum g g^T for blocks of neighbours in a row; g are the training's own mini-batch gradients,
     clipped to norm 1 as for `fisher`, so that both cost the same backward passes. m is their number at the first masks;
-    the sum goes on, so that the damping loses weight as gradients accumulate. A resumed training starts F from zero.
+    the sum goes on, so that the damping loses weight as gradients accumulate.
     """
+
+    has_memory = True
 
     def __init__(self, weights, m):
         self.m, self.gradients, self.inverse = m, defaultdict(list), {}
@@ -109,6 +113,8 @@ class Movement(Criterion):
     The straight-through estimator also scores dropped weights, by the value that they had: they can return with it,
     unless they were zero before the training. One ranking for all matrices, as for the other criteria.
     """
+
+    has_memory = True
 
     def __init__(self, weights, m):
         self.S = {name: torch.zeros_like(w).masked_fill(w == 0, -torch.inf) for name, w in weights.items()}

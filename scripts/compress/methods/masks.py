@@ -79,6 +79,10 @@ class GradualPruning(TrainerCallback):
         """The step whose masks are final."""
         return max(int(self.ramp * state.max_steps), 1)
 
+    def on_step_end(self, args, state, control, **_):
+        if self.criterion.has_memory and state.global_step < self.last_change(state):
+            control.should_save = False  # a checkpoint would lack the criterion's sums
+
     def on_pre_optimizer_step(self, args, state, control, **_):
         if state.global_step < self.last_change(state):
             self.criterion.observe(encoder_matrices(self.model))

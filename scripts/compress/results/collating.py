@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from compress.config.profile import Profile
+from compress.config.variants import DISPLAY
 from compress.data.card import OUT_OF_DOMAIN
 from compress.errors import UserError
 from compress.files import write_json
@@ -73,6 +74,7 @@ def read_seeds(folder: Path) -> list[Seed]:
             if not np.array_equal(seed.labels.get(domain), seeds[0].labels.get(domain)):
                 raise UserError(f"{path}: its {domain} sentences are not the first seed's; remove one of them")
         check_test_sets(path, seed, seeds[:i])
+        check_recipes(path, seed, seeds[0])
     return seeds
 
 
@@ -84,6 +86,18 @@ def check_test_sets(path: Path, seed: Seed, others: list[Seed]) -> None:
             raise UserError(
                 f"{path}: {len(common)} of its test sentences are also seed {other.number}'s: these are seeds of "
                 "different splits; remove one of the files"
+            )
+
+
+def check_recipes(path: Path, seed: Seed, first: Seed) -> None:
+    """Raises UserError if a variant was built with other options than in the first seed: no mean of both is shown."""
+    for name in sorted(seed.entries.keys() & first.entries.keys()):
+        mine, other = seed.entries[name].record.options, first.entries[name].record.options
+        changed = [key for key in sorted(mine | other) if key not in DISPLAY and mine.get(key) != other.get(key)]
+        if changed:
+            raise UserError(
+                f"{path}: {name}: its {changed[0]} is {mine.get(changed[0])}, in seed {first.number} "
+                f"{other.get(changed[0])}; build both seeds again or remove the file"
             )
 
 

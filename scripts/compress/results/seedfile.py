@@ -7,7 +7,6 @@ subtracting their row's maximum; times are float32. Equal content gives equal by
 """
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +99,8 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
             data = profile.data_folder(seed)
             raise UserError(f"{folder / records.FILE}: built from other data than {data}; run make all")
         packed[f"{variant.name}/record"] = np.array((folder / records.FILE).read_text("utf-8"))
-        files = [folder / "predictions.npz", folder / "cold.npz", *sorted(folder.glob("timing-*.npz"))]
+        files = [folder / "predictions.npz", folder / "cold.npz"]
+        files += [folder / f"timing-{number}.npz" for number in range(profile.measure.passes)]
         for file in files if record.status == "ok" else ():
             if file.exists():
                 packed |= {f"{variant.name}/{file.stem}/{name}": array for name, array in _packed(file, record).items()}
@@ -111,9 +111,11 @@ def teacher_labels(profile: Profile, seed: int, texts: list[str]) -> np.ndarray 
     """The large teacher's classes, int64 [texts]; None without texts or without its logits for this seed."""
     if profile.teacher is None or not texts:
         return None
-    with suppress(Skip):
+    try:
         return large_teacher_logits(profile, seed, texts).argmax(-1)
-    return None
+    except Skip as reason:
+        print(f"seed {seed}: champions are chosen without the large teacher's predictions: {reason}")
+        return None
 
 
 def half_logits(logits: np.ndarray) -> np.ndarray:
