@@ -2,8 +2,9 @@
 
 Compares results/<profile>/ (or --fresh FOLDER) with git's HEAD (or --against FOLDER). Held: equal facts, sizes within
 1 %, F1 inside the committed interval, speed-ups and memory within 10 % or the committed interval. Moved: time and
-memory outside these limits; differences of machine and libraries are named. Failed: everything else. Status 1 if a
-claim failed or if there is no fresh run. `make check ONLY="cluster-16 ..."` builds the named variants first.
+memory outside these limits, and what depends on the machine; differences of machine and libraries are named. Failed:
+everything else. Status 1 if a claim failed or if there is no fresh run. `make check ONLY="cluster-16 ..."` builds the
+named variants first.
 Example: python scripts/check.py --profile minilm
 """
 

@@ -1,6 +1,7 @@
 """Draws the paper's figures: F1 over size and latency, and the curves of each chapter.
 
-Reads results/<profile>/; writes figures/<profile>/<name>.png (for the screen) and .pdf (for print), and removes others.
+Reads results/<profile>/; writes figures/<profile>/<name>.png (for the screen), .svg (for the HTML page) and .pdf (for
+print), and removes others.
 A chapter without rows in the profile has no figure.
 Example: python scripts/figures.py --profile minilm
 """

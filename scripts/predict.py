@@ -1,7 +1,7 @@
 """Classifies texts with any model, whatever its backend: from the command line, or one per line from standard input.
 
 Writes CSV (text, label, score) or JSON lines with the score of every class; scores are the softmax of the logits. Input
-must be UTF-8: the command ends at the first line that is not, and names it.
+must be UTF-8: the command ends at the first line that is not, names it, and leaves out the up to 511 lines before it.
 Example: python scripts/predict.py --model champion-balanced "A film that grows on you."
 """
 

@@ -360,7 +360,7 @@ def test_teacher_logits_are_computed_once_per_teacher_and_texts(teacher, folder,
     save_model(tmp_path / "t", teacher.save_pretrained, folder)
     loads = []
     monkeypatch.setattr(teaching, "load", lambda *arguments: loads.append(1) or load(*arguments))
-    context = SimpleNamespace(teacher=tmp_path / "t", cache=tmp_path / "cache", train_device="cpu", threads=1)
+    context = SimpleNamespace(baseline=tmp_path / "t", cache=tmp_path / "cache", train_device="cpu", threads=1)
     first = teaching.baseline_logits(context, TEXTS)
     ids = [torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]]) for text in TEXTS]
     expected = torch.cat([logits(teacher, {"input_ids": row}) for row in ids])

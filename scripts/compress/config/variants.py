@@ -299,7 +299,7 @@ class Cluster(Clustered):
 
 
 class DeepCompression(Clustered):
-    """A clustered parent whose pruned weights stay zero, with trained codebooks and entropy coding."""
+    """A pruned parent, clustered while its zeros stay, with trained codebooks and entropy coding."""
 
     method: Literal["deep-compression"]
     k: Annotated[int, Field(ge=2, le=256)]
@@ -310,7 +310,7 @@ class DeepCompression(Clustered):
 
 
 class Distilled(Derived):
-    """A smaller network cut out of its parent."""
+    """A smaller network, cut out of its parent unless `initialization` says otherwise."""
 
     script: ClassVar[str] = "04_distill.py"
     module: ClassVar[str] = "distill"

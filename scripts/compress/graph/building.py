@@ -68,7 +68,7 @@ class Job:
             splits=self.splits,
             labels=self.labels,
             parent=self.folder_of(self.variant.parent) if self.variant.parent else None,
-            teacher=self.folder_of(self.profile.baseline),
+            baseline=self.folder_of(self.profile.baseline),
             work=seed_folder / "work" / self.variant.name,
             cache=seed_folder / "cache",
         )

@@ -2,8 +2,8 @@
 
 Open loop: the moments of a Poisson process are drawn before the run, and each latency counts from the scheduled moment,
 not from the sending. So a server that stalls is charged for every request that was due meanwhile; otherwise this would
-be Tene's "coordinated omission". The generator's own lag, up to a millisecond by its timer, is part of the latency. It
-is also recorded, so that runs with a late generator can be discarded.
+be Tene's "coordinated omission". The generator's own lag, which grows when the server takes all cores, is part of the
+latency. It is also recorded, so that runs with a late generator can be discarded.
 Closed loop: each of N connections sends its next request when its last response arrives; this measures the saturation
 rate. A refused client waits a little first, because immediate retries would keep the server busy with refusals.
 """

@@ -21,7 +21,7 @@ def distill(variant, context: Context) -> Made:
     student = make_student(source, variant.student, variant.initialization, context.seed)
     teacher = None
     if variant.hidden_weight or variant.relation_weight:
-        teacher = load_model(context.teacher).to(context.train_device)
+        teacher = load_model(context.baseline).to(context.train_device)
     if size := variant.student.vocabulary:
         folder = trim_vocabulary(student, folder, context, size)
     tokenizer = AutoTokenizer.from_pretrained(folder)

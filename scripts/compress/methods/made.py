@@ -20,7 +20,7 @@ class Context:
     splits: object  # a DatasetDict with the columns text and label
     labels: list[str]
     parent: Path | None  # artifact folder
-    teacher: Path  # artifact folder of the baseline
+    baseline: Path  # artifact folder
     work: Path  # checkpoints and intermediate files; survives a killed build, removed after a finished one
     cache: Path  # shared by all variants of a seed
 

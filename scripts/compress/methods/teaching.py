@@ -51,14 +51,14 @@ def sentences(context: Context, split: str, count: int | None = None) -> list[li
 
 def baseline_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
     """The logits of the own fine-tuned model, float32 [texts, classes], cached by its files and the texts."""
-    artifact = read_artifact(context.teacher)
+    artifact = read_artifact(context.baseline)
     files = {name: file.sha256 for name, file in artifact.files.items()}
     path = context.cache / f"logits-{digest([files, artifact.max_length, list(texts)])[:32]}.npy"
     # Parallel builds wait here for the first of them to write the cache.
     with distributed.main_first(), locked(context.cache / "lock"):
         if not path.exists():
-            ids = token_ids(load_tokenizer(context.teacher, artifact.max_length), texts)
-            logits = predict(load(context.teacher, context.train_device, context.threads), ids, batch_size=32)
+            ids = token_ids(load_tokenizer(context.baseline, artifact.max_length), texts)
+            logits = predict(load(context.baseline, context.train_device, context.threads), ids, batch_size=32)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, logits)
     return np.load(path)

@@ -2,8 +2,9 @@
 
 A claim is a value of a committed row. It held if the fresh value is equal (status, precision, parameters), within 1 %
 (sizes), inside the committed 95 % interval (F1 and its drop), or within 10 % or the committed interval (speed-ups and
-memory). It moved if time or memory differs by more, or if the machine explains the difference. Everything else failed,
-including a missing variant. An empty cell claims nothing.
+memory). It moved if time or memory differs by more, if the machine explains another precision, if it depends on the
+machine's kernels (torchao), if another champion was chosen, or if only the fresh run has it. Everything else failed,
+including a missing variant and a clear speed-up that is gone. An empty cell claims nothing.
 """
 
 import json

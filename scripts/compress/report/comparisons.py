@@ -1,7 +1,8 @@
 """Who is compared with whom: the choice of rows behind every table, caption, finding and figure.
 
-Functions of rows, without text. A choice among variants uses validation F1 and measured cost; what the pages show of
-the chosen variant is its test result. The pairs of "one thing at a time" are data: report/ablations.csv.
+Functions of rows, without text. Champions and useful rows are chosen by validation and cost alone; keeping(), pareto()
+and what the pages call smallest, fastest or best look at test results. The pairs of "one thing at a time" are data:
+report/ablations.csv.
 """
 
 import csv

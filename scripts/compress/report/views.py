@@ -168,7 +168,8 @@ def front_models(results: Results) -> list[dict]:
 def large_row(results: Results) -> PooledRow | None:
     """The large fine-tuned model, with its drops against the small baseline; None unless both share test sentences.
 
-    It has no times if they were measured on another kind of machine.
+    It has no times if they were measured on another kind of machine. "Keeps the quality" is judged by the end of the
+    two-sided interval, which is stricter than the one-sided bound of other rows.
     """
     base = comparisons.baseline_row(results)
     small = next((row for row in results.against_large if row.variant == base.variant), None)

@@ -146,7 +146,8 @@ def pooled_tests(baseline: str, names: list[str], scores: list[Scores]) -> dict[
 def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, p_adjusted: float | None) -> SeedRow:
     """Means over the seeds of one variant.
 
-    The intervals resample sentences and seeds together, so that they hold for further seeds of the same recipe.
+    The intervals resample sentences and seeds together, so that they hold for further seeds of the same recipe; those
+    of a single seed resample its sentences alone.
     """
     own = [of_seed for of_seed in scores if name in of_seed.predictions]
     f1 = np.array([of_seed.f1[name][0] for of_seed in own])

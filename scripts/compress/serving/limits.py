@@ -1,4 +1,4 @@
-"""Every limit and default of the service. /info, the API document and --help show them."""
+"""Every limit and default of the service. /info and --help show the options."""
 
 from dataclasses import dataclass, field
 
