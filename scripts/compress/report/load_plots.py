@@ -68,7 +68,10 @@ def draw_intervals(axes, rows: list[ServingRow], color: str) -> None:
 
 
 def peer_bars(rows: list[ServingRow], limit_ms: float):
-    """Each server's rate at saturation, a tick per setting that was tried for a peer, and p99 at 0.7 of that rate."""
+    """Each server's rate at saturation, the range of its rounds, and p99 at 0.7 of that rate.
+
+    A tick stands for a setting that was tried for a peer.
+    """
     facts = load_facts.server_facts(rows, limit_ms, peers=True)
     ordered = sorted(facts.values(), key=lambda server: server.saturated)
     of_server = by_variant(rows)
@@ -77,11 +80,13 @@ def peer_bars(rows: list[ServingRow], limit_ms: float):
         axes.barh(place, server.saturated, color="0.6" if server.is_peer else canvas.BLUE, height=0.6)
         tried = [rate for _, rate in load_facts.settings_tried(of_server[server.variant])]
         axes.plot(tried, [place] * len(tried), "k|", ms=9)
+        rounds = [rate for rate in (server.full.achieved_rps_low, server.full.achieved_rps_high) if rate is not None]
+        axes.plot(rounds, [place] * len(rounds), "k-", lw=2)
         text = f"  {server.saturated:.0f}/s"
         if server.calm and server.calm.latency_ms_p99 is not None:
             text += f", p99 {server.calm.latency_ms_p99:.0f} ms at {CALM:g} of it"
-        axes.text(server.most, place, text, va="center", fontsize=7)
+        axes.text(max([server.most, *rounds]), place, text, va="center", fontsize=7)
     axes.set_yticks(range(len(ordered)), [server.variant for server in ordered], fontsize=8)
     axes.set_xlim(0, 1.45 * ordered[-1].saturated)
-    axes.set_xlabel("requests per second at saturation; ticks: settings that were tried")
+    axes.set_xlabel("requests per second at saturation; thick line: all rounds, ticks: settings that were tried")
     return figure
