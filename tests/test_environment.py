@@ -127,12 +127,16 @@ def test_the_quota_of_a_container_limits_the_cores(tmp_path, monkeypatch, case):
     assert cores() == {0.5: 1, 1.5: 1, 2: 2}.get(granted, 3)
 
 
-def test_the_service_has_a_worker_per_core_and_says_when_it_has_too_many_threads(artifact):  # noqa: F811
+def test_the_service_has_a_worker_per_core_and_never_more_threads_than_cores(artifact):  # noqa: F811
     python = ("taskset", "-c", "0", sys.executable)
     with service(ROOT, artifact, python=python, threads=2) as (port, process):
-        assert get(port, "/info")[1]["limits"]["workers"] == 1
+        limits = get(port, "/info")[1]["limits"]
+        assert (limits["workers"], limits["threads"]) == (1, 1)
         process.terminate()
-        assert "warning: --workers 1 with --threads 2 are more threads than cores (1)" in process.stdout.read()
+        warning = (
+            "warning: --workers 1 with --threads 2 are more threads than cores (1), which would delay every request"
+        )
+        assert f"{warning}: using 1 with 1" in process.stdout.read()
 
 
 AVX2 = "processor\t: 0\nflags\t\t: fpu avx2 avx512f\n"

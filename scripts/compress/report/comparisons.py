@@ -456,8 +456,8 @@ def domain_losses(rows: Iterable[PooledRow]) -> list[PooledRow]:
 
 
 def learned_from_large(name: str, results: Results) -> bool:
-    """Whether the variant or one of its ancestors was trained on the large teacher's logits."""
-    return any((row.options.get("training") or {}).get("teacher") == "large" for row in results.ancestry(name))
+    """Whether the variant or a model that it is made of was trained on the large teacher's logits."""
+    return any((row.options.get("training") or {}).get("teacher") == "large" for row in results.made_of(name))
 
 
 def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float, float]:

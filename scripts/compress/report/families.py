@@ -36,9 +36,9 @@ BY_STORAGE |= dict.fromkeys(("fp16", "bf16", "float16", "bfloat16", "O4"), "16-b
 
 
 def ingredients(variant: str, results: Results) -> set[str]:
-    """What was done to the weights of a variant and of its ancestors."""
+    """What was done to the weights of a variant and of its ancestors, with a cascade's second model."""
     found = set()
-    for row in results.ancestry(variant):
+    for row in results.made_of(variant):
         found |= BY_METHOD.get(row.method, set())
         if "bits" in row.options:
             found.add(f"int{row.options['bits']}")

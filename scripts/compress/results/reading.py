@@ -130,6 +130,12 @@ class Results:
             variant = rows[-1].parent
         return rows
 
+    def made_of(self, variant: str) -> list[PooledRow]:
+        """The ancestry of the variant and, of a cascade, also that of its second model."""
+        rows = self.ancestry(variant)
+        second = rows[0].options.get("second") if rows else None
+        return rows + (self.ancestry(second) if second else [])
+
 
 def read_results(profile: Profile) -> Results:
     """Everything in results/<profile>/: the CPU's with the GPU's as its `gpu`, or the GPU's where it is alone.

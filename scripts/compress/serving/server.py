@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +84,19 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def fitted(options: Options) -> Options:
+    """The options with no more threads than cores; says on standard error what it has changed."""
+    threads = min(options.threads, cores())
+    workers = min(options.workers, cores() // threads)
+    if (workers, threads) != (options.workers, options.threads):
+        print(
+            f"warning: --workers {options.workers} with --threads {options.threads} are more threads than cores "
+            f"({cores()}), which would delay every request: using {workers} with {threads}",
+            file=sys.stderr,
+        )
+    return replace(options, workers=workers, threads=threads)
+
+
 def most_connections() -> int:
     """The connections that the process may hold, after it has raised its limit of open files as far as it may."""
     return max(1, min(MAX_CONNECTIONS, raise_file_limit() - OWN_FILES - EXTRA_CONNECTIONS))
@@ -92,12 +105,7 @@ def most_connections() -> int:
 def serve(folders: Sequence[Path], options: Options, host: str, port: int) -> int:
     """Serves the models in these folders until a signal arrives or loading fails; returns the exit status."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    if options.workers * options.threads > cores():
-        print(
-            f"warning: --workers {options.workers} with --threads {options.threads} are more threads than cores "
-            f"({cores()}), which delays every request",
-            file=sys.stderr,
-        )
+    options = fitted(options)
     service, most = Service(options.deadline_ms / 1000), most_connections()
     config = uvicorn.Config(
         create_app(service, asdict(options) | {"connections": most}),
