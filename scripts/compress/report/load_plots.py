@@ -88,5 +88,5 @@ def peer_bars(rows: list[ServingRow], limit_ms: float):
         axes.text(max([server.most, *rounds]), place, text, va="center", fontsize=7)
     axes.set_yticks(range(len(ordered)), [server.variant for server in ordered], fontsize=8)
     axes.set_xlim(0, 1.45 * ordered[-1].saturated)
-    axes.set_xlabel("requests per second at saturation; thick line: all rounds, ticks: settings that were tried")
+    axes.set_xlabel("requests per second at saturation; line: all rounds, ticks: settings tried")
     return figure
