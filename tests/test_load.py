@@ -218,7 +218,7 @@ def test_a_server_that_has_ended_is_not_measured(tmp_path):
             fleet.isolate(ended)
 
 
-def test_a_server_that_still_works_on_earlier_requests_is_started_anew(tmp_path, monkeypatch):
+def test_a_server_that_still_works_on_earlier_requests_is_restarted(tmp_path, monkeypatch):
     programs, processes = ["while True: pass", "import time; time.sleep(600)"], []
 
     def start(fleet, of):

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 START_SECONDS = 120  # until a server must be ready
 REST_SECONDS = 0.25  # a server that uses fewer than REST_CORES for so long has finished its earlier requests
 REST_CORES = 0.3
-REST_LIMIT_SECONDS = 10  # then the server is started anew: it has a queue of requests that nobody waits for
+REST_LIMIT_SECONDS = 10  # then the server is restarted, because its queue holds requests of an earlier run
 COUNTERS = ("batches", "items", "tokens", "padded_tokens", "model_cpu_seconds")
 
 
@@ -171,7 +171,7 @@ class Fleet:
     def isolate(self, server: Server) -> None:
         """Pauses all other servers, waits until this one is idle, and resets its peak memory.
 
-        A server that still works on the requests of an earlier run after REST_LIMIT_SECONDS is started anew.
+        A server that still works on the requests of an earlier run after REST_LIMIT_SECONDS is restarted.
         Raises UserError if the server has ended.
         """
         if server.process is None:
