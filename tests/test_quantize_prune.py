@@ -490,6 +490,12 @@ def test_movement_equals_scores_trained_by_the_straight_through_estimator():
     assert returned, "no weight came back: the case is not tested"
 
 
+def test_a_folder_whose_weights_lack_a_tensor_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if k != "classifier.bias"})
+    with pytest.raises(UserError, match=r"not the weights of config\.json: classifier\.bias"):
+        load_model(tmp_path)
+
+
 def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp_path):
     weights = encoder_matrices(model)
     with torch.no_grad():

@@ -137,10 +137,9 @@ def _load_plain(folder: Path) -> nn.Module:
     if not hasattr(AutoConfig.from_pretrained(folder), "ranks"):
         load = AutoModelForSequenceClassification.from_pretrained
         model, info = load(folder, dtype="auto", output_loading_info=True)
-        if wrong := sorted(
-            map(str, set(info["missing_keys"]) | set(info["unexpected_keys"]) | set(info["mismatched_keys"]))
-        ):
-            raise UserError(f"{folder}: not the weights of config.json: {', '.join(wrong[:5])}")
+        wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+        if wrong:
+            raise UserError(f"{folder}: not the weights of config.json: {', '.join(sorted(wrong)[:5])}")
         return with_own_bias(model).eval()
     model, path = empty_model(folder), folder / SAFE_WEIGHTS_NAME
     try:

@@ -383,15 +383,18 @@ def smaller_files(rows: Iterable[PooledRow], results: Results) -> list[PooledRow
 
 def useful(results: Results) -> list[PooledRow]:
     """The compressed rows that lose at most TOLERANCE points on validation."""
-    best = baseline_row(results).validation_f1
-    rows = compressed_rows(results) if best is not None else []
-    return [row for row in rows if 100 * (best - row.validation_f1) <= TOLERANCE]
+    rows = compressed_rows(results) if baseline_row(results).validation_f1 is not None else []
+    return [row for row in rows if validation_loss(row, results) <= TOLERANCE]
 
 
 def beyond(rows: Iterable[PooledRow], points: float, results: Results) -> list[PooledRow]:
     """The rows that lose more points than that on validation."""
-    best = baseline_row(results).validation_f1
-    return [row for row in rows if 100 * (best - row.validation_f1) > points]
+    return [row for row in rows if validation_loss(row, results) > points]
+
+
+def validation_loss(row: PooledRow, results: Results) -> float:
+    """The F1 points that a row loses on validation."""
+    return 100 * (baseline_row(results).validation_f1 - row.validation_f1)
 
 
 @dataclass(frozen=True)

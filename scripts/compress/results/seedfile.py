@@ -15,6 +15,8 @@ from compress.config.profile import Profile
 from compress.data.card import OUT_OF_DOMAIN, held_out, load_card, load_splits
 from compress.errors import Skip, UserError
 from compress.files import atomic_path, read_arrays
+from compress.measure.evaluation import PREDICTIONS
+from compress.measure.timing import COLD, timing_file
 from compress.methods.large_teacher import large_teacher_logits
 from compress.storage import record as records
 from compress.storage.record import Record, parse_record, read_record
@@ -99,8 +101,8 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
             data = profile.data_folder(seed)
             raise UserError(f"{folder / records.FILE}: built from other data than {data}; run make all")
         packed[f"{variant.name}/record"] = np.array((folder / records.FILE).read_text("utf-8"))
-        files = [folder / "predictions.npz", folder / "cold.npz"]
-        files += [folder / f"timing-{number}.npz" for number in range(profile.measure.passes)]
+        files = [folder / PREDICTIONS, folder / COLD]
+        files += [timing_file(folder, number) for number in range(profile.measure.passes)]
         for file in files if record.status == "ok" else ():
             if file.exists():
                 packed |= {f"{variant.name}/{file.stem}/{name}": array for name, array in _packed(file, record).items()}
