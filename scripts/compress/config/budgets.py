@@ -17,7 +17,7 @@ ABLATIONS = {  # options of serve.py on top of the usual ones; {threads} is the 
     "one-worker": ("--workers=1", "--threads={threads}"),
 }
 CALM = 0.7  # of one server's saturation rate, at which others are measured, too
-RATES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 3.0]
+RATES = [0.5, 0.7, 0.8, 0.9, 1.0, 1.5, 3.0]
 
 
 class Shapes(Strict):

@@ -43,7 +43,7 @@ class Peer:
 
 
 # First the default of most frameworks (one worker with all threads, batches of 32), then settings for two cores.
-SWEEP = ((1, 2, 32), (2, 1, 4), (2, 1, 8), (2, 1, 16))
+SWEEP = ((1, 2, 32), *((2, 1, batch) for batch in (1, 2, 4, 8, 16)))
 PEERS = {
     "peer-mosec": Peer("mosec", SWEEP),
     "peer-litserve": Peer("litserve", SWEEP),
