@@ -32,6 +32,8 @@ from compress.metrics import quality
 from compress.report.comparisons import recommendable
 from compress.report.recommendation import best
 from compress.results.reading import read_results
+from compress.serving.limits import Options
+from compress.serving.server import fitted
 from compress.storage.record import read_record
 from conftest import ROOT, copy_repository, run
 from packaging.specifiers import SpecifierSet
@@ -139,6 +141,16 @@ def test_the_service_has_a_worker_per_core_and_never_more_threads_than_cores(art
         assert f"{warning}: using 1 with 1" in process.stdout.read()
 
 
+@pytest.mark.parametrize(
+    ("workers", "threads", "used"), [(4, 1, (2, 1)), (2, 2, (1, 2)), (1, 1, (1, 1)), (1, 3, (1, 2))]
+)
+def test_workers_and_threads_together_are_no_more_than_the_cores(monkeypatch, capsys, workers, threads, used):
+    monkeypatch.setattr("compress.serving.server.cores", lambda: 2)
+    options = fitted(Options(workers=workers, threads=threads))
+    assert (options.workers, options.threads) == used
+    assert bool(capsys.readouterr().err) == (used != (workers, threads))
+
+
 AVX2 = "processor\t: 0\nflags\t\t: fpu avx2 avx512f\n"
 
 
@@ -146,6 +158,7 @@ AVX2 = "processor\t: 0\nflags\t\t: fpu avx2 avx512f\n"
     ("cpuinfo", "backend", "precision", "warned"),
     [
         (AVX2, "onnxruntime", "int8", True),
+        (AVX2, "cascade", "int8", True),
         (AVX2, "onnxruntime", "fp32", False),
         (AVX2, "torch", "int8", True),
         (AVX2, "torch-int8-saved", "int8", False),  # torch's own rounding to 7 bits
@@ -162,8 +175,9 @@ def test_8_bit_products_that_can_overflow_cause_a_warning(
     monkeypatch.setattr("compress.cpu.CPUINFO", tmp_path / "cpuinfo")
     warn_of_saturation("m", backend, precision, {"reduced_range": False})
     assert capsys.readouterr().err.startswith("warning: m: this CPU has no VNNI") == warned
-    warn_of_saturation("m", backend, precision, {"reduced_range": True})
-    assert not capsys.readouterr().err
+    for exact in ({"reduced_range": True}, {"method": "torchao"}):
+        warn_of_saturation("m", backend, precision, exact)
+        assert not capsys.readouterr().err
 
 
 def test_predict_serve_and_recommend_warn_on_a_cpu_without_vnni(tmp_path, artifact):  # noqa: F811
