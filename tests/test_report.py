@@ -276,14 +276,18 @@ def test_a_caption_of_equal_budgets_names_each_winner_once_with_all_its_budgets(
     assert [text.count(f"`{row.variant}`") for _, row, _ in found] == [1] * len(found)
 
 
-def test_a_goal_is_missed_below_its_value_and_open_without_a_measurement():
-    chosen = {facts["chosen"] for facts in RESULTS.champions.values()}
-    columns = ("size_ratio", "latency_speedup", "throughput_speedup")
-    for value, outcome in ((1e-3, "missed"), (1e3, "reached"), (None, "not measured")):
-        of_value = dict.fromkeys(columns, value)
-        rows = [replace(row, **of_value) if row.variant in chosen else row for row in RESULTS.rows]
-        lines = views.goals(replace(RESULTS, rows=rows))
-        assert [line["outcome"] for line in lines] == [outcome] * len(views.GOALS)
+def test_a_goal_is_missed_beyond_its_bound_and_open_without_a_measurement():
+    tables = {RESULTS.environment["profile"]: RESULTS, RESULTS.large.environment["profile"]: RESULTS.large}
+    lines = views.goals(RESULTS)
+    assert {line["profile"] for line in lines} == set(tables)
+    for line in lines:
+        value = getattr(line["row"], line["column"])
+        distance = (value - float(line["value"])) * (1 if line["bound"] == "at least" else -1)
+        assert line["outcome"] == ("reached" if distance >= 0 else "missed")
+        assert float(line["measured"]) == pytest.approx(value, abs=0.05)
+    rows = [replace(row, size_ratio=None) for row in RESULTS.rows]
+    lines = [line for line in views.goals(replace(RESULTS, rows=rows, large=None)) if line["column"] == "size_ratio"]
+    assert {line["outcome"] for line in lines} == {"not measured"}
 
 
 @pytest.mark.parametrize("column", ["size_mb", "latency_ms"])
@@ -437,7 +441,7 @@ def shaken(results: Results, seed: int) -> Results:
             return [number(of, key) for of in value]
         return value * factor() if isinstance(value, float) and key != "sparsity" else value
 
-    lists = {name: [row(of) for of in getattr(results, name)] for name in ("rows", "seeds", "serving")}
+    lists = {name: [row(of) for of in getattr(results, name)] for name in ("rows", "seeds", "serving", "against_large")}
     return replace(results, methods=number(results.methods), **lists)
 
 
@@ -552,7 +556,7 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert (first["row"].size_mb, first["row"].f1_drop_points, first["row"].non_inferior) == (438.0, -4.25, True)
     assert (first["row"].f1_drop_ci_low, first["row"].f1_drop_ci_high) == (-5.0, -3.5)
     assert others == views.front_models(replace(RESULTS, large=None))
-    assert "and loses 4.2 [3.5, 5.0] F1 points." in pages.front_page(PROFILE, results)
+    assert " and loses 4.2 [3.5, 5.0] F1 points;" in pages.front_page(PROFILE, results)
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, replace(RESULTS, large=None)).keys() == {
         "both_sizes"
     }
@@ -568,7 +572,7 @@ def test_times_of_different_kinds_of_machines_are_not_compared():
         templates = pages.page_templates(PROFILE, results)
         assert {bool(line["faster"]) for line in views.against_large(results)} == {compared}
         assert bool(views.front_models(results)[0]["row"].text_latency_ms) is compared
-        assert (" times faster, and loses 4.2 [3.5, 5.0] F1 points." in pages.front_page(PROFILE, results)) is compared
+        assert (" times faster and loses 4.2 [3.5, 5.0] F1 points;" in pages.front_page(PROFILE, results)) is compared
         section = templates.get_template("basesize.md.j2").render()
         assert ("another kind of machine (Another CPU)" in section) is not compared
     fact = load_facts.server_facts(RESULTS.serving, 130)[PROFILE.serving.ablated]

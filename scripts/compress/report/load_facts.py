@@ -23,6 +23,7 @@ class ServerFacts:
     sustained: float | None  # the largest offered rate that passes
     failed: list[float]  # offered above the sustained rate
     outliers: list[ServingRow]  # failed below the sustained rate
+    unknown: list[float]  # offered, but the load generator was late in every run
     discarded: int  # runs whose load generator was late
     peak_rss_mb: float | None  # the sum of its processes' peaks, the largest of all runs
 
@@ -87,6 +88,7 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
             sustained=limit,
             failed=[row.offered_rps for row in failed if row.offered_rps > (limit or 0)],
             outliers=[row for row in failed if row.offered_rps < (limit or 0)],
+            unknown=[row.offered_rps for row in by_share.values() if row.latency_ms_p99 is None],
             discarded=sum(int(row.reason.split()[0]) for row in of_server if row.reason[:1].isdigit()),
             peak_rss_mb=max((row.peak_rss_mb for row in of_server if row.peak_rss_mb), default=None),
         )

@@ -125,6 +125,10 @@ def yes_no(value: bool | None) -> str | None:
     return None if value is None else "yes" if value else "no"
 
 
+def rates(per_second: Iterable[float]) -> str:
+    return ", ".join(format_number(rate, ".0f") for rate in per_second)
+
+
 def keeps_quality(row) -> str | None:
     """Whether the row is non-inferior; a plain no if its whole interval lies above the margin."""
     lost_for_sure = row.f1_drop_ci_low is not None and row.f1_drop_ci_low > MARGIN
@@ -323,9 +327,12 @@ TABLES = {
         Column("Within tolerance", lambda line: f"{line['within_tolerance']} of {line['candidates']}"),
     ],
     "goals": [
-        Column("Champion", "champion"),
-        Column("Goal", "goal"),
-        Column("Measured", "value", ".1f"),
+        Column("Profile", "profile"),
+        Column("Model", "model"),
+        Column("Measure", "measure"),
+        Column("Goal", lambda line: f"{line['bound']} {line['value']}"),
+        Column("Measured", "measured"),
+        Column("Seeds", "row.seeds", "d"),
         Column("Outcome", "outcome"),
     ],
     "budgets": [
@@ -462,7 +469,8 @@ TABLES = {
         Column("Server", "variant"),
         Column("saturated /s", "full.achieved_rps", ".0f", ("achieved_rps_low", "achieved_rps_high")),
         Column("sustained /s", lambda server: format_number(server.sustained, ".0f") or "none"),
-        Column("fails at /s", lambda server: ", ".join(format_number(rate, ".0f") for rate in server.failed)),
+        Column("fails at /s", lambda server: rates(server.failed)),
+        Column("not known at /s", lambda server: rates(server.unknown)),
         Column("p50 ms, calm", "calm.latency_ms_p50", ".1f"),
         Column("p99 ms, calm", "calm.latency_ms_p99", ".1f"),
         Column("in time in overload /s", "goodput", ".0f"),

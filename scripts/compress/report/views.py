@@ -64,24 +64,24 @@ def champions(results: Results) -> list[dict]:
     return [{"name": name, "row": rows[facts["chosen"]], **facts} for name, facts in results.champions.items()]
 
 
-GOALS = (  # of the profile minilm's champions: (champion, column, at least, what it is)
-    ("champion-balanced", "size_ratio", 6, "times smaller"),
-    ("champion-balanced", "latency_speedup", 5, "times faster"),
-    ("champion-fast", "latency_speedup", 12, "times faster"),
-    ("champion-fast", "throughput_speedup", 8, "times the throughput"),
-    ("champion-tiny", "size_ratio", 40, "times smaller"),
-)
-
-
 def goals(results: Results) -> list[dict]:
-    """A line per goal of a champion that was chosen, with the value that the champion reaches."""
-    row_of = {name: results.by_name[facts["chosen"]] for name, facts in results.champions.items()}
+    """The lines of report/goals.csv, each with what its model, a variant or a champion, reaches.
+
+    The large model's goals are among them if its results are.
+    """
+    networks = {of.environment["profile"]: of for of in (results, results.large) if of}
     lines = []
-    for champion, column, least, what in GOALS:
-        if champion in row_of:
-            value = getattr(row_of[champion], column)
-            outcome = "not measured" if value is None else "reached" if value >= least else "missed"
-            lines.append({"champion": champion, "goal": f"{least} {what}", "value": value, "outcome": outcome})
+    for line in comparisons.lines_of("goals.csv"):
+        of = networks.get(line["profile"])
+        row = of and of.by_name.get(of.champions.get(line["model"], {"chosen": line["model"]})["chosen"])
+        if row is None:
+            continue
+        goal, value = float(line["value"]), getattr(row, line["column"])
+        reached = value is not None and (value >= goal if line["bound"] == "at least" else value <= goal)
+        outcome = "not measured" if value is None else "reached" if reached else "missed"
+        decimals = len(line["value"].partition(".")[2]) + 1
+        measured = None if value is None else f"{value:.{decimals}f}"
+        lines.append(line | {"row": row, "measured": measured, "outcome": outcome})
     return lines
 
 

@@ -54,6 +54,12 @@ class PooledRow(VariantRow):
     seconds: float | None = None  # to build and measure it
 
     @property
+    def f1_macro_away(self) -> float | None:
+        """The mean macro F1 on Amazon reviews, tweets and news."""
+        domains = (self.f1_macro_amazon, self.f1_macro_tweets, self.f1_macro_nyt)
+        return None if None in domains else sum(domains) / len(domains)
+
+    @property
     def validation_f1(self) -> float | None:
         return self.measured.get("validation_f1")
 
