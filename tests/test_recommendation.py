@@ -1,19 +1,21 @@
-"""make recommend: the best validation F1 within limits, or the limit that excludes every variant."""
+"""make recommend: the best validation F1 within limits, or the limit that excludes every variant; four answers."""
 
 from dataclasses import replace
 
 import pytest
 from compress.config.profile import load_profile
-from compress.report import comparisons, recommendation
+from compress.report import comparisons, pages, recommendation
 from compress.results.reading import read_results
 from conftest import ROOT, run
 
 PROFILE = load_profile("minilm")
 RESULTS = read_results(PROFILE)
+PAGE = pages.report_pages(PROFILE, RESULTS)["decide"]
+LOSES = pages.page_templates(PROFILE, RESULTS).filters["loses"]
 SCRIPT = (".venv/bin/python", "scripts/recommend.py")
 
 
-@pytest.mark.parametrize("limits", [{}, {"max_mb": 25, "max_ms": 2}, {"max_mb": 5}, {"min_f1": 0.82, "max_ms": 2}])
+@pytest.mark.parametrize("limits", [{"max_mb": 25, "max_ms": 2}, {"max_mb": 5}, {"min_f1": 0.82, "max_ms": 2}])
 def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
     rows, base = comparisons.recommendable(RESULTS), comparisons.baseline_row(RESULTS)
     fitting = [
@@ -27,7 +29,7 @@ def test_the_recommended_variant_is_the_best_of_those_that_fit(limits):
     assert best in fitting
     validation = {row.variant: row.validation_f1 for row in fitting}
     assert validation[best.variant] == max(validation.values())
-    status, text = recommendation.recommend(PROFILE, RESULTS, limits)
+    status, text = pages.recommend(PROFILE, RESULTS, limits)
     assert status == 0
     f1 = base.f1_test - best.f1_drop_points / 100
     assert text.startswith(f"{best.variant}: F1 {f1:.3f}, {best.size_mb:.2f} MB")
@@ -49,7 +51,7 @@ def test_among_equals_the_smaller_is_recommended():
 def only(row) -> tuple:
     """The answer for results that hold this variant and the baseline alone."""
     results = replace(RESULTS, rows=[of for of in RESULTS.rows if of.variant in (row.variant, PROFILE.baseline)])
-    return recommendation.recommend(PROFILE, results, {"max_mb": row.size_mb})
+    return pages.recommend(PROFILE, results, {"max_mb": row.size_mb})
 
 
 def test_a_recommendation_says_how_to_build_that_model_alone():
@@ -57,6 +59,23 @@ def test_a_recommendation_says_how_to_build_that_model_alone():
     _, text = only(row)
     assert text.startswith(f"{row.variant}: F1")
     assert f"make model PROFILE=minilm NAME={row.variant}\n" in text
+
+
+def test_without_limits_the_command_prints_the_answers_of_the_decision_page():
+    status, text = pages.recommend(PROFILE, RESULTS, {})
+    answers = recommendation.answers(RESULTS)
+    assert status == 0
+    assert text.count("make model ") == len(answers)
+    for answer in answers:
+        row = answer["row"]
+        head = f"({row.backend}), {row.size_mb:.1f} MB, {row.text_latency_ms:.2f} ms per sentence"
+        losses = f"{LOSES(row)} F1 points on the test sentences and {LOSES(row, away=True)} points of macro F1"
+        command = f"make model PROFILE=minilm NAME={row.variant}\n"
+        own = text.split(f"For {answer['need']}:\n")[1].split("\n\n")[0] + "\n"
+        on_page = PAGE.split(f"**For {answer['need']}:**")[1].split("\n**For")[0]
+        for part in (row.variant, head, losses, command):
+            assert part in own
+            assert part in on_page
 
 
 def test_the_four_answers_keep_the_quality_and_are_the_best_for_their_need():
@@ -82,21 +101,17 @@ def test_a_champion_is_recommended_by_its_variants_name_with_what_it_loses():
     _, text = only(row)
     assert text.startswith(f"{chosen}:")
     assert "champion-tiny" in text.splitlines()[0]
-    verdict = "keeps" if row.non_inferior else "does not keep"
-    home, away = (
-        f"{'gains' if points <= -0.05 else 'loses'} {abs(points):.1f}"
-        for points in (row.f1_drop_points, row.ood_drop_points)
-    )
-    assert f"it {home} F1 points ({verdict} the quality); out of domain it {away} points of macro F1" in text
+    assert f"It {LOSES(row)} F1 points on the test sentences and {LOSES(row, away=True)} points" in text
+    assert ("It keeps the quality:" in text) == bool(row.non_inferior)
 
 
 def test_without_a_fit_the_binding_limit_is_named():
     least = min(row.size_mb for row in comparisons.recommendable(RESULTS))
-    status, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "min_f1": 0.1})
+    status, text = pages.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "min_f1": 0.1})
     assert status == 1
     assert f"--max-mb 0.001 alone stands in the way; {least:.4g} MB is possible" in text
     assert "--min-f1" not in text
-    status, text = recommendation.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "max_ms": 0.001})
+    status, text = pages.recommend(PROFILE, RESULTS, {"max_mb": 0.001, "max_ms": 0.001})
     assert status == 1
     assert "relax more than one limit" in text
 
