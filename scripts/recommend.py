@@ -1,10 +1,10 @@
 """Recommends variants, and says what they lose and how to build them.
 
 Reads only results/<profile>/. Without limits it prints the decision page's best for four needs. Within limits of
-megabytes, milliseconds and F1 it chooses the variant with the best F1 on validation. Status 1 if no variant keeps the
-limits; the output then says which limit excludes all. F1 shown and limited is that of the test set: the baseline's less
-the points lost, because variants with fewer seeds have fewer test sentences. Milliseconds at batch 1 are from token
-ids: the baseline's median divided by the speed-up.
+megabytes, milliseconds and F1 it prefers the variants that keep the quality, and of these it chooses the one with the
+best F1 on validation. Status 1 if no variant keeps the limits; the output then says which limit excludes all.
+F1 shown and limited is that of the test set: the baseline's less the points lost, because variants with fewer seeds
+have fewer test sentences. Milliseconds at batch 1 are from token ids: the baseline's median divided by the speed-up.
 Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
 """
 

@@ -30,10 +30,18 @@ def fits(row: PooledRow, limits: dict[str, float]) -> bool:
     return True
 
 
+def meets_margin(row: PooledRow) -> bool:
+    """Whether the row keeps the quality; the baseline, which has no test against itself, does."""
+    return row.non_inferior is True or row.method == "finetune"
+
+
 def best(rows: Iterable[PooledRow], limits: dict[str, float]) -> PooledRow | None:
-    """The row of best F1 on validation that keeps the limits, the smaller of equals; None if none does."""
+    """The choice among the rows that keep the limits: the best F1 on validation of those that keep the quality.
+
+    If none keeps the quality, the best F1 on validation of all. The smaller of equals; None if no row fits.
+    """
     fitting = [row for row in rows if fits(row, limits)]
-    return max(fitting, key=lambda row: (row.validation_f1, -row.size_mb), default=None)
+    return max(fitting, key=lambda row: (meets_margin(row), row.validation_f1, -row.size_mb), default=None)
 
 
 def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tuple[str, PooledRow]]:
