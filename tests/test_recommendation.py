@@ -83,6 +83,16 @@ def test_the_decision_page_and_the_command_agree_in_every_cell():
     assert 0 < sum("†" in cell for cell in cells) < len(cells)
 
 
+def test_the_models_of_the_grid_are_listed_with_intervals_at_home_and_out_of_domain():
+    chosen = {row.variant: row for limits in grid().values() if (row := recommendation.best(CANDIDATES, limits))}
+    for row in chosen.values():
+        (line,) = (
+            line for line in PAGE.splitlines() if line.startswith(f"| `{row.variant}` | {row.comparable_f1:.3f}")
+        )
+        assert f"[{row.f1_drop_ci_low:z.1f}, {row.f1_drop_ci_high:z.1f}]" in line
+        assert f"[{row.ood_drop_low:z.1f}, {row.ood_drop_high:z.1f}]" in line
+
+
 def test_without_limits_the_command_prints_the_answers_of_the_decision_page():
     status, text = pages.recommend(PROFILE, RESULTS, {})
     answers = recommendation.answers(RESULTS)

@@ -166,9 +166,10 @@ def digits(value, places: int) -> str:
     return tables.format_number(value, f".{places}f")
 
 
-def drop(row) -> str:
-    """The F1 points that a row loses, with their interval."""
-    return tables.table_cell(row, tables.Column("", "f1_drop_points", ".1f", tables.DROP))
+def drop(row, away: bool = False) -> str:
+    """The points of F1 or, out of domain, of macro F1 that a row loses, with their interval."""
+    field, ends = ("ood_drop_points", tables.OUT_OF_DOMAIN) if away else ("f1_drop_points", tables.DROP)
+    return tables.table_cell(row, tables.Column("", field, ".1f", ends))
 
 
 def gains_or_loses(points: float) -> str:
