@@ -110,6 +110,17 @@ def test_without_limits_the_command_prints_the_answers_of_the_decision_page():
             assert part in on_page
 
 
+def test_the_limit_that_was_widened_after_the_results_is_stated_with_the_models_that_need_it():
+    needed = comparisons.beyond((of["row"] for of in recommendation.answers(RESULTS)), 1.0, RESULTS)
+    assert needed
+    report = pages.page_templates(PROFILE, RESULTS).get_template("report.md.j2").render()
+    stated = PAGE.split("The limit on validation was 1 point until")[1].split("\n\n")[0]
+    threat = report.split("was 1 F1 point until")[1].split("\n- ")[0]
+    for row in needed:
+        assert f"`{row.variant}` ({comparisons.validation_loss(row, RESULTS):.2f} points" in stated
+        assert f"`{row.variant}`" in threat
+
+
 def test_untrained_failed_and_unmeasured_variants_are_never_recommended():
     assert all(row.trained and row.f1_test is not None for row in CANDIDATES)
     assert not recommendation.fits(replace(CANDIDATES[0], latency_ms=None), {"max_ms": 1e9})
