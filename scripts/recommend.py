@@ -1,9 +1,10 @@
-"""Recommends a variant within limits of megabytes, milliseconds and F1, and says what it loses and how to use it.
+"""Recommends variants, and says what they lose and how to build them.
 
-Reads only results/<profile>/. Status 1 if no variant keeps the limits; the output then says which limit excludes all.
-Among the variants within the limits the one with the best F1 on validation is chosen. F1 shown and limited is that of
-the test set: the baseline's less the points lost, because variants with fewer seeds have fewer test sentences.
-Milliseconds are the baseline's median latency divided by the variant's speed-up.
+Reads only results/<profile>/. Without limits it prints the decision page's best for four needs. Within limits of
+megabytes, milliseconds and F1 it prefers the variants that keep the quality, and of these it chooses the one with the
+best F1 on validation. Status 1 if no variant keeps the limits; the output then says which limit excludes all.
+F1 shown and limited is that of the test set: the baseline's less the points lost, because variants with fewer seeds
+have fewer test sentences. Milliseconds at batch 1 are from token ids: the baseline's median divided by the speed-up.
 Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
 """
 
@@ -31,7 +32,8 @@ def share(text: str) -> float:
 def main(args: argparse.Namespace) -> int:
     from compress.config.profile import load_profile
     from compress.errors import UserError
-    from compress.report.recommendation import LIMITS, recommend
+    from compress.report.pages import recommend
+    from compress.report.recommendation import LIMITS
     from compress.results.reading import read_results
 
     profile = load_profile(args.profile)

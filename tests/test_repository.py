@@ -72,7 +72,7 @@ def test_a_changed_result_changes_every_page_that_shows_it():
     kept = comparisons.keeping(row for row in results.variants if row.chapter == "HW4")
     before = pages.report_pages(profile, results)
     learned = comparisons.lowest(kept, "size_mb"), comparisons.highest(kept, "latency_speedup")
-    name = next(row.variant for row in learned if f"**`{row.variant}`**" in before["decide"])
+    name = next(row.variant for row in learned if f"| `{row.variant}` (" in before["decide"])
     assert f"`{name}`" in before["hw4"].split("## What we learned")[1].split("## Negative results")[0]
     worse = [dataclasses.replace(r, f1_test=0.5, f1_drop_points=36.0) if r.variant == name else r for r in results.rows]
     pooled = {"f1_mean": 0.5, "drop_mean": 36.0, "non_inferior": False, "accuracy_drop_mean": 36.0, "p_adjusted": 1e-9}
@@ -82,7 +82,7 @@ def test_a_changed_result_changes_every_page_that_shows_it():
     assert pages.front_page(profile, changed) != pages.front_page(profile, results)
     different = {page for page in after if after[page] != before[page]}
     assert {"report", "hw4", "decide"} <= different <= set(after) - {"hw3", "hw7"}
-    assert f"**`{name}`**" not in after["decide"]
+    assert f"| `{name}` (" not in after["decide"]
     learned, negative = after["hw4"].split("## Negative results")
     assert f"`{name}`" not in learned.split("## What we learned")[1]
     assert f"`{name}`" in negative.split("\n- Slower")[0]

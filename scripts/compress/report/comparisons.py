@@ -36,6 +36,7 @@ SECTIONS = {  # the report's sections on a homework; each is the template report
 METHOD_SECTIONS = ("quantization", "pruning", "clustering", "distillation", "engines", "optimum")
 PRUNED = {"pruning", "low-rank"}  # the families of the section on pruning
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
+EARLIER_TOLERANCE = 1.0  # what it was on the decision page until the results of the profile minilm were known
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
 SHOWN_POINTS = 16  # F1 points below the best: the figures of F1 over a cost leave out variants below it

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 from compress.config.profile import Profile, load_profile
+from compress.cpu import warn_of_saturation
 from compress.errors import UserError
 from compress.measure import evaluation, latency
 from compress.paths import DEFAULT_PROFILE, ROOT
@@ -115,6 +116,22 @@ def front_page(profile: Profile, results: Results) -> str:
     return finished(page_templates(profile, results).get_template("readme.md.j2").render()).strip()
 
 
+def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
+    """(exit status, text) of make recommend: the best variant within the limits, or which limit excludes all.
+
+    Without limits the best for each of four needs, if any variant is acceptable. Warns on standard error if this
+    machine's CPU may compute a recommended variant's products wrongly.
+    """
+    candidates = comparisons.recommendable(results)
+    best = recommendation.best(candidates, limits)
+    answers = [] if limits else recommendation.answers(results)
+    for row in [answer["row"] for answer in answers] or ([best] if best else []):
+        warn_of_saturation(row.variant, row.backend, row.precision, row.options)
+    template = page_templates(profile, results).get_template("recommend.txt.j2")
+    text = template.render(candidates=candidates, limits=limits, answers=answers, best=best)
+    return 0 if best else 1, text.strip()
+
+
 def put_results(readme: str, text: str) -> str:
     """The README with the text between its marks replaced."""
     before, _, rest = readme.partition(MARKS[0])
@@ -149,9 +166,15 @@ def digits(value, places: int) -> str:
     return tables.format_number(value, f".{places}f")
 
 
-def drop(row) -> str:
-    """The F1 points that a row loses, with their interval."""
-    return tables.table_cell(row, tables.Column("", "f1_drop_points", ".1f", tables.DROP))
+def drop(row, away: bool = False) -> str:
+    """The points of F1 or, out of domain, of macro F1 that a row loses, with their interval."""
+    field, ends = ("ood_drop_points", tables.OUT_OF_DOMAIN) if away else ("f1_drop_points", tables.DROP)
+    return tables.table_cell(row, tables.Column("", field, ".1f", ends))
+
+
+def gains_or_loses(points: float) -> str:
+    """ "loses 0.4" or "gains 0.4", of points lost."""
+    return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
 
 
 def loses(row, away: bool = False, usual_seeds: int = 1) -> str:
@@ -164,7 +187,7 @@ def loses(row, away: bool = False, usual_seeds: int = 1) -> str:
         if away
         else (row.f1_drop_points, row.f1_drop_ci_low, row.f1_drop_ci_high)
     )
-    word = recommendation.gains_or_loses(lost)
+    word = gains_or_loses(lost)
     sign = -1 if word.startswith("gains") else 1
     ends = [] if low is None else sorted([sign * low, sign * high])
     notes = [", ".join(digits(end, 1) for end in ends)] if ends else []
@@ -189,7 +212,7 @@ FILTERS = {
     "digits": digits,
     "number": tables.format_number,
     "drop": drop,
-    "gains_or_loses": recommendation.gains_or_loses,
+    "gains_or_loses": gains_or_loses,
     "code_names": code_names,
     "deeper": deeper,
 }

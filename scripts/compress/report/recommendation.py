@@ -1,10 +1,8 @@
-"""Which variant to use: the best F1 on validation within limits of megabytes, milliseconds and F1."""
+"""Which variant to use: the best within limits of megabytes, milliseconds and F1, and the best for four needs."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from compress.config.profile import Profile
-from compress.cpu import warn_of_saturation
 from compress.report import comparisons
 from compress.results.reading import PooledRow, Results
 
@@ -32,10 +30,18 @@ def fits(row: PooledRow, limits: dict[str, float]) -> bool:
     return True
 
 
+def meets_margin(row: PooledRow) -> bool:
+    """Whether the row keeps the quality; the baseline, which has no test against itself, does."""
+    return row.non_inferior is True or row.method == "finetune"
+
+
 def best(rows: Iterable[PooledRow], limits: dict[str, float]) -> PooledRow | None:
-    """The row of best F1 on validation that keeps the limits, the smaller of equals; None if none does."""
+    """The choice among the rows that keep the limits: the best F1 on validation of those that keep the quality.
+
+    If none keeps the quality, the best F1 on validation of all. The smaller of equals; None if no row fits.
+    """
     fitting = [row for row in rows if fits(row, limits)]
-    return max(fitting, key=lambda row: (row.validation_f1, -row.size_mb), default=None)
+    return max(fitting, key=lambda row: (meets_margin(row), row.validation_f1, -row.size_mb), default=None)
 
 
 def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tuple[str, PooledRow]]:
@@ -100,45 +106,3 @@ def answers(results: Results) -> list[dict]:
     ]
     chosen = {row.variant: row for _, row in found if row is not None}
     return [{"need": ", ".join(need for need, of in found if of == row), "row": row} for row in chosen.values()]
-
-
-def describe_variant(row: PooledRow) -> str:
-    speed = "not timed" if row.latency_ms is None else f"{row.latency_ms:.2f} ms at batch 1"
-    return f"{row.variant}: F1 {row.comparable_f1:.3f}, {row.size_mb:.2f} MB, {speed} ({row.backend})"
-
-
-def describe_losses(row: PooledRow) -> str:
-    verdict = {None: "", True: " (keeps the quality)", False: " (does not keep the quality)"}[row.non_inferior]
-    home = f"it {gains_or_loses(row.f1_drop_points)} F1 points{verdict}"
-    if row.ood_drop_points is None:
-        return home
-    return f"{home}; out of domain it {gains_or_loses(row.ood_drop_points)} points of macro F1"
-
-
-def gains_or_loses(points: float) -> str:
-    """ "loses 0.4" or "gains 0.4", of points lost."""
-    return f"{'gains' if round(points, 1) < 0 else 'loses'} {abs(points):.1f}"
-
-
-def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
-    """(exit status, text): the best variant and the commands that build and serve it, or which limit excludes all.
-
-    Warns on standard error if this machine's CPU may compute the variant's products wrongly.
-    """
-    rows = comparisons.recommendable(results)
-    row = best(rows, limits)
-    if row is None:
-        reasons = []
-        for name, nearest in binding_limits(rows, limits):
-            option, (column, unit, _) = f"--{name.replace('_', '-')} {limits[name]:g}", LIMITS[name]
-            possible = f"{getattr(nearest, column):.4g} {unit} is possible: {describe_variant(nearest)}"
-            reasons.append(f"{option} alone stands in the way; {possible}")
-        return 1, "\n".join(["no variant keeps every limit", *(reasons or ["relax more than one limit"])])
-    warn_of_saturation(row.variant, row.backend, row.precision, row.options)
-    lines = [
-        describe_variant(row) + (f", chosen as {', '.join(row.champions)}" if row.champions else ""),
-        describe_losses(row),
-        f"build it: make model PROFILE={profile.name} NAME={row.variant}",
-        f"serve it: make serve PROFILE={profile.name} MODEL={row.variant}",
-    ]
-    return 0, "\n".join(lines)
