@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 from compress.config.profile import load_profile
-from compress.report import canvas, chapter_plots, comparisons, gallery, load_plots, plots
+from compress.report import canvas, chapter_plots, comparisons, families, gallery, load_plots, plots
 from compress.results.reading import read_results
 from compress.results.rows import ServingRow
 
@@ -32,15 +32,22 @@ def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
         assert (tmp_path / "a" / f"{name}.{kind}").read_bytes() == (tmp_path / "b" / f"{name}.{kind}").read_bytes()
 
 
-def test_every_variant_is_one_point_and_a_champion_a_ring_around_its_variant():
+def test_every_variant_is_one_point_and_every_champion_a_ring_around_its_variant():
     axes = plots.trade_off(RESULTS, "size_mb").axes[0]
     drawn = sorted(tuple(container[0].get_xydata()[0]) for container in axes.containers)
-    base = comparisons.baseline_row(RESULTS)
-    rows = [row for row in RESULTS.variants if row.size_mb and row.f1_test is not None]
-    assert drawn == sorted((row.size_mb, base.f1_test - row.f1_drop_points / 100) for row in rows)
-    rings = {line.get_label(): tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11}
-    chosen = {name: RESULTS.by_name[facts["chosen"]] for name, facts in RESULTS.champions.items()}
-    assert rings == {name: (row.size_mb, row.comparable_f1) for name, row in chosen.items()}
+    shown, left_out = comparisons.shown_and_left_out(RESULTS, "size_mb")
+    assert drawn == sorted((row.size_mb, row.comparable_f1) for row in shown)
+    assert left_out
+    assert not set(row.variant for row in shown) & set(row.variant for row in left_out)
+    (rings,) = [line.get_xydata() for line in axes.lines if line.get_markersize() == 11]
+    chosen = {RESULTS.by_name[facts["chosen"]].size_mb for facts in RESULTS.champions.values()}
+    assert {size for size, _ in rings} == chosen
+    assert len(rings) == len(chosen)
+
+
+def test_every_family_has_a_colour_and_marker_of_its_own():
+    assert list(canvas.FAMILY_STYLES) == list(families.FAMILIES)
+    assert len(set(canvas.FAMILY_STYLES.values())) == len(families.FAMILIES)
 
 
 def test_speedups_have_error_bars_where_they_have_an_interval():
@@ -87,7 +94,7 @@ def test_intervals_of_speed_and_other_domains_are_drawn():
     assert all(bar.has_xerr for bar in bars)
 
 
-def test_labels_below_the_points_do_not_overlap():
+def test_labels_above_the_points_do_not_overlap():
     texts = ["a" * length for length in (30, 5, 20, 20, 40, 10)]
     places = [0.1, 0.05, 0.5, 0.5, 0.4, 0.9]
     steps = plots.label_steps(texts, places)

@@ -235,8 +235,8 @@ def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
         ("bf16", {"16-bit floats"}),
         ("finetuned-ort-fp32", set()),
         ("prune-fisher-70", {"pruning"}),
-        ("distill-3x384-v12000-ort-int8", {"smaller student", "int8"}),
-        ("tiny-deep-compression", {"smaller student", "pruning", "clustering"}),
+        ("distill-3x384-v12000-ort-int8", {"student", "int8"}),
+        ("tiny-deep-compression", {"student", "pruning", "clustering"}),
     ],
 )
 def test_ingredients_are_those_of_the_variant_and_its_ancestors(variant, expected):

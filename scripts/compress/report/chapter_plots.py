@@ -52,7 +52,7 @@ def speed_line(axes, name: str, points, marker: str, colour: str) -> None:
 def f1_lines(axes, series: dict[str, list[tuple]], label: str, results: Results) -> None:
     """One line per name through its points (x, row), and the baseline's F1; the label is that of x."""
     canvas.baseline_line(axes, results)
-    styles = cycle((*list(canvas.CHAPTER_STYLES.values())[1:], (canvas.BLUE, "v"), (canvas.ORANGE, "P")))
+    styles = cycle(canvas.LINE_STYLES)
     for (colour, marker), (name, points) in zip(styles, series.items(), strict=False):
         rows = [row for _, row in points]
         axes.errorbar(

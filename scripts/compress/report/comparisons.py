@@ -13,7 +13,7 @@ from math import inf
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
-from compress.report.families import by_family
+from compress.report.families import ENGINE_ALONE, MIX, by_family, family_of
 from compress.results.reading import PooledRow, Results, by_variant
 from compress.results.statistics import rank_correlation
 
@@ -38,7 +38,7 @@ PRUNED = {"pruning", "low-rank"}  # the families of the section on pruning
 TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
-SHOWN_POINTS = 16  # F1 points below the best: the figures of F1 over a cost leave out variants below it
+SHOWN_POINTS = 5  # F1 points: the figures of F1 over a cost leave out variants that lose more
 UNEVEN_F1 = 0.05  # between a variant's best and worst seed
 UNEVEN_BYTES = 1.02  # a variant's largest size over its smallest
 BUDGETS_MB = (23, 10, 5, 2.5)
@@ -112,10 +112,16 @@ def with_losses(rows: Iterable[PooledRow], column: str) -> list[PooledRow]:
     return [row for row in rows if row.f1_drop_points is not None and getattr(row, column) is not None]
 
 
-def below_axis(rows: Iterable[PooledRow], column: str) -> int:
-    """The number of rows below the axis of the figure of F1 over this column."""
-    drops = [row.f1_drop_points for row in with_losses(rows, column)]
-    return sum(drop > min(drops) + SHOWN_POINTS for drop in drops)
+def shown_and_left_out(results: Results, column: str) -> tuple[list[PooledRow], list[PooledRow]]:
+    """Of F1 over a cost: the compressed rows that lose at most SHOWN_POINTS points, and the others."""
+    rows = with_losses(compressed_rows(results), column)
+    shown = [row for row in rows if row.f1_drop_points <= SHOWN_POINTS]
+    return shown, [row for row in rows if row not in shown]
+
+
+def of_one_method(rows: Iterable[PooledRow], results: Results) -> list[PooledRow]:
+    """The rows to whose weights one method was applied: no mix, and not another engine alone."""
+    return [row for row in rows if family_of(row.variant, results) not in (MIX, ENGINE_ALONE)]
 
 
 def headline_rows(results: Results) -> list[PooledRow]:
