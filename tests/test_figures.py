@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 from compress.config.profile import load_profile
 from compress.report import canvas, chapter_plots, comparisons, families, gallery, load_plots, plots
 from compress.results.reading import read_results
 from compress.results.rows import ServingRow
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 PROFILE = load_profile("minilm")
 RESULTS = read_results(PROFILE)
@@ -43,6 +44,20 @@ def test_every_variant_is_one_point_and_every_champion_a_ring_around_its_variant
     chosen = {RESULTS.by_name[facts["chosen"]].size_mb for facts in RESULTS.champions.values()}
     assert {size for size, _ in rings} == chosen
     assert len(rings) == len(chosen)
+
+
+def test_names_in_the_overview_are_inside_the_axes_and_touch_neither_each_other_nor_a_point():
+    figure = plots.overview(RESULTS)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    axes = figure.axes[0]
+    names = [text.get_window_extent(renderer) for text in axes.texts if len(text.get_text()) > 1]
+    points = [line.get_window_extent(renderer) for line in axes.lines]
+    assert len(names) == len(points) > 5
+    for name in names:
+        assert axes.bbox.count_contains(name.corners()) == 4
+    for one, other in [*combinations(names, 2), *product(names, points)]:
+        assert not one.overlaps(other)
 
 
 def test_every_family_has_a_colour_and_marker_of_its_own():

@@ -276,6 +276,14 @@ def test_a_caption_of_equal_budgets_names_each_winner_once_with_all_its_budgets(
     assert [text.count(f"`{row.variant}`") for _, row, _ in found] == [1] * len(found)
 
 
+def test_every_model_of_the_front_page_has_a_name_in_words_and_one_line():
+    names = {line["variant"]: line["name"] for line in comparisons.lines_of("names.csv")}
+    lines = views.front_models(replace(RESULTS, large=None))
+    assert set(names) <= {variant.name for variant in PROFILE.variants}
+    assert all(line["name"].startswith(names[line["row"].variant]) for line in lines)
+    assert len({line["row"].variant for line in lines}) == len(lines)
+
+
 def test_a_goal_is_missed_below_its_value_and_open_without_a_measurement():
     chosen = {facts["chosen"] for facts in RESULTS.champions.values()}
     columns = ("size_ratio", "latency_speedup", "throughput_speedup")

@@ -7,6 +7,7 @@ from compress.report.families import family_of
 from compress.results.reading import Results, by_variant
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.patheffects import withStroke
 
 COSTS = {  # what F1 is drawn over
     "size_mb": "size on disk, MB",
@@ -51,28 +52,32 @@ def overview(results: Results):
     A circle is hollow where the model is not shown to keep the quality.
     """
     lines = [line for line in views.front_models(results) if line["row"].text_latency_ms]
-    figure, axes = canvas.new_axes(7.2, 4.4)
+    sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms for line in lines]
+    low, high = min(sizes) / 1.5, max(sizes) * 1.6
+    figure, axes = canvas.new_axes(7.2, 4.8)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
-    for name, row in (line.values() for line in lines):
-        x, y = row.size_mb, row.text_latency_ms
+    for line, x, y in zip(lines, sizes, times, strict=True):
+        row = line["row"]
         home, away = (canvas.LOSSES(norm(value or 0)) for value in (row.f1_drop_points, row.ood_drop_points))
         kept = row.non_inferior is not False
         axes.plot(
             x, y, "o", ms=12, mfc=home if kept else "white", mec="black" if kept else home, mew=0.8 if kept else 3
         )
-        beside = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+        side = 1 if x < sqrt(low * high) else -1  # names stand towards the middle
+        beside = {"textcoords": "offset points", "va": "center"}
         if row.ood_drop_points is not None:
-            axes.annotate("\u25c6", (x, y), (9, 0), color=away, **beside | {"fontsize": 11})
-        axes.annotate(f"{name}\n{lost(row)}", (x, y), (21, 0), **beside | {"fontsize": 7})
+            edge = [withStroke(linewidth=1.5, foreground="black")]
+            style = {"color": away, "path_effects": edge, "ha": "center", "fontsize": 11}
+            axes.annotate("\u25c6", (x, y), (12 * side, 0), **beside | style)
+        text, end = f"{line['name']}: {lost(row)}", "left" if side > 0 else "right"
+        axes.annotate(text, (x, y), (19 * side, 0), ha=end, fontsize=7, **beside)
     canvas.log_scale(axes, "xy")
-    sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms for line in lines]
-    axes.set_xlim(min(sizes) / 1.5, max(sizes) * 8)  # room for the names
+    axes.set_xlim(low, high)
     axes.set_ylim(min(times) / 2, max(times) * 2)
     canvas.label_axes(axes, COSTS["size_mb"], "one sentence from text, ms")
-    scale = ScalarMappable(norm, canvas.LOSSES)
-    canvas.colour_bar(
-        scale, [axes], label="points lost (negative: gained)\ncircle: F1 at home, diamond: macro F1 elsewhere"
-    )
+    label = "points lost at home (circle) | out of domain (diamond); negative: gained"
+    label += "\nhollow: not shown to keep the quality"
+    canvas.colour_bar(ScalarMappable(norm, canvas.LOSSES), [axes], location="bottom", aspect=50, label=label)
     return figure
 
 
