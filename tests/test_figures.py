@@ -7,7 +7,7 @@ from itertools import combinations, product
 import pytest
 from compress.config.profile import load_profile
 from compress.report import canvas, chapter_plots, comparisons, families, gallery, load_plots, plots
-from compress.results.reading import read_results
+from compress.results.reading import by_variant, read_results
 from compress.results.rows import ServingRow
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -77,6 +77,14 @@ def test_speedups_have_error_bars_where_they_have_an_interval():
     assert (below, above) == (pytest.approx(0.2 * row.latency_ms), pytest.approx(0.25 * row.latency_ms))
     without = replace(row, latency_speedup_low=None)
     assert all(math.isnan(length) for lengths in canvas.latency_errors([without]) for length in lengths)
+
+
+def test_the_reliability_diagram_states_the_error_of_its_own_curve():
+    bins = by_variant(RESULTS.reliability)
+    for row in comparisons.calibrated(RESULTS):
+        sentences = sum(point.sentences for point in bins[row.variant])
+        gaps = sum(point.sentences * abs(point.confidence - point.accuracy) for point in bins[row.variant])
+        assert row.ece_test == pytest.approx(gaps / sentences, abs=1e-5)
 
 
 def test_error_bars_of_f1_are_the_paired_interval_of_the_drop():

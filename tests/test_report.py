@@ -284,6 +284,17 @@ def test_every_model_of_the_front_page_has_a_name_in_words_and_one_line():
     assert len({line["row"].variant for line in lines}) == len(lines)
 
 
+def test_pruning_with_and_without_training_is_compared_at_the_highest_level_of_both():
+    levels = {"a": (0.5, None), "b": (0.7, None), "c": (0.5, {"epochs": 1.0})}
+    levels |= {"d": (0.7, {"epochs": 1.0}), "e": (0.7, {"epochs": 2.0}), "f": (0.9, {"epochs": 1.0})}
+    rows = [row_of(name, method="prune", f1_drop_points=6.0 - place) for place, name in enumerate(levels)]
+    methods = {
+        name: {"options": {"pattern": "unstructured", "sparsity": level, "training": training}, "measured": {}}
+        for name, (level, training) in levels.items()
+    }
+    assert [row.variant for row in comparisons.most_pruned(results_of(rows, methods))] == ["e", "b"]
+
+
 def test_a_goal_is_missed_below_its_value_and_open_without_a_measurement():
     chosen = {facts["chosen"] for facts in RESULTS.champions.values()}
     columns = ("size_ratio", "latency_speedup", "throughput_speedup")

@@ -13,40 +13,15 @@ STUDENT_MARKERS = "^sDvPoXph"
 
 
 def sparsity_curve(results: Results):
-    """F1 over the share of zeros, by training and criterion; on the right the speed-up of zeros and of removal."""
-    figure, panels = canvas.new_panels(1, 2, 8.2, 3.8, width_ratios=(3, 2))
-    axes, speed = panels[0]
-    zeros = [(100 * row.options["sparsity"], row) for row in comparisons.of_method(results, "prune")]
+    """F1 over the share of zeros, by training and criterion."""
     series: dict[str, list] = {}
-    for share, row in zeros:
+    for row in comparisons.of_method(results, "prune"):
         rule = row.options["criterion" if row.options["pattern"] == "unstructured" else "pattern"]
         name = f"gradual, {rule}" if row.options["training"] else "one shot, no training"
-        series.setdefault(name, []).append((share, row))
+        series.setdefault(name, []).append((100 * row.options["sparsity"], row))
+    figure, axes = canvas.new_axes()
     f1_lines(axes, series, "zeros in the encoder's matrices, %", results)
-    speed_line(speed, "zeros", zeros, "D", canvas.ORANGE)
-    speed_line(speed, "heads and neurons removed", removed_shares(results), "s", canvas.BLUE)
-    speed.set_ylim(0, None)
-    canvas.label_axes(speed, "share of the encoder's matrices, %", canvas.FASTER_LABEL)
-    speed.legend(frameon=False)
     return figure
-
-
-def removed_shares(results: Results) -> list[tuple]:
-    """(percentage of the encoder removed, row) of structured pruning of the baseline, not of a student."""
-    baseline = results.environment["baseline"]
-    rows = [row for row in comparisons.of_method(results, "structured") if row.parent == baseline]
-    return [(100 * row.details["encoder_removed"], row) for row in rows]
-
-
-def speed_line(axes, name: str, points, marker: str, colour: str) -> None:
-    """Speed-ups from the baseline's 1 on; of several rows at one place the last. Nothing if no row was timed."""
-    timed = {x: row for x, row in sorted(points, key=lambda point: point[0]) if row.latency_speedup}
-    if not timed:
-        return
-    rows = list(timed.values())
-    speedups = [row.latency_speedup for row in rows]
-    axes.plot([0, *timed], [1, *speedups], color=colour, marker=marker, label=name)
-    axes.errorbar(list(timed), speedups, yerr=canvas.speedup_errors(rows), fmt="none", color=colour, capsize=3)
 
 
 def f1_lines(axes, series: dict[str, list[tuple]], label: str, results: Results) -> None:

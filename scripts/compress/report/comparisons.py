@@ -15,6 +15,7 @@ from statistics import mean, median, stdev
 from compress.paths import ROOT
 from compress.report.families import ENGINE_ALONE, MIX, by_family, family_of
 from compress.results.reading import PooledRow, Results, by_variant
+from compress.results.rows import VariantRow
 from compress.results.statistics import rank_correlation
 
 CHAPTERS = {  # a homework of the course, and what it is about
@@ -279,12 +280,12 @@ def optimum_pairs(results: Results) -> list[OptimumPair]:
 
 
 def most_pruned(results: Results) -> tuple[PooledRow, PooledRow] | None:
-    """(the best trained row, the untrained one) with the most zeros; None without such a pair."""
+    """(the best trained row, the untrained one) at the highest share of zeros that has both; None without."""
     pruned = [row for row in of_method(results, "prune") if row.options["pattern"] == "unstructured"]
-    most = max((row.options["sparsity"] for row in pruned), default=None)
-    after = [row for row in pruned if row.options["sparsity"] == most and row.options["training"]]
-    plain = [row for row in pruned if row.options["sparsity"] == most and not row.options["training"]]
-    return (lowest(after, "f1_drop_points"), plain[0]) if after and plain else None
+    plain = {row.options["sparsity"]: row for row in pruned if not row.options["training"]}
+    after = [row for row in pruned if row.options["training"] and row.options["sparsity"] in plain]
+    best = min(after, key=lambda row: (-row.options["sparsity"], row.f1_drop_points), default=None)
+    return best and (best, plain[best.options["sparsity"]])
 
 
 def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
@@ -508,11 +509,12 @@ def domain_facts(results: Results) -> dict[str, dict] | None:
     }
 
 
-def calibrated(results: Results) -> list[PooledRow]:
-    """The baseline, and the best and the worst calibrated of the useful rows with smaller files."""
-    smaller = (row for row in smaller_files(useful(results), results) if row.ece_test is not None)
-    ranked = sorted(smaller, key=lambda row: row.ece_test)
-    return [baseline_row(results), *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
+def calibrated(results: Results) -> list[VariantRow]:
+    """Of the first seed: the baseline, and the best and the worst calibrated of the useful rows with smaller files."""
+    first = {row.variant: row for row in results.rows if row.seed == results.rows[0].seed}
+    smaller = (first[row.variant] for row in smaller_files(useful(results), results))
+    ranked = sorted((row for row in smaller if row.ece_test is not None), key=lambda row: row.ece_test)
+    return [first[results.environment["baseline"]], *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
 
 
 def silent_flips(results: Results) -> PooledRow | None:
