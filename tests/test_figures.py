@@ -24,7 +24,7 @@ def test_the_committed_figures_are_those_of_the_table(name):
     assert bool(expected) is not bool(profile.no_quality)
 
 
-@pytest.mark.parametrize("name", ["f1_vs_latency", "grid", "reliability", "serving_peers"])
+@pytest.mark.parametrize("name", ["f1_vs_latency", "sensitivity_mixed-precision", "reliability", "serving_peers"])
 def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
     for folder in ("a", "b"):
         draw = gallery.figures(PROFILE, read_results(PROFILE))[name]

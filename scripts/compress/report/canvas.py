@@ -32,7 +32,6 @@ FAMILY_STYLES |= {
 LINE_STYLES = ((BLUE, "s"), (ORANGE, "D"), (GREEN, "^"), (PINK, "v"), (YELLOW, "P"), (BLUE, "v"), (ORANGE, "P"))
 LOSSES = matplotlib.colormaps["cividis_r"]  # losses are dark
 F1_LABEL = "test F1, paired 95 % interval"
-FASTER_LABEL = "speed-up at batch 1"
 
 
 def new_axes(width: float = 6.4, height: float = 3.8):
@@ -56,9 +55,9 @@ def error_lengths(points) -> list[list[float]]:
 def drop_errors(rows) -> list[list[float]]:
     return error_lengths((row.f1_drop_points, row.f1_drop_ci_low, row.f1_drop_ci_high) for row in rows)
 
+
 def domain_errors(rows) -> list[list[float]]:
     return error_lengths((row.ood_drop_points, row.ood_drop_low, row.ood_drop_high) for row in rows)
-
 
 
 def f1_errors(rows) -> list[list[float]]:
@@ -125,7 +124,8 @@ def ring(axes, x, y, **options) -> None:
 def heat_map(axes, values, norm, texts, size: float = 7):
     """Cells [rows, columns] with a text in each, the first row at the top; vectors, where imshow would draw pixels."""
     rows, columns = values.shape
-    cells = axes.pcolormesh(range(columns), range(rows), values, cmap="cividis", norm=norm, edgecolors="face")
+    edges = [[i - 0.5 for i in range(cells + 1)] for cells in (columns, rows)]
+    cells = axes.pcolormesh(*edges, values, cmap="cividis", norm=norm, edgecolors="face")
     axes.set_ylim(rows - 0.5, -0.5)
     for (i, j), text in texts.items():
         colour = "white" if cells.norm(values[i, j]) < 0.5 else "black"

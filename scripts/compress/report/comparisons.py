@@ -8,7 +8,7 @@ report/ablations.csv.
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise, product, takewhile
+from itertools import takewhile
 from math import inf
 from statistics import mean, median, stdev
 
@@ -311,34 +311,6 @@ def training_minutes(row: PooledRow, results: Results) -> float:
     rows = results.ancestry(row.variant)
     own = takewhile(lambda row: row.variant != results.environment["baseline"], rows)
     return sum(row.train_seconds or 0 for row in own) / 60
-
-
-# What a model's name is followed by, for every engine and precision of the grid.
-ENGINE_SUFFIXES = (
-    *("", "-torch-bf16", "-torch-int8", "-compiled-fp32", "-compiled-bf16"),
-    *("-ort-fp32", "-ort-fp16", "-ort-int8", "-ov-fp32", "-ov-default", "-ov-int8"),
-)
-
-
-def engine_grid(results: Results) -> dict[tuple[str, str], PooledRow]:
-    """The rows by (model, suffix of the engine) of the models that run in both engines."""
-    rows = {row.variant: row for row in results.variants if row.f1_test is not None}
-    models = [name for name in rows if {f"{name}-ort-fp32", f"{name}-ov-fp32"} <= set(rows)]
-    other = {(results.environment["baseline"], "-torch-int8"): "int8-dynamic"}  # the baseline's own is HW1's row
-    cells = {cell: other.get(cell, "".join(cell)) for cell in product(models, ENGINE_SUFFIXES)}
-    return {cell: rows[name] for cell, name in cells.items() if name in rows}
-
-
-def lineage(champion: str, results: Results) -> list[PooledRow]:
-    """The rows from the baseline to the champion's variant: each adds one ingredient."""
-    return results.ancestry(results.champions[champion]["chosen"])[::-1]
-
-
-def largest_step(champion: str, results: Results, column: str) -> tuple[PooledRow, PooledRow, float] | None:
-    """(before, after, ratio) of the step to a champion that divides the column by most; None if none was measured."""
-    measured = [row for row in lineage(champion, results) if getattr(row, column)]
-    steps = [(a, b, getattr(a, column) / getattr(b, column)) for a, b in pairwise(measured)]
-    return max(steps, key=lambda step: step[2], default=None)
 
 
 def shape_ratios(variant: str, results: Results) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Figures that compare all variants: F1 over a cost, equal budgets, other domains, flips, calibration, seeds."""
+"""Figures that compare all variants: F1 over a cost, other domains, flips, calibration, seeds."""
 
 from math import log, sqrt
 
@@ -12,7 +12,6 @@ from matplotlib.patheffects import withStroke
 COSTS = {  # what F1 is drawn over
     "size_mb": "size on disk, MB",
     "latency_ms": "latency at batch 1, ms",
-    "peak_rss_mb": "peak resident memory, MB",
 }
 MOST_LOST = 6  # points lost or gained: the ends of the overview's colours
 LETTER_WIDTH = 0.0095  # of a letter in the labels above the points, as a share of the axis
@@ -96,22 +95,22 @@ def cost_points(axes, rows, column: str, results: Results, alpha: float) -> None
             canvas.latency_errors([row]) if column == "latency_ms" else None,
             canvas.f1_errors([row]),
         )
-
-
-def label_above(axes, rows, places: list[float], column: str) -> None:
-    """The variants' names in steps above all points, with lines to their points: next to them they would overlap.
         for row in rows
     ]
     canvas.family_points(axes, points, results, alpha=alpha, capsize=2)
 
+
+def label_above(axes, rows, places: list[float], column: str) -> None:
+    """The variants' names in steps above all points, with lines to their points: next to them they would overlap.
+
     places: of the points along the axis, from 0 to 1.
     """
+    halves = [LETTER_WIDTH * len(row.variant) / 2 for row in rows]
+    places = [min(max(place, half), 1 - half) for place, half in zip(places, halves, strict=True)]
     steps = label_steps([row.variant for row in rows], places)
     for row, place, step in zip(rows, places, steps, strict=True):
         _, above = canvas.f1_errors([row])
         axes.annotate(
-    halves = [LETTER_WIDTH * len(row.variant) / 2 for row in rows]
-    places = [min(max(place, half), 1 - half) for place, half in zip(places, halves, strict=True)]
             row.variant,
             (getattr(row, column), row.comparable_f1 + above[0]),
             (place, 0.84 + 0.045 * step),
@@ -134,43 +133,6 @@ def label_steps(texts: list[str], places: list[float]) -> list[int]:
         steps[i] = next((step for step, end in enumerate(ends) if end < places[i] - half), len(ends))
         ends[steps[i] : steps[i] + 1] = [places[i] + half]
     return [steps[i] for i in range(len(texts))]
-
-
-def equal_budgets(results: Results, column: str, unit: str):
-    """Per budget the points that each family's choice loses; the filled one is best on validation."""
-    budgets = comparisons.budgets(results, column)
-    families = list(budgets[0].rows)[::-1]
-    size = {"width": 8.2, "height": 0.9 + 0.3 * len(families)}
-    figure, panels = canvas.new_panels(1, len(budgets), **size, sharex=True, sharey=True)
-    for axes, budget in zip(panels[0], budgets, strict=True):
-        for place, family in enumerate(families):
-            budget_point(axes, place, budget.rows[family], family == budget.winner)
-        axes.axvline(0, color="0.5", lw=0.8, zorder=0)
-        axes.set_title(f"at most {budget.limit:.3g} {unit}", fontsize=8)
-        axes.grid(alpha=0.3, axis="x")
-    panels[0][0].set_yticks(range(len(families)), families)
-    panels[0][0].set_ylim(-0.6, len(families) - 0.5)
-    figure.supxlabel("F1 points lost on the test set, paired 95 % interval; filled: best on validation", fontsize=8)
-    return figure
-
-
-def budget_point(axes, place: int, row, is_winner: bool) -> None:
-    across = axes.get_yaxis_transform()
-    if row is None:
-        style = {"ha": "center", "va": "center", "fontsize": 6.5, "color": "0.45"}
-        axes.text(0.5, place, "nothing fits", transform=across, **style)
-        return
-    colour = canvas.BLUE if is_winner else "0.35"
-    axes.errorbar(
-        row.f1_drop_points,
-        place,
-        xerr=canvas.drop_errors([row]),
-        fmt="D" if is_winner else "o",
-        color=colour,
-        mfc=colour if is_winner else "white",
-        **{"capsize": 2, "ms": 5, "lw": 1},
-    )
-    axes.annotate(row.variant, (0.02, place - 0.32), xycoords=across, fontsize=5, color="0.3", va="center")
 
 
 def domain_shift(results: Results):
@@ -256,7 +218,6 @@ def both_sizes(results: Results):
     panels[0][0].set_yticks(range(len(pairs)), [pair.method for pair in pairs], fontsize=8)
     for label, style in (("small", {"mfc": "white"}), ("large", {})):
         panels[0][-1].plot([], [], "o", color=canvas.BLUE, ms=5, label=label, **style)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
     panels[0][-1].legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
@@ -290,5 +251,6 @@ def seed_spread(results: Results):
         style = {"fmt": "|", "color": colour, "ms": 11, "mew": 2, "elinewidth": 1, "capsize": 2}
         axes.errorbar(row.f1_drop_points, place, xerr=canvas.drop_errors([row]), **style)
     axes.set_yticks(range(len(rows)), [row.variant for row in rows[::-1]], fontsize=8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     canvas.label_axes(axes, "F1 points lost; circles: seeds, bars: their mean and its 95 % interval", grid="x")
     return figure
