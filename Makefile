@@ -316,7 +316,7 @@ endif
 
 # No rule here writes results/: figures and report use the tables as they are.
 TABLES := $(foreach folder,$(PROFILE) $(PROFILE)/cuda $(LARGE),$(wildcard results/$(folder)/*.csv results/$(folder)/*.json))
-$(BUILD)/.figures: scripts/figures.py report/both_sizes.csv $(call package,report results) $(SETTINGS) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
+$(BUILD)/.figures: scripts/figures.py report/both_sizes.csv report/names.csv $(call package,report results) $(SETTINGS) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
 	$(PY) scripts/figures.py --profile $(PROFILE)
 	@mkdir -p $(@D) && touch $@
 

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 from compress.config.profile import load_profile
-from compress.report import canvas, chapter_plots, comparisons, gallery, load_plots, plots
-from compress.results.reading import read_results
+from compress.report import canvas, chapter_plots, comparisons, families, gallery, load_plots, plots
+from compress.results.reading import by_variant, read_results
 from compress.results.rows import ServingRow
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 PROFILE = load_profile("minilm")
 RESULTS = read_results(PROFILE)
@@ -23,7 +24,7 @@ def test_the_committed_figures_are_those_of_the_table(name):
     assert bool(expected) is not bool(profile.no_quality)
 
 
-@pytest.mark.parametrize("name", ["f1_vs_latency", "grid", "reliability", "serving_peers"])
+@pytest.mark.parametrize("name", ["f1_vs_latency", "sensitivity_mixed-precision", "reliability", "serving_peers"])
 def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
     for folder in ("a", "b"):
         draw = gallery.figures(PROFILE, read_results(PROFILE))[name]
@@ -32,15 +33,36 @@ def test_a_figure_drawn_twice_has_the_same_bytes(name, tmp_path):
         assert (tmp_path / "a" / f"{name}.{kind}").read_bytes() == (tmp_path / "b" / f"{name}.{kind}").read_bytes()
 
 
-def test_every_variant_is_one_point_and_a_champion_a_ring_around_its_variant():
+def test_every_variant_is_one_point_and_every_champion_a_ring_around_its_variant():
     axes = plots.trade_off(RESULTS, "size_mb").axes[0]
     drawn = sorted(tuple(container[0].get_xydata()[0]) for container in axes.containers)
-    base = comparisons.baseline_row(RESULTS)
-    rows = [row for row in RESULTS.variants if row.size_mb and row.f1_test is not None]
-    assert drawn == sorted((row.size_mb, base.f1_test - row.f1_drop_points / 100) for row in rows)
-    rings = {line.get_label(): tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11}
-    chosen = {name: RESULTS.by_name[facts["chosen"]] for name, facts in RESULTS.champions.items()}
-    assert rings == {name: (row.size_mb, row.comparable_f1) for name, row in chosen.items()}
+    shown, left_out = comparisons.shown_and_left_out(RESULTS, "size_mb")
+    assert drawn == sorted((row.size_mb, row.comparable_f1) for row in shown)
+    assert left_out
+    assert not set(row.variant for row in shown) & set(row.variant for row in left_out)
+    (rings,) = [line.get_xydata() for line in axes.lines if line.get_markersize() == 11]
+    chosen = {RESULTS.by_name[facts["chosen"]].size_mb for facts in RESULTS.champions.values()}
+    assert {size for size, _ in rings} == chosen
+    assert len(rings) == len(chosen)
+
+
+def test_names_in_the_overview_are_inside_the_axes_and_touch_neither_each_other_nor_a_point():
+    figure = plots.overview(RESULTS)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    axes = figure.axes[0]
+    names = [text.get_window_extent(renderer) for text in axes.texts if len(text.get_text()) > 1]
+    points = [line.get_window_extent(renderer) for line in axes.lines]
+    assert len(names) == len(points) > 5
+    for name in names:
+        assert axes.bbox.count_contains(name.corners()) == 4
+    for one, other in [*combinations(names, 2), *product(names, points)]:
+        assert not one.overlaps(other)
+
+
+def test_every_family_has_a_colour_and_marker_of_its_own():
+    assert list(canvas.FAMILY_STYLES) == list(families.FAMILIES)
+    assert len(set(canvas.FAMILY_STYLES.values())) == len(families.FAMILIES)
 
 
 def test_speedups_have_error_bars_where_they_have_an_interval():
@@ -55,6 +77,14 @@ def test_speedups_have_error_bars_where_they_have_an_interval():
     assert (below, above) == (pytest.approx(0.2 * row.latency_ms), pytest.approx(0.25 * row.latency_ms))
     without = replace(row, latency_speedup_low=None)
     assert all(math.isnan(length) for lengths in canvas.latency_errors([without]) for length in lengths)
+
+
+def test_the_reliability_diagram_states_the_error_of_its_own_curve():
+    bins = by_variant(RESULTS.reliability)
+    for row in comparisons.calibrated(RESULTS):
+        sentences = sum(point.sentences for point in bins[row.variant])
+        gaps = sum(point.sentences * abs(point.confidence - point.accuracy) for point in bins[row.variant])
+        assert row.ece_test == pytest.approx(gaps / sentences, abs=1e-5)
 
 
 def test_error_bars_of_f1_are_the_paired_interval_of_the_drop():
@@ -87,7 +117,7 @@ def test_intervals_of_speed_and_other_domains_are_drawn():
     assert all(bar.has_xerr for bar in bars)
 
 
-def test_labels_below_the_points_do_not_overlap():
+def test_labels_above_the_points_do_not_overlap():
     texts = ["a" * length for length in (30, 5, 20, 20, 40, 10)]
     places = [0.1, 0.05, 0.5, 0.5, 0.4, 0.9]
     steps = plots.label_steps(texts, places)

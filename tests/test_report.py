@@ -235,8 +235,8 @@ def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
         ("bf16", {"16-bit floats"}),
         ("finetuned-ort-fp32", set()),
         ("prune-fisher-70", {"pruning"}),
-        ("distill-3x384-v12000-ort-int8", {"smaller student", "int8"}),
-        ("tiny-deep-compression", {"smaller student", "pruning", "clustering"}),
+        ("distill-3x384-v12000-ort-int8", {"student", "int8"}),
+        ("tiny-deep-compression", {"student", "pruning", "clustering"}),
     ],
 )
 def test_ingredients_are_those_of_the_variant_and_its_ancestors(variant, expected):
@@ -266,14 +266,31 @@ def test_validation_chooses_within_a_budget_and_never_the_test_set():
 
 
 @pytest.mark.parametrize("column", ["size_mb", "latency_ms"])
-def test_a_caption_of_equal_budgets_names_each_winner_once_with_all_its_budgets(column):
+def test_each_winner_of_equal_budgets_is_listed_once_with_all_its_budgets(column):
     found = comparisons.winners(RESULTS, column)
     budgets = [budget for budget in comparisons.budgets(RESULTS, column) if budget.winner]
     limits = {(row.variant, family, limit) for family, row, own in found for limit in own}
     assert limits == {(of.rows[of.winner].variant, of.winner, of.limit) for of in budgets}
-    name = {"size_mb": "equal_bytes", "latency_ms": "equal_latency"}[column]
-    text = pages.caption(pages.page_templates(PROFILE, RESULTS), name)
-    assert [text.count(f"`{row.variant}`") for _, row, _ in found] == [1] * len(found)
+    assert len({row.variant for _, row, _ in found}) == len(found)
+
+
+def test_every_model_of_the_front_page_has_a_name_in_words_and_one_line():
+    names = {line["variant"]: line["name"] for line in comparisons.lines_of("names.csv")}
+    lines = views.front_models(replace(RESULTS, large=None))
+    assert set(names) <= {variant.name for variant in PROFILE.variants}
+    assert all(line["name"].startswith(names[line["row"].variant]) for line in lines)
+    assert len({line["row"].variant for line in lines}) == len(lines)
+
+
+def test_pruning_with_and_without_training_is_compared_at_the_highest_level_of_both():
+    levels = {"a": (0.5, None), "b": (0.7, None), "c": (0.5, {"epochs": 1.0})}
+    levels |= {"d": (0.7, {"epochs": 1.0}), "e": (0.7, {"epochs": 2.0}), "f": (0.9, {"epochs": 1.0})}
+    rows = [row_of(name, method="prune", f1_drop_points=6.0 - place) for place, name in enumerate(levels)]
+    methods = {
+        name: {"options": {"pattern": "unstructured", "sparsity": level, "training": training}, "measured": {}}
+        for name, (level, training) in levels.items()
+    }
+    assert [row.variant for row in comparisons.most_pruned(results_of(rows, methods))] == ["e", "b"]
 
 
 def test_a_goal_is_missed_beyond_its_bound_and_open_without_a_measurement():
@@ -416,8 +433,7 @@ def captions(results: Results) -> dict[str, str]:
     """Every caption and the findings, as the pages of these results show them."""
     engine = pages.page_templates(PROFILE, results)
     names = engine.get_template("captions.md.j2").blocks
-    several = {"ablation": list(results.champions), "shapes": list(results.champions)}
-    several["sensitivity"] = gallery.with_sensitivity(results)
+    several = {"shapes": list(results.champions), "sensitivity": gallery.with_sensitivity(results)}
     found = {f"{name} {of}": pages.caption(engine, name, of) for name in names for of in several.get(name, [""])}
     return found | {"findings": engine.get_template("findings.md.j2").render()}
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import matplotlib
 from compress.files import atomic_path
-from compress.report.comparisons import CHAPTERS, baseline_row
+from compress.report.comparisons import baseline_row
+from compress.report.families import ENGINE_ALONE, MIX, by_family, family_of
 from compress.results.reading import Results
 from matplotlib import ticker
 from matplotlib.figure import Figure
@@ -15,19 +16,22 @@ STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "compress"}
 matplotlib.rcParams.update(STYLE)
 
 BLUE, ORANGE, GREEN, PINK, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
-# Colours for colour-blind readers (Okabe and Ito, 2008); the marker of a chapter tells it apart in grey.
-CHAPTER_STYLES = {
-    "baseline": ("#000000", "o"),
-    "HW1": (BLUE, "s"),
-    "HW2": (ORANGE, "D"),
-    "HW3": (GREEN, "^"),
-    "HW4": (PINK, "v"),
-    "HW6": (YELLOW, "P"),
+# Colours for colour-blind readers (Okabe and Ito, 2008); the markers tell the families apart in grey.
+FAMILY_STYLES = {f"int{bits}": (BLUE, marker) for bits, marker in zip(range(8, 1, -1), "sph<v>d", strict=True)}
+FAMILY_STYLES |= {
+    "ternary": (BLUE, "*"),
+    "16-bit floats": (BLUE, "x"),
+    "clustering": (ORANGE, "D"),
+    "pruning": (GREEN, "^"),
+    "low rank": (GREEN, "+"),
+    "student": (PINK, "o"),
+    "shallow": ("black", "o"),
+    MIX: (YELLOW, "P"),
+    ENGINE_ALONE: ("0.45", "X"),
 }
-CHAMPION_MARKERS = "osD"
-LOSSES = matplotlib.colormaps["cividis"]
+LINE_STYLES = ((BLUE, "s"), (ORANGE, "D"), (GREEN, "^"), (PINK, "v"), (YELLOW, "P"), (BLUE, "v"), (ORANGE, "P"))
+LOSSES = matplotlib.colormaps["cividis_r"]  # losses are dark
 F1_LABEL = "test F1, paired 95 % interval"
-FASTER_LABEL = "speed-up at batch 1"
 
 
 def new_axes(width: float = 6.4, height: float = 3.8):
@@ -50,6 +54,10 @@ def error_lengths(points) -> list[list[float]]:
 
 def drop_errors(rows) -> list[list[float]]:
     return error_lengths((row.f1_drop_points, row.f1_drop_ci_low, row.f1_drop_ci_high) for row in rows)
+
+
+def domain_errors(rows) -> list[list[float]]:
+    return error_lengths((row.ood_drop_points, row.ood_drop_low, row.ood_drop_high) for row in rows)
 
 
 def f1_errors(rows) -> list[list[float]]:
@@ -92,29 +100,32 @@ def baseline_line(axes, results: Results) -> None:
     axes.axhline(base.f1_test, color="0.5", lw=1, zorder=0, label=base.variant)
 
 
-def chapter_legend(axes, rows, **options) -> None:
-    """A legend of what the rows' chapters are about, and of what else is labelled."""
-    for chapter, (colour, marker) in CHAPTER_STYLES.items():
-        if any(row.chapter == chapter for row in rows):
-            axes.plot([], [], marker, color=colour, ms=5, label=CHAPTERS.get(chapter, chapter))
-    axes.legend(frameon=False, fontsize=8, **options)
+def family_legend(axes, rows, results: Results) -> None:
+    """A legend below the axes: what is labelled, and the families of the rows."""
+    for family in by_family(rows, results):
+        colour, marker = FAMILY_STYLES[family]
+        axes.plot([], [], marker, color=colour, ms=5, label=family)
+    entries = axes.get_legend_handles_labels()
+    axes.figure.legend(*entries, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
 
-def chapter_points(axes, points) -> None:
-    """Points (row, x, y) in the colour and marker of their chapter."""
-    for row, x, y in points:
-        colour, marker = CHAPTER_STYLES[row.chapter]
-        axes.plot(x, y, marker, color=colour, ms=5, alpha=0.7)
+def family_points(axes, points, results: Results, **options) -> None:
+    """Points (row, x, y, lengths of its bars in x or None, those in y) in the colour and marker of their family."""
+    for row, x, y, xerr, yerr in points:
+        colour, marker = FAMILY_STYLES[family_of(row.variant, results)]
+        style = {"fmt": marker, "color": colour, "ms": 5, "lw": 1, "alpha": 0.7} | options
+        axes.errorbar(x, y, xerr=xerr, yerr=yerr, **style)
 
 
-def ring(axes, x: float, y: float, marker: str = "o", **options) -> None:
-    axes.plot(x, y, marker, color="black", mfc="none", ms=11, **options)
+def ring(axes, x, y, **options) -> None:
+    axes.plot(x, y, "o", color="black", mfc="none", ms=11, **options)
 
 
 def heat_map(axes, values, norm, texts, size: float = 7):
     """Cells [rows, columns] with a text in each, the first row at the top; vectors, where imshow would draw pixels."""
     rows, columns = values.shape
-    cells = axes.pcolormesh(range(columns), range(rows), values, cmap="cividis", norm=norm, edgecolors="face")
+    edges = [[i - 0.5 for i in range(cells + 1)] for cells in (columns, rows)]
+    cells = axes.pcolormesh(*edges, values, cmap="cividis", norm=norm, edgecolors="face")
     axes.set_ylim(rows - 0.5, -0.5)
     for (i, j), text in texts.items():
         colour = "white" if cells.norm(values[i, j]) < 0.5 else "black"

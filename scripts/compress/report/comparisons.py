@@ -8,13 +8,14 @@ report/ablations.csv.
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise, product, takewhile
+from itertools import takewhile
 from math import inf
 from statistics import mean, median, stdev
 
 from compress.paths import ROOT
-from compress.report.families import by_family
+from compress.report.families import ENGINE_ALONE, MIX, by_family, family_of
 from compress.results.reading import PooledRow, Results, by_variant
+from compress.results.rows import VariantRow
 from compress.results.statistics import rank_correlation
 
 CHAPTERS = {  # a homework of the course, and what it is about
@@ -39,7 +40,7 @@ TOLERANCE = 1.5  # F1 points on validation that a useful variant may lose
 EARLIER_TOLERANCE = 1.0  # what it was on the decision page until the results of the profile minilm were known
 SAME_F1 = 0.1  # F1 points between models that are called equally good
 SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
-SHOWN_POINTS = 16  # F1 points below the best: the figures of F1 over a cost leave out variants below it
+SHOWN_POINTS = 5  # F1 points: the figures of F1 over a cost leave out variants that lose more
 UNEVEN_F1 = 0.05  # between a variant's best and worst seed
 UNEVEN_BYTES = 1.02  # a variant's largest size over its smallest
 BUDGETS_MB = (23, 10, 5, 2.5)
@@ -113,10 +114,16 @@ def with_losses(rows: Iterable[PooledRow], column: str) -> list[PooledRow]:
     return [row for row in rows if row.f1_drop_points is not None and getattr(row, column) is not None]
 
 
-def below_axis(rows: Iterable[PooledRow], column: str) -> int:
-    """The number of rows below the axis of the figure of F1 over this column."""
-    drops = [row.f1_drop_points for row in with_losses(rows, column)]
-    return sum(drop > min(drops) + SHOWN_POINTS for drop in drops)
+def shown_and_left_out(results: Results, column: str) -> tuple[list[PooledRow], list[PooledRow]]:
+    """Of F1 over a cost: the compressed rows that lose at most SHOWN_POINTS points, and the others."""
+    rows = with_losses(compressed_rows(results), column)
+    shown = [row for row in rows if row.f1_drop_points <= SHOWN_POINTS]
+    return shown, [row for row in rows if row not in shown]
+
+
+def of_one_method(rows: Iterable[PooledRow], results: Results) -> list[PooledRow]:
+    """The rows to whose weights one method was applied: no mix, and not another engine alone."""
+    return [row for row in rows if family_of(row.variant, results) not in (MIX, ENGINE_ALONE)]
 
 
 def headline_rows(results: Results) -> list[PooledRow]:
@@ -274,12 +281,12 @@ def optimum_pairs(results: Results) -> list[OptimumPair]:
 
 
 def most_pruned(results: Results) -> tuple[PooledRow, PooledRow] | None:
-    """(the best trained row, the untrained one) with the most zeros; None without such a pair."""
+    """(the best trained row, the untrained one) at the highest share of zeros that has both; None without."""
     pruned = [row for row in of_method(results, "prune") if row.options["pattern"] == "unstructured"]
-    most = max((row.options["sparsity"] for row in pruned), default=None)
-    after = [row for row in pruned if row.options["sparsity"] == most and row.options["training"]]
-    plain = [row for row in pruned if row.options["sparsity"] == most and not row.options["training"]]
-    return (lowest(after, "f1_drop_points"), plain[0]) if after and plain else None
+    plain = {row.options["sparsity"]: row for row in pruned if not row.options["training"]}
+    after = [row for row in pruned if row.options["training"] and row.options["sparsity"] in plain]
+    best = min(after, key=lambda row: (-row.options["sparsity"], row.f1_drop_points), default=None)
+    return best and (best, plain[best.options["sparsity"]])
 
 
 def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
@@ -305,34 +312,6 @@ def training_minutes(row: PooledRow, results: Results) -> float:
     rows = results.ancestry(row.variant)
     own = takewhile(lambda row: row.variant != results.environment["baseline"], rows)
     return sum(row.train_seconds or 0 for row in own) / 60
-
-
-# What a model's name is followed by, for every engine and precision of the grid.
-ENGINE_SUFFIXES = (
-    *("", "-torch-bf16", "-torch-int8", "-compiled-fp32", "-compiled-bf16"),
-    *("-ort-fp32", "-ort-fp16", "-ort-int8", "-ov-fp32", "-ov-default", "-ov-int8"),
-)
-
-
-def engine_grid(results: Results) -> dict[tuple[str, str], PooledRow]:
-    """The rows by (model, suffix of the engine) of the models that run in both engines."""
-    rows = {row.variant: row for row in results.variants if row.f1_test is not None}
-    models = [name for name in rows if {f"{name}-ort-fp32", f"{name}-ov-fp32"} <= set(rows)]
-    other = {(results.environment["baseline"], "-torch-int8"): "int8-dynamic"}  # the baseline's own is HW1's row
-    cells = {cell: other.get(cell, "".join(cell)) for cell in product(models, ENGINE_SUFFIXES)}
-    return {cell: rows[name] for cell, name in cells.items() if name in rows}
-
-
-def lineage(champion: str, results: Results) -> list[PooledRow]:
-    """The rows from the baseline to the champion's variant: each adds one ingredient."""
-    return results.ancestry(results.champions[champion]["chosen"])[::-1]
-
-
-def largest_step(champion: str, results: Results, column: str) -> tuple[PooledRow, PooledRow, float] | None:
-    """(before, after, ratio) of the step to a champion that divides the column by most; None if none was measured."""
-    measured = [row for row in lineage(champion, results) if getattr(row, column)]
-    steps = [(a, b, getattr(a, column) / getattr(b, column)) for a, b in pairwise(measured)]
-    return max(steps, key=lambda step: step[2], default=None)
 
 
 def shape_ratios(variant: str, results: Results) -> list[dict]:
@@ -503,11 +482,12 @@ def domain_facts(results: Results) -> dict[str, dict] | None:
     }
 
 
-def calibrated(results: Results) -> list[PooledRow]:
-    """The baseline, and the best and the worst calibrated of the useful rows with smaller files."""
-    smaller = (row for row in smaller_files(useful(results), results) if row.ece_test is not None)
-    ranked = sorted(smaller, key=lambda row: row.ece_test)
-    return [baseline_row(results), *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
+def calibrated(results: Results) -> list[VariantRow]:
+    """Of the first seed: the baseline, and the best and the worst calibrated of the useful rows with smaller files."""
+    first = {row.variant: row for row in results.rows if row.seed == results.rows[0].seed}
+    smaller = (first[row.variant] for row in smaller_files(useful(results), results))
+    ranked = sorted((row for row in smaller if row.ece_test is not None), key=lambda row: row.ece_test)
+    return [first[results.environment["baseline"]], *(ranked if len(ranked) < 2 else (ranked[0], ranked[-1]))]
 
 
 def silent_flips(results: Results) -> PooledRow | None:

@@ -10,7 +10,7 @@ from compress.results.reading import PooledRow, Results
 MIX, ENGINE_ALONE = "a mix", "another engine alone"
 FAMILIES = (
     *(f"int{bits}" for bits in range(8, 1, -1)),
-    *("ternary", "16-bit floats", "clustering", "pruning", "low rank", "smaller student", "shallow"),
+    *("ternary", "16-bit floats", "clustering", "pruning", "low rank", "student", "shallow"),
     *(MIX, ENGINE_ALONE),
 )
 BY_METHOD = {
@@ -23,9 +23,9 @@ BY_METHOD = {
     "low-rank": {"low rank"},
     "cluster": {"clustering"},
     "deep-compression": {"clustering"},
-    "distill": {"smaller student"},
-    "cut": {"smaller student"},
-    "trim": {"smaller student"},
+    "distill": {"student"},
+    "cut": {"student"},
+    "trim": {"student"},
     "tfidf": {"shallow"},
     "static": {"shallow"},
 }

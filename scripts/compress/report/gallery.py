@@ -26,9 +26,6 @@ FIGURES = (
     ("overview", plots.overview, views.front_models),
     ("f1_vs_size", partial(plots.trade_off, column="size_mb"), has_values("size_mb")),
     ("f1_vs_latency", partial(plots.trade_off, column="latency_ms"), has_values("latency_ms")),
-    ("f1_vs_memory", partial(plots.trade_off, column="peak_rss_mb"), has_values("peak_rss_mb")),
-    ("equal_bytes", partial(plots.equal_budgets, column="size_mb", unit="MB"), has_values("size_mb")),
-    ("equal_latency", partial(plots.equal_budgets, column="latency_ms", unit="ms"), has_values("latency_ms")),
     ("domain_shift", plots.domain_shift, has_values("ood_drop_points")),
     ("both_sizes", plots.both_sizes, comparisons.at_both_sizes),
     ("flips", plots.flip_cloud, has_values("flip_rate")),
@@ -36,14 +33,11 @@ FIGURES = (
     ("seeds", plots.seed_spread, plots.seeded_rows),
     ("sparsity", chapter_plots.sparsity_curve, partial(comparisons.of_method, method="prune")),
     ("codebook", chapter_plots.codebook_curve, partial(comparisons.of_method, method="cluster")),
-    ("students", chapter_plots.student_curve, partial(comparisons.of_method, method="distill")),
     ("kd_ablation", chapter_plots.distillation_bars, partial(comparisons.of_method, method="distill")),
-    ("grid", chapter_plots.engine_map, chapter_plots.timed_engines),
 )
 # (name, function of the results and of a champion or variant, whom to draw it for)
 SERIES = (
     ("sensitivity_{}", chapter_plots.sensitivity_map, with_sensitivity),
-    ("ablation_{}", chapter_plots.step_chart, lambda results: results.champions),
     ("shapes_{}", chapter_plots.shape_map, chapter_plots.champions_with_shapes),
 )
 # (name, function of rows, the servers)

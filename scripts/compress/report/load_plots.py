@@ -2,12 +2,12 @@
 
 from itertools import cycle
 
-from compress.config.budgets import ABLATIONS, CALM, FIVE
+from compress.config.budgets import ABLATIONS, BESIDE_PEERS, CALM, FIVE
 from compress.report import canvas, load_facts
 from compress.results.reading import by_variant
 from compress.results.rows import ServingRow
 
-SERVER_MARKERS = "osD^vPX*<>hp"
+SERVER_MARKERS = "osD^v<>phd"
 LIMIT_TEXT = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 7, "color": "0.3"}
 
 
@@ -39,11 +39,12 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
     names = [name for name in by_variant(rows) if name in opened]
     for name, marker in zip(names, cycle(SERVER_MARKERS), strict=False):
         of_server = opened[name]
-        offered, style = [row.offered_rps for row in of_server], {"marker": marker, "ms": 4, "lw": 1, "label": name}
+        offered = [row.offered_rps for row in of_server]
+        style = {"marker": marker, "ms": 5, "lw": 1, "label": shown_name(name)}
         (line,) = axes.plot(offered, [row.latency_ms_p99 for row in of_server], **style)
         draw_intervals(axes, of_server, line.get_color())
         failed = [row for row in of_server if not load_facts.passes(row, limit_ms)]
-        hollow = {"marker": marker, "ms": 4, "ls": "", "mfc": "white", "color": line.get_color(), "zorder": 3}
+        hollow = {"marker": marker, "ms": 5, "ls": "", "mfc": "white", "color": line.get_color(), "zorder": 3}
         axes.plot([row.offered_rps for row in failed], [row.latency_ms_p99 for row in failed], **hollow)
         goodput.plot(offered, [row.goodput_rps for row in of_server], **style)
     axes.axhline(limit_ms, color="0.3", lw=1, ls="--", zorder=0)
@@ -54,6 +55,10 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
         canvas.label_axes(panel, "offered requests per second", label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return figure
+
+
+def shown_name(server: str) -> str:
+    return "our server" if server.endswith(BESIDE_PEERS) else server
 
 
 def draw_intervals(axes, rows: list[ServingRow], color: str) -> None:
@@ -86,7 +91,7 @@ def peer_bars(rows: list[ServingRow], limit_ms: float):
         if server.calm and server.calm.latency_ms_p99 is not None:
             text += f", p99 {server.calm.latency_ms_p99:.0f} ms at {CALM:g} of it"
         axes.text(max([server.most, *rounds]), place, text, va="center", fontsize=7)
-    axes.set_yticks(range(len(ordered)), [server.variant for server in ordered], fontsize=8)
+    axes.set_yticks(range(len(ordered)), [shown_name(server.variant) for server in ordered], fontsize=8)
     axes.set_xlim(0, 1.45 * ordered[-1].saturated)
     axes.set_xlabel("requests per second at saturation; line: all rounds, ticks: settings tried")
     return figure

@@ -16,7 +16,7 @@ from compress.cpu import warn_of_saturation
 from compress.errors import UserError
 from compress.measure import evaluation, latency
 from compress.paths import DEFAULT_PROFILE, ROOT
-from compress.report import comparisons, formats, load_facts, recommendation, tables, views
+from compress.report import comparisons, families, formats, load_facts, recommendation, tables, views
 from compress.results import costs, statistics
 from compress.results.reading import Results
 
@@ -85,6 +85,7 @@ def page_context(profile: Profile, results: Results) -> dict:
         "compare": comparisons,
         "loads": load_facts,
         "views": views,
+        "families": families,
         "recommendation": recommendation,
         "evaluation": evaluation,
         "latency": latency,

@@ -1,44 +1,47 @@
-"""Figures that compare all variants: F1 over a cost, equal budgets, other domains, flips, calibration, seeds."""
+"""Figures that compare all variants: F1 over a cost, other domains, flips, calibration, seeds."""
 
-from itertools import cycle
-from math import log
+from math import log, sqrt
 
 from compress.report import canvas, comparisons, views
+from compress.report.families import family_of
 from compress.results.reading import Results, by_variant
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.patheffects import withStroke
 
 COSTS = {  # what F1 is drawn over
     "size_mb": "size on disk, MB",
     "latency_ms": "latency at batch 1, ms",
-    "peak_rss_mb": "peak resident memory, MB",
 }
 MOST_LOST = 6  # points lost or gained: the ends of the overview's colours
-LETTER_WIDTH = 0.0095  # of a letter in the labels below the points, as a share of the axis
+LETTER_WIDTH = 0.0095  # of a letter in the labels above the points, as a share of the axis
 
 
 def trade_off(results: Results, column: str):
     """F1 over a cost (log scale), one point per variant; the Pareto frontier is joined and named, the rest is pale."""
-    rows = comparisons.with_losses(results.variants, column)
-    frontier = comparisons.pareto(rows, column)
-    figure, axes = canvas.new_axes(7.2, 4.4)
+    rows, _ = comparisons.shown_and_left_out(results, column)
+    frontier, base = comparisons.pareto(rows, column), comparisons.baseline_row(results)
+    figure, axes = canvas.new_axes(7.2, 4.8)
+    canvas.baseline_line(axes, results)
+    axes.plot(getattr(base, column), base.f1_test, "k*", ms=8, zorder=6)
     costs, best = [getattr(row, column) for row in frontier], [row.comparable_f1 for row in frontier]
     axes.step(costs, best, where="post", color="0.6", lw=1, zorder=1)
-    cost_points(axes, [row for row in rows if row not in frontier], column, alpha=0.35)
-    cost_points(axes, frontier, column, alpha=1)
-    for marker, champion in zip(cycle(canvas.CHAMPION_MARKERS), results.champions, strict=False):
-        for row in (row for row in rows if champion in row.champions):
-            canvas.ring(axes, getattr(row, column), row.comparable_f1, marker, label=champion)
-    values = [getattr(row, column) for row in rows]
-    low, high = min(values) / 3, max(values) * 1.5  # room for the longest label on the left
+    cost_points(axes, [row for row in rows if row not in frontier], column, results, alpha=0.35)
+    cost_points(axes, frontier, column, results, alpha=1)
+    champions = [row for row in rows if row.champions]
+    if champions:
+        places = [(getattr(row, column), row.comparable_f1) for row in champions]
+        canvas.ring(axes, *zip(*places, strict=True), label="champion")
+    values = [getattr(row, column) for row in [*rows, base]]
+    low, high = min(values) / 1.3, max(values) * 1.3
     canvas.log_scale(axes, "x")
     axes.set_xlim(low, high)
+    least, most = axes.get_ylim()
+    axes.set_ylim(least, most + 0.22 * (most - least))  # room for the names
     named = [row for row in rows if row in frontier or row.champions]
-    places = [log(getattr(row, column) / low) / log(high / low) for row in named]
-    label_below(axes, named, places, column)
-    axes.set_ylim(max(0.0, max(best) - comparisons.SHOWN_POINTS / 100), None)
+    label_above(axes, named, [log(getattr(row, column) / low) / log(high / low) for row in named], column)
     canvas.label_axes(axes, f"{COSTS[column]}, log scale", canvas.F1_LABEL)
-    canvas.chapter_legend(axes, rows, loc="upper right", ncols=3)
+    canvas.family_legend(axes, rows, results)
     return figure
 
 
@@ -48,28 +51,32 @@ def overview(results: Results):
     A circle is hollow where the model is not shown to keep the quality.
     """
     lines = [line for line in views.front_models(results) if line["row"].text_latency_ms]
-    figure, axes = canvas.new_axes(7.2, 4.4)
+    sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms for line in lines]
+    low, high = min(sizes) / 1.5, max(sizes) * 1.6
+    figure, axes = canvas.new_axes(7.2, 4.8)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
-    for name, row in (line.values() for line in lines):
-        x, y = row.size_mb, row.text_latency_ms
+    for line, x, y in zip(lines, sizes, times, strict=True):
+        row = line["row"]
         home, away = (canvas.LOSSES(norm(value or 0)) for value in (row.f1_drop_points, row.ood_drop_points))
         kept = row.non_inferior is not False
         axes.plot(
             x, y, "o", ms=12, mfc=home if kept else "white", mec="black" if kept else home, mew=0.8 if kept else 3
         )
-        beside = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+        side = 1 if x < sqrt(low * high) else -1  # names stand towards the middle
+        beside = {"textcoords": "offset points", "va": "center"}
         if row.ood_drop_points is not None:
-            axes.annotate("\u25c6", (x, y), (9, 0), color=away, **beside | {"fontsize": 11})
-        axes.annotate(f"{name}\n{lost(row)}", (x, y), (21, 0), **beside | {"fontsize": 7})
+            edge = [withStroke(linewidth=1.5, foreground="black")]
+            style = {"color": away, "path_effects": edge, "ha": "center", "fontsize": 11}
+            axes.annotate("\u25c6", (x, y), (12 * side, 0), **beside | style)
+        text, end = f"{line['name']}: {lost(row)}", "left" if side > 0 else "right"
+        axes.annotate(text, (x, y), (19 * side, 0), ha=end, fontsize=7, **beside)
     canvas.log_scale(axes, "xy")
-    sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms for line in lines]
-    axes.set_xlim(min(sizes) / 1.5, max(sizes) * 8)  # room for the names
+    axes.set_xlim(low, high)
     axes.set_ylim(min(times) / 2, max(times) * 2)
     canvas.label_axes(axes, COSTS["size_mb"], "one sentence from text, ms")
-    scale = ScalarMappable(norm, canvas.LOSSES)
-    canvas.colour_bar(
-        scale, [axes], label="points lost (negative: gained)\ncircle: F1 at home, diamond: macro F1 elsewhere"
-    )
+    label = "points lost at home (circle) | out of domain (diamond); negative: gained"
+    label += "\nhollow: not shown to keep the quality"
+    canvas.colour_bar(ScalarMappable(norm, canvas.LOSSES), [axes], location="bottom", aspect=50, label=label)
     return figure
 
 
@@ -79,42 +86,46 @@ def lost(row) -> str:
     return " | ".join(f"{value:z.1f}" for value in values)
 
 
-def cost_points(axes, rows, column: str, alpha: float) -> None:
-    for row in rows:
-        colour, marker = canvas.CHAPTER_STYLES[row.chapter]
-        axes.errorbar(
+def cost_points(axes, rows, column: str, results: Results, alpha: float) -> None:
+    points = [
+        (
+            row,
             getattr(row, column),
             row.comparable_f1,
-            xerr=canvas.latency_errors([row]) if column == "latency_ms" else None,
-            yerr=canvas.f1_errors([row]),
-            **{"marker": marker, "color": colour, "ms": 5, "lw": 1, "capsize": 2, "alpha": alpha},
+            canvas.latency_errors([row]) if column == "latency_ms" else None,
+            canvas.f1_errors([row]),
         )
+        for row in rows
+    ]
+    canvas.family_points(axes, points, results, alpha=alpha, capsize=2)
 
 
-def label_below(axes, rows, places: list[float], column: str) -> None:
-    """The variants' names in steps below all points, with lines to their points: next to them they would overlap.
+def label_above(axes, rows, places: list[float], column: str) -> None:
+    """The variants' names in steps above all points, with lines to their points: next to them they would overlap.
 
     places: of the points along the axis, from 0 to 1.
     """
+    halves = [LETTER_WIDTH * len(row.variant) / 2 for row in rows]
+    places = [min(max(place, half), 1 - half) for place, half in zip(places, halves, strict=True)]
     steps = label_steps([row.variant for row in rows], places)
     for row, place, step in zip(rows, places, steps, strict=True):
-        below, _ = canvas.f1_errors([row])
+        _, above = canvas.f1_errors([row])
         axes.annotate(
             row.variant,
-            (getattr(row, column), row.comparable_f1 - below[0]),
-            (place, 0.36 - 0.037 * step),
+            (getattr(row, column), row.comparable_f1 + above[0]),
+            (place, 0.84 + 0.045 * step),
             textcoords="axes fraction",
             arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6},
             ha="center",
             fontsize=7,
             fontweight="bold" if row.champions else None,
             bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
-            zorder=5 - step / 100,  # long lines pass behind the labels above
+            zorder=5 - step / 100,  # long lines pass behind the labels under them
         )
 
 
 def label_steps(texts: list[str], places: list[float]) -> list[int]:
-    """For labels centred at these places, shares of the axis, the uppermost step at which each overlaps no other."""
+    """For labels centred at these places, shares of the axis, the first step at which each overlaps no other."""
     ends: list[float] = []  # the right end of the last label of each step
     steps = {}
     for i in sorted(range(len(texts)), key=lambda i: places[i]):
@@ -124,58 +135,27 @@ def label_steps(texts: list[str], places: list[float]) -> list[int]:
     return [steps[i] for i in range(len(texts))]
 
 
-def equal_budgets(results: Results, column: str, unit: str):
-    """Per budget the points that each family's choice loses; the filled one is best on validation."""
-    budgets = comparisons.budgets(results, column)
-    families = list(budgets[0].rows)[::-1]
-    size = {"width": 8.2, "height": 0.9 + 0.3 * len(families)}
-    figure, panels = canvas.new_panels(1, len(budgets), **size, sharex=True, sharey=True)
-    for axes, budget in zip(panels[0], budgets, strict=True):
-        for place, family in enumerate(families):
-            budget_point(axes, place, budget.rows[family], family == budget.winner)
-        axes.axvline(0, color="0.5", lw=0.8, zorder=0)
-        axes.set_title(f"at most {budget.limit:.3g} {unit}", fontsize=8)
-        axes.grid(alpha=0.3, axis="x")
-    panels[0][0].set_yticks(range(len(families)), families)
-    panels[0][0].set_ylim(-0.6, len(families) - 0.5)
-    figure.supxlabel("F1 points lost on the test set, paired 95 % interval; filled: best on validation", fontsize=8)
-    return figure
-
-
-def budget_point(axes, place: int, row, is_winner: bool) -> None:
-    across = axes.get_yaxis_transform()
-    if row is None:
-        style = {"ha": "center", "va": "center", "fontsize": 6.5, "color": "0.45"}
-        axes.text(0.5, place, "nothing fits", transform=across, **style)
-        return
-    colour = canvas.BLUE if is_winner else "0.35"
-    axes.errorbar(
-        row.f1_drop_points,
-        place,
-        xerr=canvas.drop_errors([row]),
-        fmt="D" if is_winner else "o",
-        color=colour,
-        mfc=colour if is_winner else "white",
-        **{"capsize": 2, "ms": 5, "lw": 1},
-    )
-    axes.annotate(row.variant, (0.02, place - 0.32), xycoords=across, fontsize=5, color="0.3", va="center")
-
-
 def domain_shift(results: Results):
     """Points lost out of domain over points lost at home; on the line both are equal."""
-    rows = [row for row in comparisons.domain_losses(results.variants) if within_view(row)]
-    figure, axes = canvas.new_axes(6.4, 4.6)
+    rows = [row for row in comparisons.domain_losses(comparisons.compressed_rows(results)) if within_view(row)]
+    figure, axes = canvas.new_axes(6.4, 5.2)
     home = [row.f1_drop_points for row in rows]
-    ends = min(home) - 0.5, max(home) + 0.5
+    ends = min([0, *home]) - 0.5, max([0, *home]) + 0.5
     axes.plot(ends, ends, color="0.5", lw=1, zorder=0)
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
-    canvas.chapter_points(axes, [(row, row.f1_drop_points, row.ood_drop_points) for row in rows])
+    points = [
+        (row, row.f1_drop_points, row.ood_drop_points, canvas.drop_errors([row]), canvas.domain_errors([row]))
+        for row in rows
+    ]
+    canvas.family_points(axes, points, results, elinewidth=0.4)
     for row in (row for row in rows if row.champions):
-        canvas.ring(axes, row.f1_drop_points, row.ood_drop_points)
         place = row.f1_drop_points, row.ood_drop_points
-        axes.annotate(", ".join(row.champions), place, (9, -9), textcoords="offset points", fontsize=7)
+        canvas.ring(axes, *place)
+        line = {"arrowstyle": "-", "color": "0.4", "lw": 0.6, "shrinkB": 6}
+        beside = {"xytext": (0.5, place[1]), "textcoords": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
+        axes.annotate(", ".join(row.champions), place, arrowprops=line, **beside)
     canvas.label_axes(axes, "F1 points lost at home", "macro F1 points lost out of domain, mean of three sets")
-    canvas.chapter_legend(axes, rows, loc="upper left")
+    canvas.family_legend(axes, rows, results)
     return figure
 
 
@@ -186,8 +166,8 @@ def within_view(row) -> bool:
 def flip_cloud(results: Results):
     """Share of predictions that differ from the baseline's over the F1 points lost."""
     rows = [row for row in comparisons.compressed_rows(results) if row.flip_rate is not None and within_view(row)]
-    figure, axes = canvas.new_axes()
-    canvas.chapter_points(axes, [(row, row.f1_drop_points, 100 * row.flip_rate) for row in rows])
+    figure, axes = canvas.new_axes(6.4, 4.8)
+    canvas.family_points(axes, [(row, row.f1_drop_points, 100 * row.flip_rate, None, None) for row in rows], results)
     if silent := comparisons.silent_flips(results):
         place = silent.f1_drop_points, 100 * silent.flip_rate
         canvas.ring(axes, *place)
@@ -195,7 +175,7 @@ def flip_cloud(results: Results):
         axes.annotate(silent.variant, place, (-15, 70), textcoords="offset points", fontsize=7, arrowprops=line)
     axes.set_ylim(0, None)
     canvas.label_axes(axes, "F1 points lost", "predictions that differ from the baseline's, %")
-    canvas.chapter_legend(axes, rows, loc="lower right")
+    canvas.family_legend(axes, rows, results)
     return figure
 
 
@@ -265,11 +245,12 @@ def seed_spread(results: Results):
     figure, axes = canvas.new_axes(6.4, 0.9 + 0.24 * len(rows))
     axes.axvline(0, color="0.8", lw=0.8, zorder=0)
     for place, row in enumerate(rows[::-1]):
-        colour, _ = canvas.CHAPTER_STYLES[row.chapter]
+        colour, _ = canvas.FAMILY_STYLES[family_of(row.variant, results)]
         drops = [of_seed.f1_drop_points for of_seed in of_seeds[row.variant]]
         axes.plot(drops, [place] * len(drops), "o", color=colour, mfc="none", ms=5)
         style = {"fmt": "|", "color": colour, "ms": 11, "mew": 2, "elinewidth": 1, "capsize": 2}
         axes.errorbar(row.f1_drop_points, place, xerr=canvas.drop_errors([row]), **style)
     axes.set_yticks(range(len(rows)), [row.variant for row in rows[::-1]], fontsize=8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     canvas.label_axes(axes, "F1 points lost; circles: seeds, bars: their mean and its 95 % interval", grid="x")
     return figure

@@ -136,9 +136,8 @@ def keeps_quality(row) -> str | None:
 
 
 def front_name(line: dict) -> str:
-    """A model's name on the front page, and its variant if the name is that of a choice."""
-    chosen = line["row"].champions or line["name"] == "no further training"
-    return f"{line['name']}: `{line['row'].variant}`" if chosen else line["name"]
+    """A model's name on the front page, with its variant if a rule chose it."""
+    return f"{line['name']}: `{line['row'].variant}`" if line["chosen"] else line["name"]
 
 
 DROP = ("f1_drop_ci_low", "f1_drop_ci_high")

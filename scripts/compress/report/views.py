@@ -148,21 +148,26 @@ def course() -> list[dict]:
 
 
 def front_models(results: Results) -> list[dict]:
-    """The few models of the front page, each with its name; a variant that is several champions has one.
+    """The few models of the front page, each with what it is (report/names.csv) and, in brackets, why it was chosen.
 
     The large model, the baseline in two engines, the best variant without training, the champions, simple classifiers.
     """
-    rows, baseline = results.by_name, results.environment["baseline"]
-    named = {"fine-tuned, PyTorch": baseline, "fine-tuned, ONNX Runtime": f"{baseline}-ort-fp32"}
+    names = {line["variant"]: line["name"] for line in comparisons.lines_of("names.csv")}
+    reasons: dict[str, list[str]] = {}
     if free := recommendation.without_training(results):
-        named["no further training"] = free.variant
-    chosen = [facts["chosen"] for facts in results.champions.values()]
-    named |= {" = ".join(rows[variant].champions): variant for variant in chosen if variant in rows}
-    named |= {"word vectors": "static", "tf-idf": "tfidf"}
-    lines = [{"name": name, "row": rows[variant]} for name, variant in named.items() if variant in rows]
-    lines = [of for of in lines if of["row"].text_latency_ms and of["row"].f1_drop_points is not None]
+        reasons[free.variant] = ["no further training"]
+    for champion, facts in results.champions.items():
+        reasons.setdefault(facts["chosen"], []).append(champion)
+    baseline = results.environment["baseline"]
+    lines = []
+    for variant in dict.fromkeys((baseline, f"{baseline}-ort-fp32", *reasons, "static", "tfidf")):
+        row, reason = results.by_name.get(variant), ", ".join(reasons.get(variant, []))
+        if row and row.text_latency_ms and row.f1_drop_points is not None:
+            name = names.get(variant, variant) + (f" ({reason})" if reason else "")
+            lines.append({"name": name, "row": row, "chosen": bool(reason)})
     large = large_row(results)
-    return lines if large is None else [{"name": "fine-tuned MPNet, BERT base's size", "row": large}, *lines]
+    first = {"name": "fine-tuned MPNet, BERT base's size", "row": large, "chosen": False}
+    return lines if large is None else [first, *lines]
 
 
 def large_row(results: Results) -> PooledRow | None:
