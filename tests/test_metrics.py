@@ -73,21 +73,37 @@ def test_intervals_hold_the_true_drop_as_often_as_they_say(seeds, spread):
         predictions = labels ^ (rng.random((2, trials, 300)) < errors[..., None])
         base, variant = (statistics.bootstrap_f1(of_model, labels, weights, 2).T for of_model in predictions)
         drops.append(base - variant)
-    samples = [statistics.mean_over_seeds(of_trial, same_sentences=False)[1:] for of_trial in np.stack(drops, 1)]
-    low, upper, high = np.quantile(samples, [0.025, 0.95, 0.975], axis=1)
+    means = [statistics.mean_over_seeds(of_trial, same_sentences=False) for of_trial in np.stack(drops, 1)]
+    _, low, high, upper = np.transpose(means)
     assert 0.91 < np.mean((low < true_drop) & (true_drop < high)) < 0.99
     assert 0.91 < np.mean(true_drop < upper) < 0.99
+
+
+@pytest.mark.parametrize("spread", [0, 1, 2, 6])
+def test_intervals_of_seeds_that_share_sentences_hold_the_true_drop_as_often_as_they_say(spread):
+    """The sampling of the sentences gives all seeds a common error of 1, the trainings one of `spread` each."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 1, (2000, 1, 400))  # trials, seeds, observed and resamples
+    drops = rng.normal(0, spread, (2000, 3, 1)) + common[..., :1] + np.where(np.arange(400), common, 0)
+    _, low, high, upper = np.transpose(
+        [statistics.mean_over_seeds(of_trial, same_sentences=True) for of_trial in drops]
+    )
+    assert 0.92 < np.mean((low < 0) & (high > 0)) < 0.975
+    assert 0.92 < np.mean(upper > 0) < 0.975
 
 
 def test_seeds_of_the_same_sentences_do_not_make_them_more():
     rng = np.random.default_rng(0)
     of_one = np.concatenate([[1.0], rng.normal(1, 0.5, 20_000)])
     together, apart = (statistics.mean_over_seeds([of_one] * 3, same) for same in (True, False))
-    assert together[0] == apart[0] == 1
-    assert together[1:].std() == pytest.approx(0.5, rel=0.02), "equal drops on the same sentences are one drop"
-    assert apart[1:].std() == pytest.approx(0.5 / 3**0.5, rel=0.02)
-    spread = statistics.mean_over_seeds([np.full(20_000, drop) for drop in (0.0, 1.0, 2.0)], False)
-    assert spread[1:].std() == pytest.approx((2 / 3 / 3) ** 0.5, rel=0.02), "the seeds are resampled, too"
+    assert together.mean == apart.mean == 1
+    assert (together.high - together.low) / 3.92 == pytest.approx(0.5, rel=0.02), "equal drops on the same sentences"
+    assert (apart.high - apart.low) / 3.92 == pytest.approx(0.5 / 3**0.5, rel=0.02)
+    spread = [np.full(20_000, drop) for drop in (0.0, 1.0, 2.0)]
+    alone = statistics.mean_over_seeds(spread, same_sentences=True)
+    assert alone.high - alone.mean == pytest.approx(4.3027 / 3**0.5, rel=1e-4), "Student's t of three values"
+    resampled = statistics.mean_over_seeds(spread, same_sentences=False)
+    assert (resampled.low, resampled.high) == (0, 2), "the seeds are resampled, too"
 
 
 @given(bits.map(lambda a: a.astype(bool)), bits.map(lambda a: a.astype(bool)))

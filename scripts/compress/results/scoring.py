@@ -153,28 +153,25 @@ def pooled_row(name: str, baseline: str, scores: list[Scores], p: float | None, 
     f1 = np.array([of_seed.f1[name][0] for of_seed in own])
     same_test = len({of_seed.sentences for of_seed in own}) == 1
     drop = mean_over_seeds([of_seed.drop(name, baseline) for of_seed in own], same_test)
-    low, high = interval(drop[1:])
-    upper = float(np.quantile(drop[1:], 0.95))
     right = [[np.mean(of.predictions[which] == of.labels) for of in own] for which in (baseline, name)]
     ood_drops = [points for of_seed in own if (points := of_seed.ood_drop(name, baseline)) is not None]
     ood = mean_over_seeds(ood_drops, same_sentences=True) if ood_drops else None
-    ood_low, ood_high = (None, None) if ood is None else interval(ood[1:])
     return SeedRow(
         variant=name,
         seeds=len(own),
         f1_mean=float(f1.mean()),
         f1_sd=float(f1.std(ddof=1)) if len(own) > 1 else None,
-        drop_mean=float(drop[0]),
-        drop_low=low,
-        drop_high=high,
-        drop_upper_one_sided=upper,
-        non_inferior=None if name == baseline else upper < MARGIN,
+        drop_mean=drop.mean,
+        drop_low=drop.low,
+        drop_high=drop.high,
+        drop_upper_one_sided=drop.upper,
+        non_inferior=None if name == baseline else drop.upper < MARGIN,
         accuracy_drop_mean=100 * float(np.mean(right[0]) - np.mean(right[1])),
         mcnemar_p=p,
         p_adjusted=p_adjusted,
-        ood_drop_mean=None if ood is None else float(ood[0]),
-        ood_drop_low=ood_low,
-        ood_drop_high=ood_high,
+        ood_drop_mean=ood and ood.mean,
+        ood_drop_low=ood and ood.low,
+        ood_drop_high=ood and ood.high,
     )
 
 

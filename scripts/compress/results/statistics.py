@@ -4,6 +4,7 @@ SciPy is imported in the functions that need it, because the service reads champ
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,25 +53,47 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_over_seeds(drops: Sequence[np.ndarray], same_sentences: bool) -> np.ndarray:
-    """The mean over seeds and its bootstrap samples, [resamples], from those of every seed, each [resamples].
+class Mean(NamedTuple):
+    """A mean over seeds, its two-sided 95 % interval and its one-sided 95 % upper bound."""
 
-    The first value of each array is the one observed. Every sample draws as many seeds as there are, with replacement,
-    and for each drawn seed one of its resamples of sentences: an independent one if every seed has its own sentences,
-    the same one for all if they share them (Davison and Hinkley, 1997, section 3.8). In simulations of three seeds,
-    95 % intervals hold the true mean in 93 to 98 % of the cases, as long as the standard deviation between trainings is
-    not above that of the sentences, in 89 % at 1.5 times that, and with shared sentences in 83 to 86 % at 3 to 4 times.
+    mean: float
+    low: float
+    high: float
+    upper: float
+
+
+def mean_over_seeds(drops: Sequence[np.ndarray], same_sentences: bool) -> Mean:
+    """The mean over seeds with intervals that cover sentences and seeds, from every seed's samples, each [resamples].
+
+    The first value of each array is the one observed. If every seed has its own sentences, each sample of the mean
+    draws as many seeds as there are, with replacement, and one resample of sentences for each (Davison and Hinkley,
+    1997, section 3.8). In simulations of three seeds these intervals hold the true mean in 93 to 98 % of the cases if
+    the standard deviation between trainings is not above that of the sentences, and in 89 % at 1.5 times that.
+    Seeds that share sentences have no sentences to make up for their small number. Their interval is Student's, from
+    the variances of the seeds and of the sentences, with the degrees of freedom of Satterthwaite (1946). It holds the
+    true mean in 92 to 95 % of the cases, however far the trainings spread.
     """
     drops = np.asarray(drops)
     seeds, resamples = drops.shape
-    if seeds == 1:
-        return drops[0]
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(0, seeds, (seeds, resamples))
-    columns = np.arange(resamples) if same_sentences else generator.integers(1, resamples, (seeds, resamples))
-    samples = drops[drawn, columns].mean(0)
-    samples[0] = drops[:, 0].mean()
-    return samples
+    observed, samples = drops[:, 0].mean(), drops[0, 1:]
+    if seeds > 1 and same_sentences:
+        return _students(observed, drops[:, 0].var(ddof=1) / seeds, drops[:, 1:].mean(0).var(), seeds - 1)
+    if seeds > 1:
+        generator = np.random.default_rng(0)
+        drawn = generator.integers(0, seeds, (seeds, resamples))
+        samples = drops[drawn, generator.integers(1, resamples, (seeds, resamples))].mean(0)[1:]
+    return Mean(float(observed), *interval(samples), float(np.quantile(samples, 0.95)))
+
+
+def _students(mean: float, of_few: float, of_many: float, freedom: int) -> Mean:
+    """Student's interval of a mean whose variance is the sum of one from few values, with its degrees of freedom, and
+    one from many."""
+    from scipy.stats import t  # noqa: PLC0415
+
+    variance = of_few + of_many
+    freedom = freedom * (variance / of_few) ** 2 if of_few else np.inf
+    two, one = (float(t.ppf(level, freedom) * np.sqrt(variance)) for level in (0.975, 0.95))
+    return Mean(float(mean), float(mean - two), float(mean + two), float(mean + one))
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
