@@ -145,6 +145,7 @@ def record(variant, seed: int, status: str = "ok") -> Record:
         train_seconds=12.5 if variant.has_training else None,
         build_seconds=20.0,
         build_threads=1,
+        build_peak_bytes=3_000_000_000,
         options=variant.model_dump(mode="json"),
         details={"sensitivity": [1, 2]},
         sizes=sizes if status == "ok" else None,
@@ -338,7 +339,7 @@ def test_speedups_are_medians_over_all_passes_with_the_range_of_the_passes(profi
     assert (untimed.latency_speedup, untimed.speedup_over_ort_fp32, untimed.peak_rss_mb) == (None, None, None)
     assert untimed.reason.startswith("not timed: the same arithmetic")
     measured = json.loads((profile.results / "methods.json").read_text("utf-8"))["ort-int8"]
-    assert measured["seconds"] == 20 + 2 + 3 * 3
+    assert (measured["seconds"], measured["build_peak_mb"]) == (20 + 2 + 3 * 3, 3000)
     assert measured["options"]["precision"] == "int8-dynamic"
     assert measured["measured"]["new_length_ms"] == pytest.approx(250, rel=1e-5)
 

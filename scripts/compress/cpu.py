@@ -1,4 +1,4 @@
-"""What the process may use of the CPU (its cgroups' quota), and what the CPU lacks (exact 8-bit products)."""
+"""The process on its machine: its quota of the CPU, what the CPU lacks (exact 8-bit products), its peak of memory."""
 
 import math
 import re
@@ -52,3 +52,9 @@ def warn_of_saturation(model: str, backend: str, precision: str, options: dict) 
             "from the measured ones; take an ONNX Runtime file with reduced_range = true (int7 in its name)",
             file=sys.stderr,
         )
+
+
+def peak_rss_bytes() -> int:
+    """This process's own high-water mark; getrusage would also count the process it was started from."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))

@@ -15,6 +15,7 @@ import torch
 from compress import console
 from compress.cli import disk_is_full
 from compress.config.profile import Profile, load_profile
+from compress.cpu import peak_rss_bytes
 from compress.data.card import FILE as CARD
 from compress.data.tasks import splits_for
 from compress.engines.pytorch import check_device
@@ -213,7 +214,8 @@ def save_build(job: Job, result: Made, started: float) -> Record:
     )
     # The training's clock also counts the time of interrupted runs.
     seconds = max(time.perf_counter() - started, artifact.train_seconds or 0.0)
-    record = Record(**known_before(job), **facts_of(artifact, job.folder), status="ok", build_seconds=seconds)
+    effort = {"build_seconds": seconds, "build_peak_bytes": peak_rss_bytes()}
+    record = Record(**known_before(job), **facts_of(artifact, job.folder), status="ok", **effort)
     write_record(job.folder, record)
     remove(context.work)
     return record

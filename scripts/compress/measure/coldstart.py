@@ -5,7 +5,6 @@ Started as `python -m compress.measure.coldstart FOLDER TEXTS DEVICE THREADS OUT
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from compress.cpu import peak_rss_bytes
 from compress.engines.predictor import Predictor, load, load_tokenizer, predict
 from compress.errors import UserError
 from compress.measure.latency import single
@@ -75,12 +75,6 @@ def time_new_lengths(predictor: Predictor, ids: list[list[int]]) -> np.ndarray:
             predictor(*single(row))
             seconds[i, again] = time.perf_counter() - began
     return seconds
-
-
-def peak_rss_bytes() -> int:
-    """This process's own high-water mark; getrusage would also count the process it was started from."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
 
 
 if __name__ == "__main__":

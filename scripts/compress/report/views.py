@@ -277,6 +277,7 @@ def build_effort(rows: list[PooledRow]) -> dict | None:
         "training": training / 60,
         "longest": longest.variant,
         "longest_minutes": (longest.seconds or 0) / 60,
+        "peak_gb": max((row.build_peak_mb / 1e3 for row in rows if row.build_peak_mb), default=None),
     }
 
 

@@ -9,7 +9,7 @@ IDENTITY = ("name", "chapter", "family", "scope")  # fields of a variant that ha
 
 
 def methods(profile: Profile, seeds: list[Seed]) -> dict[str, dict]:
-    """Options, details, seconds, and measurements without a column, of each variant of the first seed."""
+    """Options, details, seconds, memory, and measurements without a column, of each variant of the first seed."""
     described, seed = {}, seeds[0]
     validation = {} if profile.no_quality else validation_f1(seeds, profile.baseline)
     for variant in profile.variants:
@@ -21,6 +21,8 @@ def methods(profile: Profile, seeds: list[Seed]) -> dict[str, dict]:
                 "seconds": round(entry.record.build_seconds + sum(parts), 1),
                 "measured": further_measurements(profile, entry) if entry.evaluated else {},
             }
+            if entry.record.build_peak_bytes:
+                described[variant.name]["build_peak_mb"] = round(entry.record.build_peak_bytes / 1e6)
             if variant.name in validation:
                 described[variant.name]["measured"]["validation_f1"] = rounded(validation[variant.name])
     return described

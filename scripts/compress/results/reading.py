@@ -52,6 +52,7 @@ class PooledRow(VariantRow):
     details: dict = field(default_factory=dict)
     measured: dict = field(default_factory=dict)  # what has no column
     seconds: float | None = None  # to build and measure it
+    build_peak_mb: float | None = None  # memory of its build
 
     @property
     def f1_macro_away(self) -> float | None:
@@ -80,7 +81,7 @@ class Results:
     flips: list[FlipRow]
     against_large: list[SeedRow]  # drops against the large fine-tuned model, in place of the baseline
     champions: dict[str, dict]  # by name: "chosen" and the facts of the choice
-    methods: dict[str, dict]  # by variant: options, details, seconds, measured
+    methods: dict[str, dict]  # by variant: options, details, seconds, memory, measured
     environment: dict
     data: dict
     serving_origins: list[dict] = field(default_factory=list)  # provenance of the load tests, with "servers"

@@ -60,6 +60,7 @@ class Record(Strict):
     train_seconds: float | None = None
     build_seconds: float  # training included
     build_threads: int
+    build_peak_bytes: int | None = None  # resident memory of the build's process; of several, of the main one
     options: dict  # the variant's entry in the profile
     details: dict  # of the method, for example a sensitivity table
     sizes: Sizes | None = None
