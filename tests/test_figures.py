@@ -127,6 +127,15 @@ def test_labels_above_the_points_do_not_overlap():
     assert steps[1] == steps[5] == 0
 
 
+def test_a_label_is_beside_its_point_where_no_other_point_is():
+    width = plots.LETTER_WIDTH * 10
+    assert plots.label_side("a" * 10, 0.2, [0.2]) == 1
+    assert plots.label_side("a" * 10, 0.8, [0.8, 0.9]) == -1
+    assert plots.label_side("a" * 10, 0.2, [0.1, 0.2, 0.2 + 0.9 * width]) == -1
+    assert plots.label_side("a" * 10, 0.2, [0.2, 0.2 + 1.1 * width]) == 1
+    assert plots.label_side("a" * 10, 0.8, [0.8 - 0.9 * width, 0.8]) == 1
+
+
 def test_servers_of_the_ablation_and_of_the_peers_have_figures_of_their_own():
     names = [
         "a",

@@ -1,6 +1,6 @@
 """Figures that compare all variants: F1 over a cost, other domains, flips, calibration, seeds."""
 
-from math import log, sqrt
+from math import log
 
 from compress.report import canvas, comparisons, views
 from compress.report.families import family_of
@@ -62,14 +62,15 @@ def overview(results: Results):
         axes.plot(
             x, y, "o", ms=12, mfc=home if kept else "white", mec="black" if kept else home, mew=0.8 if kept else 3
         )
-        side = 1 if x < sqrt(low * high) else -1  # names stand towards the middle
+        text = f"{line['name']}: {lost(row)}"
+        level = [log(size / low, high / low) for size, time in zip(sizes, times, strict=True) if abs(log(time / y)) < 0.2]
+        side = label_side(text, log(x / low, high / low), level)
         beside = {"textcoords": "offset points", "va": "center"}
         if row.ood_drop_points is not None:
             edge = [withStroke(linewidth=1.5, foreground="black")]
             style = {"color": away, "path_effects": edge, "ha": "center", "fontsize": 11}
             axes.annotate("\u25c6", (x, y), (12 * side, 0), **beside | style)
-        text, end = f"{line['name']}: {lost(row)}", "left" if side > 0 else "right"
-        axes.annotate(text, (x, y), (19 * side, 0), ha=end, fontsize=7, **beside)
+        axes.annotate(text, (x, y), (19 * side, 0), ha="left" if side > 0 else "right", fontsize=7, **beside)
     canvas.log_scale(axes, "xy")
     axes.set_xlim(low, high)
     axes.set_ylim(min(times) / 2, max(times) * 2)
@@ -78,6 +79,16 @@ def overview(results: Results):
     label += "\nhollow: not shown to keep the quality"
     canvas.colour_bar(ScalarMappable(norm, canvas.LOSSES), [axes], location="bottom", aspect=50, label=label)
     return figure
+
+
+def label_side(text: str, place: float, level: list[float]) -> int:
+    """1 for a label at the right of its point, -1 for the left: towards the middle unless another point is there.
+
+    place: of the point along the axis, from 0 to 1; level: of all points of about its height, itself among them.
+    """
+    inner = 1 if place < 0.5 else -1
+    width = LETTER_WIDTH * len(text)
+    return -inner if any(0 < inner * (other - place) < width for other in level) else inner
 
 
 def lost(row) -> str:

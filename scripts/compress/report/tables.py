@@ -159,6 +159,7 @@ TABLES = {
         Column("Model", front_name),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms", ".2f"),
+        Column("faster than ORT", "over_ort", ".1f"),
         Column("F1", "row.comparable_f1", ".3f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
