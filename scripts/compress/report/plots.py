@@ -63,8 +63,9 @@ def overview(results: Results):
             x, y, "o", ms=12, mfc=home if kept else "white", mec="black" if kept else home, mew=0.8 if kept else 3
         )
         text = f"{line['name']}: {lost(row)}"
-        level = [log(size / low, high / low) for size, time in zip(sizes, times, strict=True) if abs(log(time / y)) < 0.2]
-        side = label_side(text, log(x / low, high / low), level)
+        level = [size for size, time in zip(sizes, times, strict=True) if abs(log(time / y)) < 0.2]
+        place, *others = (log(size / low, high / low) for size in (x, *level))
+        side = label_side(text, place, others)
         beside = {"textcoords": "offset points", "va": "center"}
         if row.ood_drop_points is not None:
             edge = [withStroke(linewidth=1.5, foreground="black")]
