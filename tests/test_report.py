@@ -548,14 +548,14 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     results = replace(RESULTS, large=large_results(), against_large=lost)
     text = pages.page_templates(PROFILE, results).get_template("basesize.md.j2").render()
     course = cells(text[text.index("| Course") :].split("\n\n")[0])
-    ours = {(line[0], line[2]): line[course[0].index("Ours")] for line in course[1:]}
+    ours = {(line[0], line[1]): line[course[0].index("Ours")] for line in course[1:]}
     assert ours == {
-        ("Bert_orig", "no"): "bert-orig",
-        ("Bert_orig", "yes"): "finetuned",
-        ("BERT_q_dynamic", "no"): "bert-orig-int8",
-        ("BERT_cluster", "yes"): "cluster-16-tuned",
-        ("BERT_distil", "yes"): "distill-6x768",
-        ("BERT_onnx", "yes"): "finetuned-ort-fp32",
+        ("Bert_orig (cpu)", "no"): "bert-orig",
+        ("Bert_orig (cuda)", "yes"): "finetuned",
+        ("BERT_q_dynamic (cpu)", "no"): "bert-orig-int8",
+        ("BERT_cluster (cuda)", "yes"): "cluster-16-tuned",
+        ("BERT_distil (cuda)", "yes"): "distill-6x768",
+        ("BERT_onnx (cpu)", "yes"): "finetuned-ort-fp32",
     }
     pairs = comparisons.at_both_sizes(results)
     assert {pair.small.variant for pair in pairs} >= {"qat-int4", "cluster-16", "int8-dynamic", "prune-fisher-70"}

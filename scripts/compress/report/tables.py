@@ -135,6 +135,10 @@ def keeps_quality(row) -> str | None:
     return {True: "yes", False: "no" if lost_for_sure else "not shown"}.get(row.non_inferior)
 
 
+def course_name(line: dict) -> str:
+    return f"{line['name']} ({line['device']})"
+
+
 def front_name(line: dict) -> str:
     """A model's name on the front page, with its variant if a rule chose it."""
     return f"{line['name']}: `{line['row'].variant}`" if line["chosen"] else line["name"]
@@ -382,8 +386,7 @@ TABLES = {
         Column("times faster", "timed.latency_speedup", ".2f"),
     ],
     "course_trained": [
-        Column("Course", "name"),
-        Column("Device", "device"),
+        Column("Course", course_name),
         Column("Trained", "trained"),
         Column("F1", "f1_test", ".3f"),
         Column("MB", "size_mb", ".1f"),
@@ -399,7 +402,7 @@ TABLES = {
         Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
     ],
     "course_short": [
-        Column("Course", lambda line: f"{line['name']} ({line['device']})"),
+        Column("Course", course_name),
         Column("Ours", "row.variant"),
         Column("F1, course", "f1_test", ".3f"),
         Column("F1, ours", "row.f1_test", ".3f"),
