@@ -1,10 +1,11 @@
 """Recommends variants, and says what they lose and how to build them.
 
-Reads only results/<profile>/. Without limits it prints the decision page's best for four needs. Within limits of
+Reads only results/<profile>/. Without limits it prints the decision page's best for each need. Within limits of
 megabytes, milliseconds and F1 it prefers the variants that keep the quality, and of these it chooses the one with the
 best F1 on validation. Status 1 if no variant keeps the limits; the output then says which limit excludes all.
 F1 shown and limited is that of the test set: the baseline's less the points lost, because variants with fewer seeds
-have fewer test sentences. Milliseconds at batch 1 are from token ids: the baseline's median divided by the speed-up.
+have fewer test sentences. Milliseconds are for one sentence, tokenizer included: the baseline's median divided by the
+speed-up. Variants that were measured on fewer seeds than the baseline are not recommended.
 Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
 """
 
@@ -48,6 +49,6 @@ def main(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = profile_parser(__doc__)
     parser.add_argument("--max-mb", type=limit, help="largest size on disk without the tokenizer, in MB of 10^6 bytes")
-    parser.add_argument("--max-ms", type=limit, help="largest median latency of one sentence, in ms")
+    parser.add_argument("--max-ms", type=limit, help="largest median time of one sentence from text, in ms")
     parser.add_argument("--min-f1", type=share, help="smallest F1 on the test set, 0 to 1")
     main_guard(main, parser)

@@ -43,10 +43,10 @@ SHOWN_LOSS = 10  # F1 points: some figures leave out variants that lose more
 SHOWN_POINTS = 5  # F1 points: the figures of F1 over a cost leave out variants that lose more
 UNEVEN_F1 = 0.05  # between a variant's best and worst seed
 UNEVEN_BYTES = 1.02  # a variant's largest size over its smallest
-BUDGETS_MB = (23, 10, 5, 2.5)
+BUDGETS_MB = (24, 10, 5, 2.5)
 TIMES_FASTER = (2, 4, 8, 12)  # budgets of latency: the baseline's divided by these
 PRICE_PER_CORE_HOUR = 0.04  # USD, an assumption
-DECISION_MB, DECISION_MS, DECISION_POINTS = (23, 12, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
+DECISION_MB, DECISION_MS, DECISION_POINTS = (24, 13, 10, 5, 2.5), (5, 2, 1, 0.5), (0.5, 1, 2, 3)  # of decide.md
 
 
 def lines_of(name: str) -> list[dict]:
@@ -347,13 +347,23 @@ def group_losses(table: list[dict]) -> dict[int, dict[str, float]]:
 
 
 def recommendable(results: Results) -> list[PooledRow]:
-    """The rows that can be recommended: trained models that were measured on validation, too."""
-    return [row for row in trained(results.variants) if row.validation_f1 is not None]
+    """The rows that can be recommended: trained models that were measured on validation, too, and on all seeds."""
+    return [row for row in on_validation(results) if row.seeds >= baseline_row(results).seeds]
 
 
 def compressed_rows(results: Results) -> list[PooledRow]:
-    """The rows that compete: the recommendable ones without the baseline."""
+    """The rows that compete: trained models that were measured on validation, without the baseline."""
+    return [row for row in on_validation(results) if row.method != "finetune"]
+
+
+def choosable(results: Results) -> list[PooledRow]:
+    """The recommendable rows without the baseline."""
     return [row for row in recommendable(results) if row.method != "finetune"]
+
+
+def on_validation(results: Results) -> list[PooledRow]:
+    """The trained rows that were measured on validation, too."""
+    return [row for row in trained(results.variants) if row.validation_f1 is not None]
 
 
 def smaller_files(rows: Iterable[PooledRow], results: Results) -> list[PooledRow]:
@@ -362,8 +372,8 @@ def smaller_files(rows: Iterable[PooledRow], results: Results) -> list[PooledRow
 
 
 def useful(results: Results) -> list[PooledRow]:
-    """The compressed rows that lose at most TOLERANCE points on validation."""
-    rows = compressed_rows(results) if baseline_row(results).validation_f1 is not None else []
+    """The rows to choose from that lose at most TOLERANCE points on validation."""
+    rows = choosable(results) if baseline_row(results).validation_f1 is not None else []
     return [row for row in rows if validation_loss(row, results) <= TOLERANCE]
 
 
@@ -390,7 +400,7 @@ def budgets(results: Results, column: str) -> list[Budget]:
     """The choices at every limit of megabytes or milliseconds. Among rows of equal F1 the lower cost is chosen."""
     base = getattr(baseline_row(results), column)
     limits = BUDGETS_MB if column == "size_mb" else [base / times for times in TIMES_FASTER] if base else []
-    families = by_family((row for row in compressed_rows(results) if getattr(row, column) is not None), results)
+    families = by_family((row for row in choosable(results) if getattr(row, column) is not None), results)
     found = []
     for limit in limits:
         fitting = {of: [row for row in rows if getattr(row, column) <= limit] for of, rows in families.items()}
@@ -415,7 +425,7 @@ def winners(results: Results, column: str) -> list[tuple[str, PooledRow, list[fl
 
 def above_all_budgets(results: Results, column: str) -> dict[str, float]:
     """The least value of the column in each family that fits no budget."""
-    rows = [row for row in compressed_rows(results) if getattr(row, column) is not None]
+    rows = [row for row in choosable(results) if getattr(row, column) is not None]
     least = {of: min(getattr(row, column) for row in rows) for of, rows in by_family(rows, results).items()}
     limit = max((budget.limit for budget in budgets(results, column)), default=0)
     return {of: value for of, value in least.items() if value > limit}

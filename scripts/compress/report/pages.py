@@ -120,7 +120,7 @@ def front_page(profile: Profile, results: Results) -> str:
 def recommend(profile: Profile, results: Results, limits: dict[str, float]) -> tuple[int, str]:
     """(exit status, text) of make recommend: the best variant within the limits, or which limit excludes all.
 
-    Without limits the best for each of four needs, if any variant is acceptable. Warns on standard error if this
+    Without limits the best for each need, if any variant is acceptable. Warns on standard error if this
     machine's CPU may compute a recommended variant's products wrongly.
     """
     candidates = comparisons.recommendable(results)

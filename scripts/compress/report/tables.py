@@ -140,8 +140,8 @@ def course_name(line: dict) -> str:
 
 
 def front_name(line: dict) -> str:
-    """A model's name on the front page, with its variant if a rule chose it."""
-    return f"{line['name']}: `{line['row'].variant}`" if line["chosen"] else line["name"]
+    """A model's name on the front page, with its variant if the profile has it."""
+    return f"{line['name']}: `{line['row'].variant}`" if line["own"] else line["name"]
 
 
 DROP = ("f1_drop_ci_low", "f1_drop_ci_high")
@@ -163,18 +163,18 @@ TABLES = {
         Column("Model", front_name),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms", ".2f"),
-        Column("faster than ORT", "over_ort", ".1f"),
+        Column("speed-up over ORT", "over_ort", ".2g"),
         Column("F1", "row.comparable_f1", ".3f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
-        Column("Keeps the quality", lambda line: keeps_quality(line["row"])),
+        Column("Keeps the quality", lambda line: line["kept"] or keeps_quality(line["row"])),
     ],
     "answers": [
         Column("If you need", "need"),
         Column("take", lambda line: f"`{line['row'].variant}`"),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms", ".2f"),
-        Column("times the throughput", "row.throughput_speedup", ".1f"),
+        Column("times the throughput, in batches", "row.throughput_speedup", ".1f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
     ],
@@ -406,10 +406,10 @@ TABLES = {
         Column("Ours", "row.variant"),
         Column("F1, course", "f1_test", ".3f"),
         Column("F1, ours", "row.f1_test", ".3f"),
-        Column("Points lost", "row.f1_drop_points", ".1f", DROP),
+        Column("Points lost, ours", "row.f1_drop_points", ".1f", DROP),
         Column("MB, course", "size_mb", ".1f"),
         Column("MB, ours", "row.size_mb", ".1f"),
-        Column("s, course", "seconds", ".3f"),
+        Column("s per sentence, course", "seconds", ".3f"),
         Column("s, ours", lambda line: line["row"].latency_ms_p50 and line["row"].latency_ms_p50 / 1e3, ".4f"),
     ],
     "against_large": [

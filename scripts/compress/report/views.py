@@ -165,10 +165,10 @@ def front_models(results: Results) -> list[dict]:
         row, reason = results.by_name.get(variant), ", ".join(reasons.get(variant, []))
         if row and row.text_latency_ms and row.f1_drop_points is not None:
             name = names.get(variant, variant) + (f" ({reason})" if reason else "")
-            lines.append({"name": name, "row": row, "chosen": bool(reason)})
+            lines.append({"name": name, "row": row, "own": True, "kept": "baseline" if variant == baseline else None})
     large = large_row(results)
     if large is not None:
-        lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large, "chosen": False})
+        lines.insert(0, {"name": "fine-tuned MPNet, BERT base's size", "row": large, "own": False, "kept": None})
     ort = results.by_name.get(f"{baseline}-ort-fp32")
     for line in lines:
         line["over_ort"] = comparisons.ratio(ort and ort.text_latency_ms, line["row"].text_latency_ms)
