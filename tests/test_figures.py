@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import pytest
 from compress.config.profile import load_profile
-from compress.report import canvas, chapter_plots, comparisons, families, gallery, load_plots, plots
+from compress.report import canvas, chapter_plots, comparisons, families, gallery, load_facts, load_plots, plots
 from compress.results.reading import by_variant, read_results
 from compress.results.rows import ServingRow
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -134,6 +134,18 @@ def test_a_label_is_beside_its_point_where_no_other_point_is():
     assert plots.label_side("a" * 10, 0.2, [0.1, 0.2, 0.2 + 0.9 * width]) == -1
     assert plots.label_side("a" * 10, 0.2, [0.2, 0.2 + 1.1 * width]) == 1
     assert plots.label_side("a" * 10, 0.8, [0.8 - 0.9 * width, 0.8]) == 1
+
+
+def test_the_load_figure_has_the_limit_and_hollow_points_above_it_or_unanswered():
+    limit = PROFILE.serving.load.p99_ms
+    rows = load_facts.open_rows(load_plots.user_servers(RESULTS.serving, PROFILE.serving.ablated))
+    axes = load_plots.load_curves(rows, limit).axes[0]
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"] == [limit]
+    assert f"limit {limit:g} ms" in [text.get_text() for text in axes.texts]
+    hollow = {tuple(x) for line in axes.lines if line.get_markerfacecolor() == "white" for x in line.get_xydata()}
+    failing = {(row.offered_rps, row.latency_ms_p99) for row in rows if not load_facts.passes(row, limit)}
+    assert hollow == failing
+    assert any(p99 > limit for _, p99 in failing)
 
 
 def test_servers_of_the_ablation_and_of_the_peers_have_figures_of_their_own():

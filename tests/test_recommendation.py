@@ -1,4 +1,4 @@
-"""make recommend and the decision page: the best within limits, or the limit that excludes all; an answer for each need."""
+"""make recommend and the decision page: the best within limits, the limit that excludes all, the best for each need."""
 
 from dataclasses import replace
 from itertools import product

@@ -572,7 +572,9 @@ def test_the_section_on_base_size_pairs_the_courses_rows_and_the_methods_of_both
     assert (first["row"].size_mb, first["row"].f1_drop_points, first["row"].non_inferior) == (438.0, -4.25, True)
     assert (first["row"].f1_drop_ci_low, first["row"].f1_drop_ci_high) == (-5.0, -3.5)
     assert others == views.front_models(replace(RESULTS, large=None))
-    assert " F1 points more than the fine-tuned small model and 4.2 [3.5, 5.0] more than" in pages.front_page(PROFILE, results)
+    assert " F1 points more than the fine-tuned small model and 4.2 [3.5, 5.0] more than" in pages.front_page(
+        PROFILE, results
+    )
     assert gallery.figures(PROFILE, results).keys() - gallery.figures(PROFILE, replace(RESULTS, large=None)).keys() == {
         "both_sizes"
     }

@@ -177,6 +177,15 @@ def test_the_html_is_one_file_with_contents_figures_formulas_and_tables_that_sor
     assert sizes() == sorted(before) != before
     browser.execute_script("arguments[0].click()", head)
     assert sizes() == sorted(before, reverse=True)
+    page = browser.find_element(By.TAG_NAME, "html")
+    brighter = {}
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        paper, ink = (page.value_of_css_property(name) for name in ("background-color", "color"))
+        brighter[scheme] = int(re.search(r"\d+", paper)[0]) - int(re.search(r"\d+", ink)[0])  # of red, 0 to 255
+    assert brighter["light"] > 150
+    assert brighter["dark"] < -150
     assert not browser.get_log("browser")
 
 

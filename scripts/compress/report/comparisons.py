@@ -299,14 +299,6 @@ def fewest_values(results: Results) -> tuple[int, PooledRow, PooledRow] | None:
     return (min(both), pairs[min(both)][True], pairs[min(both)][False]) if both else None
 
 
-def students_with_controls(results: Results) -> list[tuple[PooledRow, PooledRow, PooledRow]]:
-    """(student, its control on labels alone, its control from a random start) for each student that has both."""
-    rows = results.by_name
-    names = [name for name in rows if {f"{name}-labels", f"{name}-scratch"} <= set(rows)]
-    found = [(rows[name], rows[f"{name}-labels"], rows[f"{name}-scratch"]) for name in names]
-    return [rows for rows in found if len(trained(rows)) == 3]
-
-
 def training_minutes(row: PooledRow, results: Results) -> float:
     """Minutes of the row's training and of all trainings between it and the baseline, of the first seed."""
     rows = results.ancestry(row.variant)

@@ -135,6 +135,16 @@ def keeps_quality(row) -> str | None:
     return {True: "yes", False: "no" if lost_for_sure else "not shown"}.get(row.non_inferior)
 
 
+def teacher_share(line: dict) -> float | None:
+    """The teacher's share of a training's loss; none for the baseline, which has no teacher."""
+    return None if line["row"].method == "finetune" else line["training"]["soft_weight"]
+
+
+def throughput_with_equal_labels(line: dict) -> float | None:
+    """The throughput's ratio of a row whose labels don't depend on the batch."""
+    return None if line["row"].batch_flip_rate else line["row"].throughput_speedup
+
+
 def course_name(line: dict) -> str:
     return f"{line['name']} ({line['device']})"
 
@@ -174,7 +184,7 @@ TABLES = {
         Column("take", lambda line: f"`{line['row'].variant}`"),
         Column("MB", "row.size_mb", ".1f"),
         Column("ms from text", "row.text_latency_ms", ".2f"),
-        Column("times the throughput, in batches", "row.throughput_speedup", ".1f"),
+        Column("times the throughput, in batches", throughput_with_equal_labels, ".1f"),
         Column("F1 points lost", "row.f1_drop_points", ".1f", DROP),
         Column("out of domain", "row.ood_drop_points", ".1f", OUT_OF_DOMAIN),
     ],
@@ -249,8 +259,8 @@ TABLES = {
         Column("Epochs", "training.epochs", "g"),
         Column("Batch", "training.batch_size", "g"),
         Column("Learning rate", "training.learning_rate", "g"),
-        Column("alpha", "training.soft_weight", "g"),
-        Column("T", lambda line: line["training"]["temperature"] if line["training"]["soft_weight"] else None, "g"),
+        Column("alpha", teacher_share, "g"),
+        Column("T", lambda line: line["training"]["temperature"] if teacher_share(line) else None, "g"),
         Column("Dropout", "training.dropout", "g"),
         Column("Frozen", lambda line: "embeddings" if line["training"]["freeze_embeddings"] else None),
     ],
