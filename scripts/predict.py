@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     texts = decoded_texts(args.text)
     # torch deprecates its own int8 modules, which some variants consist of.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    folder = model_folder(load_profile(args.profile), args.model, args.seed)
+    folder = model_folder(load_profile(args.profile), args.model, args.seed, args.device)
     model = load(folder, args.device, args.threads)  # verifies the files, the tokenizer's included
     artifact = read_artifact(folder, verify=False)
     warn_of_saturation(artifact.variant, artifact.backend, model.precision, artifact.options)

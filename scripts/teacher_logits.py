@@ -5,7 +5,7 @@ The profile's baseline must be built. Example: python scripts/teacher_logits.py 
 
 import argparse
 
-from compress.cli import cores, main_guard, positive, run_parser
+from compress.cli import main_guard, run_parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -13,12 +13,12 @@ def main(args: argparse.Namespace) -> None:
     from compress.graph.teacher_logits import write_teacher_logits
 
     profile = load_profile(args.profile)
-    count = write_teacher_logits(profile, args.seed, args.device, args.threads)
+    baseline = next(variant for variant in profile.everything if variant.name == profile.baseline)
+    threads = baseline.threads or 1  # not the machine's: another number rounds differently
+    count = write_teacher_logits(profile, args.seed, args.device, threads)
     file = logits_file(profile.name, args.seed)
     print(f"seed {args.seed}: logits of {profile.baseline} for {count} texts are in {file}")
 
 
 if __name__ == "__main__":
-    parser = run_parser(__doc__)
-    parser.add_argument("--threads", type=positive, default=cores(), help="(default: the number of cores)")
-    main_guard(main, parser)
+    main_guard(main, run_parser(__doc__))

@@ -73,6 +73,7 @@ SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "dist
         ('baseline = "finetuned"', 'baseline = "finetuned"\ncore = ["finetuned"]', "core: must list 'distill-1x32'"),
         ('goal = "tiny"', 'goal = "tinny"', "champions.1.goal: "),
         ('baseline = "finetuned"', 'baseline = "finetuned"\nno_quality = "-"', "champions: are chosen by quality"),
+        ('["finetuned", "finetuned-ort', '["bert-orig", "finetuned-ort', "measure.shapes.variants: 'bert-orig' is not"),
         ('ablated = "ort', 'ablated = "no', "serving: no variant is called 'no-int8-static-percentile'"),
         ('baseline = "finetuned"', 'baseline = "finetuned"\nteacher = "smoke"', "teacher: no other profile is called"),
         ('baseline = "finetuned"', 'baseline = "finetuned"\ncourse = { Bert = "finetuned" }', "course.Bert"),

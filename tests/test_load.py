@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,7 +16,7 @@ from compress.config.budgets import CALM, Load
 from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.loadtest import generator as load
-from compress.loadtest import runs
+from compress.loadtest import runs, summary
 from compress.loadtest.benchmark import Benchmark, only_named
 from compress.loadtest.processes import HOST, free_port, launched
 from compress.loadtest.runs import Run, is_void
@@ -274,7 +275,7 @@ def test_void_runs_are_left_out_and_counted():
     assert alone["reason"].startswith("3 of 3 runs void")
 
 
-def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, monkeypatch):
+def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     artifact, settings = tmp_path / "artifact.json", {"command": ["serve.py", "--workers=2"]}
     artifact.write_text("{}")
@@ -288,7 +289,12 @@ def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, mo
     other = {"command": ["serve.py", "--workers=1"]}
     assert runs.current_run(path, [other | {"sources": ["artifact.json"]}]) is None
     assert runs.current_run(path, [settings | {"sources": ["artifact.json", "serve.py"]}]) is None
+    profile = SimpleNamespace(build=tmp_path, name="x")
+    monkeypatch.setattr(summary, "own_layout", lambda *_: {})
+    assert [run.server for run in summary.finished_runs(profile)] == ["ours"]
     os.utime(artifact, (written + 1, written + 1))
+    assert summary.finished_runs(profile) == []
+    assert capsys.readouterr().out.startswith("ours is left out: its runs are older")
     runs.remove_outdated(folder / "ours")
     assert not path.exists()
 

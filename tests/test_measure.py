@@ -2,6 +2,9 @@
 
 import json
 import os
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +112,24 @@ def test_new_lengths_are_called_twice_each_and_once_only():
     lengths = [shape[1] for _, shape in predictor.calls]
     assert sorted(lengths) == [3, 3, 4, 4, 5, 5]
     assert lengths[::2] == lengths[1::2]
+
+
+def test_predictions_of_an_older_model_do_not_survive_an_evaluation_that_fails(tmp_path, monkeypatch, capsys):
+    class Pool(nullcontext):
+        def submit(self, *_):
+            job = Future()
+            job.set_exception(BrokenProcessPool("killed"))
+            return job
+
+    monkeypatch.setattr(evaluation, "ProcessPoolExecutor", lambda *_, **__: nullcontext(Pool()))
+    monkeypatch.setattr(evaluation, "read_record", lambda _: SimpleNamespace(status="ok"))
+    for name in ("artifact.json", "record.json", evaluation.PREDICTIONS, "predictor.py"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "predictor.py", (2**31, 2**31))
+    profile = SimpleNamespace(name="x", everything=[SimpleNamespace(name="v")], variant_folder=lambda *_: tmp_path)
+    evaluation.evaluate_stale(profile, 0, "cpu", [tmp_path / "predictor.py"])
+    assert "[1/1] v: " in capsys.readouterr().out
+    assert not (tmp_path / evaluation.PREDICTIONS).exists()
 
 
 def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeypatch):

@@ -66,6 +66,9 @@ class Profile(Strict):
         for key, wanted in used.items():
             if unknown := set(wanted) - set(names):
                 raise ValueError(f"{key}: no variant is called {sorted(unknown)[0]!r}")
+        untimed = {variant.name for variant in self.variants if not variant.timed}
+        if wrong := untimed & set(self.measure.shapes.variants):
+            raise ValueError(f"measure.shapes.variants: {sorted(wrong)[0]!r} is not timed")
         for number, variant in enumerate(self.variants):
             for key, parent in zip(("parent", "second"), variant.parents, strict=False):
                 if parent not in names[:number]:

@@ -19,6 +19,7 @@ class CascadePredictor(Predictor):
         self.first, self.second, self.threshold = first, second, threshold
         self.precision = "+".join(dict.fromkeys((first.precision, second.precision)))
         self.threads = max(first.threads, second.threads)  # NumPy's classifiers always run on one
+        self.length_step = max(first.length_step, second.length_step)
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """The logits of the second model in the rows that the first one passes on, those of the first in the others."""

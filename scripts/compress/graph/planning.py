@@ -21,7 +21,8 @@ from compress.storage.artifact import read_artifact
 from compress.storage.record import FILE as RECORD
 from compress.storage.record import read_record
 
-# Code that decides what a model or its record becomes; other modules only run models.
+# Code that decides what a model or its record becomes. Others run models: after a change that alters predictions, run
+# make clean.
 DECIDING = (
     "compress.methods.",
     "compress.storage.packed",
@@ -57,6 +58,8 @@ def sources_of(variant) -> list[Path]:
     Not its numbered script, which only passes arguments on: a new method would make all others of its script stale.
     """
     todo, seen = [f"compress.methods.{variant.module}"], set()
+    if isinstance(variant, Classifier):
+        todo.append("compress.data.tasks")  # chooses its sentences
     while todo:
         name = todo.pop()
         if name not in seen and module_path(name).is_file():
@@ -121,13 +124,13 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
     lines = [f"# Written by scripts/plan.py from scripts/profiles/{profile.name}.toml: do not edit."]
     lines += [f"PASSES := {profile.measure.passes}", f"BASELINE := {profile.baseline}"]
     for stage, of_stage in by_stage(profile, variants).items():
-        built = [(variant, seed) for seed in seeds for variant in variants_of(profile, of_stage, seed)]
+        built = [(variant, seed) for seed in seeds for variant in variants_of(of_stage, seed)]
         targets = [target(profile, variant.name, seed, device) for variant, seed in built]
         lines.append(f"RECORDS_OF_{stage} := {' '.join(targets)}")
     for seed in seeds:
         data = relative(profile.data_folder(seed) / "data.json")
         # The longest trainings first: one that starts last would leave the other cores idle.
-        built = variants_of(profile, variants, seed)
+        built = variants_of(variants, seed)
         order = sorted(built, key=lambda variant: -sum(training.epochs for training in variant.trainings))
         targets = [target(profile, variant.name, seed, device) for variant in order]
         lines.append(f"RECORDS_{seed} := {' '.join(targets)}")
@@ -143,7 +146,7 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
     return "\n".join(lines) + "\n"
 
 
-def variants_of(profile: Profile, variants: list, seed: int) -> list:
+def variants_of(variants: list, seed: int) -> list:
     """Those to build for a seed: the service runs the classifiers of seed 0."""
     return [variant for variant in variants if seed == 0 or not isinstance(variant, Classifier)]
 

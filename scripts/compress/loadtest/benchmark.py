@@ -150,7 +150,7 @@ class Benchmark:
 def run_benchmark(args: argparse.Namespace, profile: Profile, folder_of: Callable[[str], Path]) -> int:
     """Measures our servers, or the peers; args has scope, threads, peers, only, and again. Returns their number.
 
-    folder_of gives the folder of a variant or champion.
+    folder_of gives the folder of a variant.
     """
     splits = load_splits(profile, seed=0)
     texts = [text for name in ("test", "validation", "train") for text in splits[name]["text"]]

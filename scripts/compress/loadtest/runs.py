@@ -81,12 +81,18 @@ def remove_outdated(folder: Path) -> None:
     """Removes a server's damaged runs, and those with a source that is newer or gone."""
     for path in folder.glob("*.npz"):
         try:
-            sources = [ROOT / source for source in read_run(path).about["settings"]["sources"]]
+            outdated = is_outdated(path, read_run(path))
         except UserError:
-            sources = []
-        written = path.stat().st_mtime
-        if not sources or any(not source.exists() or source.stat().st_mtime > written for source in sources):
+            outdated = True
+        if outdated:
             path.unlink()
+
+
+def is_outdated(path: Path, run: Run) -> bool:
+    """Whether a source of the run is newer than its file, or gone; true for a run without sources."""
+    sources = [ROOT / source for source in run.about["settings"]["sources"]]
+    written = path.stat().st_mtime
+    return not sources or any(not source.exists() or source.stat().st_mtime > written for source in sources)
 
 
 def remove_other_settings(folder: Path, server: str, accepted: Sequence[dict]) -> None:

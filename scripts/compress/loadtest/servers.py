@@ -115,7 +115,7 @@ def own_layout(profile: Profile, scope: str) -> dict[str, tuple[list[str], tuple
 
 
 def own_servers(profile: Profile, scope: str, threads: int, folder_of: Callable[[str], Path]) -> list[Server]:
-    """The servers of own_layout(); folder_of gives the folder of a variant or champion.
+    """The servers of own_layout(); folder_of gives the folder of a variant.
 
     The single models without a changed option are compared with the baseline's, if that is served.
     """

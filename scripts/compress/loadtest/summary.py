@@ -7,14 +7,20 @@ import numpy as np
 from compress.config.profile import Profile
 from compress.errors import UserError
 from compress.loadtest.intervals import quantile_interval
-from compress.loadtest.runs import LATE, Run, is_void, read_run, serving_folder
+from compress.loadtest.runs import LATE, Run, is_outdated, is_void, read_run, serving_folder
 from compress.loadtest.servers import COUNTERS, own_layout
 
 
 def finished_runs(profile: Profile) -> list[Run]:
-    """All runs; empty if the benchmark has not run here. Raises UserError if a server of the core has no runs."""
+    """All runs of the present models and code; empty if there are none. Names servers whose runs are left out.
+
+    Raises UserError if a server of the core has no such runs, but others do.
+    """
     folder = serving_folder(profile)
-    runs = [read_run(path) for path in sorted(folder.glob("*/*.npz"))]
+    found = [(path, read_run(path)) for path in sorted(folder.glob("*/*.npz"))]
+    runs = [run for path, run in found if not is_outdated(path, run)]
+    for name in sorted({run.server for _, run in found} - {run.server for run in runs}):
+        print(f"{name} is left out: its runs are older than its model or the code; run make serve-bench or serve-peers")
     missing = [name for name in own_layout(profile, "core") if name not in {run.server for run in runs}]
     if runs and missing:
         raise UserError(f"{folder}: no runs of {missing[0]}; run: make serve-bench PROFILE={profile.name}")

@@ -45,6 +45,7 @@ def evaluate_stale(profile: Profile, seed: int, device: str, sources: list[Path]
             try:
                 message = job.result()
             except Exception as error:
+                remove(folders[name] / PREDICTIONS)  # those of an older model, or by older code, must not stay
                 message = failure(error)
             console.say(f"[{number}/{len(todo)}] {name}: {message}")
 

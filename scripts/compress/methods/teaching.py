@@ -53,7 +53,7 @@ def baseline_logits(context: Context, texts: Sequence[str]) -> np.ndarray:
     """The logits of the own fine-tuned model, float32 [texts, classes], cached by its files and the texts."""
     artifact = read_artifact(context.baseline)
     files = {name: file.sha256 for name, file in artifact.files.items()}
-    path = context.cache / f"logits-{digest([files, artifact.max_length, list(texts)])[:32]}.npy"
+    path = context.cache / f"logits-{digest([files, context.train_device, artifact.max_length, list(texts)])[:32]}.npy"
     # Parallel builds wait here for the first of them to write the cache.
     with distributed.main_first(), locked(context.cache / "lock"):
         if not path.exists():

@@ -97,7 +97,7 @@ def server_facts(rows: Iterable[ServingRow], p99_ms: float, peers: bool = False)
 
 def served_models(facts: dict[str, ServerFacts], results: Results) -> dict[str, ServerFacts]:
     """The servers of one model each, without those that have something changed."""
-    models = {row.variant for row in results.variants} | set(results.champions)
+    models = {row.variant for row in results.variants}
     return {name: fact for name, fact in facts.items() if name in models}
 
 
@@ -188,8 +188,7 @@ def offline_rate(fact: ServerFacts, results: Results) -> float | None:
     """
     if other_machine([fact.variant], results):
         return None
-    name = results.champions.get(fact.variant, {"chosen": fact.variant})["chosen"]
-    return next(row.throughput_per_s for row in results.variants if row.variant == name)
+    return results.by_name[fact.variant].throughput_per_s
 
 
 def other_machine(servers: Iterable[str], results: Results) -> dict | None:

@@ -255,7 +255,7 @@ TABLES = {
     "trainings": [
         Column("Variant", "row.variant"),
         Column("Starts from", initial_weights),
-        Column("Sentences", lambda line: " + ".join(line["row"].options["training"].get("transfer", ["train"]))),
+        Column("Sentences", lambda line: " + ".join(line["training"].get("transfer", ["train"]))),
         Column("Epochs", "training.epochs", "g"),
         Column("Batch", "training.batch_size", "g"),
         Column("Learning rate", "training.learning_rate", "g"),

@@ -270,16 +270,14 @@ def splits(results: Results) -> list[dict]:
 
 
 def build_effort(rows: list[PooledRow]) -> dict | None:
-    """Minutes to build and measure the rows and to train them; trainings that ran in parallel count by their share."""
+    """Minutes to build and measure the rows, and to train them: sums, although builds run in parallel."""
     if not rows:
         return None
     longest = max(rows, key=lambda row: row.seconds or 0)
-    threads = max(row.threads or 1 for row in rows)
-    training = sum((row.train_seconds or 0) * row.details.get("training_threads", threads) / threads for row in rows)
     return {
         "variants": len(rows),
         "minutes": sum(row.seconds or 0 for row in rows) / 60,
-        "training": training / 60,
+        "training": sum(row.train_seconds or 0 for row in rows) / 60,
         "longest": longest.variant,
         "longest_minutes": (longest.seconds or 0) / 60,
         "peak_gb": max((row.build_peak_mb / 1e3 for row in rows if row.build_peak_mb), default=None),

@@ -7,7 +7,7 @@ from compress.errors import UserError
 from compress.results.reading import read_champions
 
 
-def model_folder(profile: Profile, model: str, seed: int = 0) -> Path:
+def model_folder(profile: Profile, model: str, seed: int = 0, device: str = "cpu") -> Path:
     """Raises UserError that says what to do if there is no such model, or none built yet."""
     variants = {variant.name: variant for variant in profile.everything}
     rules = [rule.name for rule in profile.champions]
@@ -24,10 +24,12 @@ def model_folder(profile: Profile, model: str, seed: int = 0) -> Path:
         if facts is None:
             raise UserError(f"{profile.results}/champions.json: no {model}; run: make all PROFILE={profile.name}")
         name = facts["chosen"]
-    folder = profile.variant_folder(name, seed)
+        if name not in variants:
+            raise UserError(f"{profile.results}/champions.json: no variant is called {name}; run: make results")
+    folder = profile.variant_folder(name, seed, device)
     if not (folder / "artifact.json").exists():
-        scope = " SCOPE=full" if variants[name].scope == "full" else ""
-        raise UserError(f"{folder}: {model} is not built; run: make all PROFILE={profile.name}{scope}")
+        options = f" DEVICE={device}" if device != "cpu" else ""
+        raise UserError(f"{folder}: {model} is not built; run: make model PROFILE={profile.name} NAME={name}{options}")
     return folder
 
 

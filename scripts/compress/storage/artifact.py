@@ -49,14 +49,14 @@ class Artifact(Strict):
 
 
 def embedding_bytes(folder: Path) -> int | None:
-    """The bytes of the embedding tables in the folder's safetensors file; None without such a file."""
+    """The bytes of the embeddings in the folder's safetensors file, their LayerNorm included; None if it has none."""
     files = list(folder.glob("*.safetensors"))
     if not files:
         return None
     with open(files[0], "rb") as file:  # its header: 8 bytes of length, then JSON with the place of every tensor
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     places = [entry["data_offsets"] for name, entry in header.items() if ".embeddings." in name]
-    return sum(end - begin for begin, end in places)
+    return sum(end - begin for begin, end in places) or None
 
 
 def read_artifact(folder: Path, verify: bool = True) -> Artifact:
