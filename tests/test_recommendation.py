@@ -101,7 +101,7 @@ def test_without_limits_the_command_prints_the_answers_of_the_decision_page():
     for answer in answers:
         row = answer["row"]
         head = f"({row.backend}), {row.size_mb:.1f} MB, {row.text_latency_ms:.2f} ms per sentence"
-        losses = f"{LOSES(row)} F1 points on the test sentences; on other domains it {LOSES(row, away=True)} points of macro F1"
+        losses = f"{LOSES(row)} F1 points on the test sentences; on other domains it {LOSES(row, away=True)} points"
         command = f"make model PROFILE=minilm NAME={row.variant}\n"
         own = text.split(f"For {answer['need']}:\n")[1].split("\n\n")[0] + "\n"
         on_page = PAGE.split(f"**For {answer['need']}:**")[1].split("\n**For")[0]
