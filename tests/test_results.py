@@ -15,7 +15,7 @@ from compress.files import read_arrays, write_arrays, write_json
 from compress.metrics import softmax
 from compress.provenance import provenance
 from compress.results import scoring, seedfile, statistics
-from compress.results.collating import collate, print_summary
+from compress.results.collating import collate, of_equal_recipes, print_summary
 from compress.results.costs import NOT_TIMED
 from compress.results.models import model_folder
 from compress.results.reading import read_results
@@ -166,18 +166,46 @@ def raw(profile, name: str, seed: int = 0) -> dict[str, np.ndarray]:
     return read_arrays(profile.variant_folder(name, seed) / "predictions.npz")
 
 
-def test_a_mean_never_mixes_seeds_of_other_recipes(profile, built):
-    pruned = next(variant for variant in VARIANTS if variant.name == "pruned")
-    longer = record(pruned, 1)
-    longer.options["sparsity"] = 0.65
-    write_record(profile.variant_folder("pruned", 1), longer)
-    message = r"seed1\.npz: pruned: its sparsity is 0\.65, in seed 0 "
-    with pytest.raises(UserError, match=message):
-        tables(profile, [0, 1])
-    shown_elsewhere = record(pruned, 1)
-    shown_elsewhere.options["scope"] = "full"
-    write_record(profile.variant_folder("pruned", 1), shown_elsewhere)
-    assert {row.seed for row in tables(profile, [0, 1])} == {0, 1}
+def test_a_mean_never_mixes_seeds_of_other_recipes(profile, built, capsys):
+    def seeds_of(options: dict) -> dict[str, set]:
+        made = record(next(variant for variant in VARIANTS if variant.name == changed), 1)
+        made.options.update(options)
+        write_record(profile.variant_folder(changed, 1), made)
+        rows = tables(profile, [0, 1])
+        return {name: {row.seed for row in rows if row.variant == name} for name in (BASE, "pruned", "ort-int8")}
+
+    changed, both = "pruned", {0, 1}
+    assert seeds_of({"sparsity": 0.65}) == {BASE: both, "pruned": {0}, "ort-int8": both}
+    message = "seed1.npz: left out, because they or an ancestor were built with other options than in seed 0: pruned"
+    assert f"{message}\n" in capsys.readouterr().out
+    assert seeds_of({"scope": "full"})["pruned"] == both  # only decides where it is shown
+    assert seeds_of({"gone_since": 1})["pruned"] == {0}
+    changed = BASE
+    assert set().union(*seeds_of({"threads": 2}).values()) == {0}  # all others descend from it
+
+
+def test_an_option_that_is_younger_than_a_record_has_its_default(profile, built):
+    made = record(next(variant for variant in VARIANTS if variant.name == "pruned"), 1)
+    assert made.options.pop("criterion") == "magnitude"
+    write_record(profile.variant_folder("pruned", 1), made)
+    assert {row.seed for row in tables(profile, [0, 1]) if row.variant == "pruned"} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["minilm", "base"])
+def test_committed_seeds_can_be_joined_by_one_that_is_built_today(name, tmp_path, capsys):
+    profile = load_profile(name)
+    seeds = {path.name: read_seed_file(path) for path in sorted(profile.results.glob("seed*.npz"))}
+    first = seeds.pop("seed0.npz")
+    recipes = {variant.name: variant.model_dump(mode="json") for variant in profile.variants}
+    entries = {
+        variant: replace(entry, record=entry.record.model_copy(update={"options": recipes[variant]}))
+        for variant, entry in first.entries.items()
+        if variant in recipes
+    }
+    for file, seed in seeds.items():
+        joined = of_equal_recipes(profile, seed, replace(first, entries=entries), tmp_path / file)
+        assert profile.baseline in joined.entries
+        assert len(joined.entries) > 0.8 * len(seed.entries)
 
 
 bit_patterns = arrays(np.uint32, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=4))

@@ -1,11 +1,12 @@
 """Seed files to the tables of results/<profile>/: every CSV and JSON file from results/<profile>/seed<k>.npz alone."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from compress.config.profile import Profile
-from compress.config.variants import DISPLAY
 from compress.data.card import OUT_OF_DOMAIN
 from compress.errors import UserError
 from compress.files import write_json
@@ -24,6 +25,7 @@ from compress.results.scoring import (
 )
 from compress.results.seedfile import Seed, read_seed_file, seed_is_built, seed_path, write_seed_file
 from compress.results.selection import write_champions
+from pydantic import ValidationError
 
 
 def collate(profile: Profile, numbers: list[int], device: str, scope: str, folder: Path) -> list[VariantRow]:
@@ -41,7 +43,7 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
             raise UserError(f"{profile.seed_folder(number, device)}: its {profile.baseline} is not built; run make all")
         elif not path.exists():
             raise UserError(f"{path}: missing, and so is the seed in {profile.build}; run make all")
-    seeds = read_seeds(folder)
+    seeds = read_seeds(folder, profile)
     first, has_quality = seeds[0], not profile.no_quality
     scores = score_seeds(seeds) if has_quality else {}
     rows = []
@@ -60,8 +62,11 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     return rows
 
 
-def read_seeds(folder: Path) -> list[Seed]:
-    """All seed files of a folder; raises UserError without one, or for different data."""
+def read_seeds(folder: Path, profile: Profile) -> list[Seed]:
+    """All seed files of a folder; raises UserError without one, or for different data.
+
+    Other seeds are without the variants that were built by other recipes than the first seed's.
+    """
     seeds = sorted((read_seed_file(path) for path in folder.glob("seed*.npz")), key=lambda seed: seed.number)
     if not seeds:
         raise UserError(f"{folder}: no seed files, and none of its seeds is in build/; run make all")
@@ -74,8 +79,9 @@ def read_seeds(folder: Path) -> list[Seed]:
             if not np.array_equal(seed.labels.get(domain), seeds[0].labels.get(domain)):
                 raise UserError(f"{path}: its {domain} sentences are not the first seed's; remove one of them")
         check_test_sets(path, seed, seeds[:i])
-        check_recipes(path, seed, seeds[0])
-    return seeds
+    paths = [seed_path(folder, seed.number) for seed in seeds]
+    same = [of_equal_recipes(profile, seed, seeds[0], path) for seed, path in zip(seeds, paths, strict=True)]
+    return [seed for seed in same if seed is same[0] or profile.baseline in seed.entries]
 
 
 def check_test_sets(path: Path, seed: Seed, others: list[Seed]) -> None:
@@ -89,16 +95,32 @@ def check_test_sets(path: Path, seed: Seed, others: list[Seed]) -> None:
             )
 
 
-def check_recipes(path: Path, seed: Seed, first: Seed) -> None:
-    """Raises UserError if a variant was built with other options than in the first seed: no mean of both is shown."""
-    for name in sorted(seed.entries.keys() & first.entries.keys()):
-        mine, other = seed.entries[name].record.options, first.entries[name].record.options
-        changed = [key for key in sorted(mine | other) if key not in DISPLAY and mine.get(key) != other.get(key)]
-        if changed:
-            raise UserError(
-                f"{path}: {name}: its {changed[0]} is {mine.get(changed[0])}, in seed {first.number} "
-                f"{other.get(changed[0])}; build both seeds again or remove the file"
-            )
+def of_equal_recipes(profile: Profile, seed: Seed, first: Seed, path: Path) -> Seed:
+    """The seed without the variants that, or an ancestor of which, were built with other options than in the first.
+
+    No mean mixes both. The variants left out are printed: their file was written before the profile changed.
+    """
+    other: set[str] = set()
+    for variant in profile.variants:  # parents come before their children
+        entries = [of.entries[variant.name] for of in (seed, first) if variant.name in of.entries]
+        recipes = [recipe_of(variant, entry.record.options) for entry in entries]
+        if recipes[:1] != recipes[-1:] or other & set(variant.parents):
+            other.add(variant.name)
+    other &= seed.entries.keys()
+    if other:
+        print(
+            f"{path}: left out, because they or an ancestor were built with other options than in seed {first.number}: "
+            f"{', '.join(sorted(other))}"
+        )
+    return replace(seed, entries={name: entry for name, entry in seed.entries.items() if name not in other})
+
+
+def recipe_of(variant, options: dict) -> dict:
+    """What was built, from the options in a record; an option that is younger than the record has its default."""
+    try:
+        return type(variant).model_validate_json(json.dumps(options)).recipe
+    except ValidationError:  # an option is gone since
+        return options
 
 
 def older_splits(seeds: list[Seed]) -> list[dict]:
