@@ -1,14 +1,14 @@
 """Figures: the committed ones are those of the table, drawing is deterministic, and every point is drawn once."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import combinations, product
 
 import pytest
 from compress.config.profile import load_profile
 from compress.report import canvas, chapter_plots, comparisons, families, gallery, load_facts, load_plots, plots
 from compress.results.reading import by_variant, read_results
-from compress.results.rows import ServingRow
+from compress.results.rows import ServingRow, VariantRow
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 PROFILE = load_profile("minilm")
@@ -115,6 +115,17 @@ def test_intervals_of_speed_and_other_domains_are_drawn():
     bars = drawn["f1_vs_latency"].axes[0].containers
     assert bars
     assert all(bar.has_xerr for bar in bars)
+
+
+def test_results_without_times_have_their_other_figures():
+    columns = [column.name for column in fields(VariantRow) if "latency" in column.name or "speedup" in column.name]
+    rows = [replace(row, **dict.fromkeys([*columns, "throughput_per_s"])) for row in RESULTS.rows]
+    results = replace(RESULTS, rows=rows, large=None)
+    found = gallery.figures(PROFILE, results)
+    assert {"f1_vs_size", "flips"} <= set(found)
+    assert not {"overview", "f1_vs_latency"} & set(found)
+    for name in ("f1_vs_size", "flips"):
+        found[name]()
 
 
 def test_labels_above_the_points_do_not_overlap():

@@ -501,6 +501,27 @@ def test_missing_numbers_leave_gaps_and_never_break_a_page(kept):
     assert not re.search(r"\bNone\b|\bnan\b|Undefined", pages.front_page(PROFILE, emptied(RESULTS, *kept)))
 
 
+@pytest.mark.parametrize("status", ["missing", "failed"])
+def test_variants_that_only_later_seeds_have_break_no_page_and_no_figure(status):
+    built = {PROFILE.baseline, "finetuned-ort-int8"}
+
+    def without(row):
+        known = TEXT - {"backend", "precision"}
+        lost = {name: getattr(row, name) for name in (*known, "trained", "seed")} | {"status": status, "reason": "gone"}
+        return row if row.seed or row.variant in built else VariantRow(**dict.fromkeys(TEXT, "") | lost)
+
+    methods = {name: facts for name, facts in RESULTS.methods.items() if name in built}
+    rows = [without(row) for row in RESULTS.rows]
+    results = replace(RESULTS, rows=rows, methods=methods, champions={}, serving=[], services=[])
+    assert {row.variant for row in comparisons.trained(results.variants)} == built
+    pages.front_page(PROFILE, results)
+    assert "report" in pages.report_pages(PROFILE, results)
+    drawn = gallery.figures(PROFILE, results)
+    assert "f1_vs_size" in drawn
+    for draw in drawn.values():
+        draw()
+
+
 def test_the_protocol_names_the_earlier_one_only_where_times_have_no_interval():
     earlier = replace(RESULTS, rows=[replace(row, latency_speedup_low=None) for row in RESULTS.rows])
     for results, is_noted in ((RESULTS, False), (earlier, True)):

@@ -60,8 +60,8 @@ def baseline_row(results: Results) -> PooledRow:
 
 
 def trained(rows: Iterable[PooledRow]) -> list[PooledRow]:
-    """The rows of trained models with measured quality."""
-    return [row for row in rows if row.trained and row.f1_drop_points is not None]
+    """The rows of trained models with measured quality; one that the first seed lacks has no size and is left out."""
+    return [row for row in rows if row.status == "ok" and row.trained and row.f1_drop_points is not None]
 
 
 def of_method(results: Results, method: str) -> list[PooledRow]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compress.cli import cores
 from compress.config.profile import Profile
-from compress.report import canvas, chapter_plots, comparisons, load_plots, plots, views
+from compress.report import canvas, chapter_plots, comparisons, load_plots, plots
 from compress.results.reading import Results
 
 
@@ -23,7 +23,7 @@ def with_sensitivity(results: Results) -> list[str]:
 
 # (name, function of the results, condition)
 FIGURES = (
-    ("overview", plots.overview, views.front_models),
+    ("overview", plots.overview, plots.timed_models),
     ("f1_vs_size", partial(plots.trade_off, column="size_mb"), has_values("size_mb")),
     ("f1_vs_latency", partial(plots.trade_off, column="latency_ms"), has_values("latency_ms")),
     ("domain_shift", plots.domain_shift, has_values("ood_drop_points")),

@@ -50,7 +50,7 @@ def overview(results: Results):
 
     A circle is hollow where the model is not shown to keep the quality.
     """
-    lines = [line for line in views.front_models(results) if line["row"].text_latency_ms]
+    lines = timed_models(results)
     sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms for line in lines]
     low, high = min(sizes) / 1.5, max(sizes) * 1.6
     figure, axes = canvas.new_axes(7.2, 4.8)
@@ -80,6 +80,11 @@ def overview(results: Results):
     label += "\nhollow: not shown to keep the quality"
     canvas.colour_bar(ScalarMappable(norm, canvas.LOSSES), [axes], location="bottom", aspect=50, label=label)
     return figure
+
+
+def timed_models(results: Results) -> list[dict]:
+    """The models of the front page that have a time from text; the large one's may be of another machine."""
+    return [line for line in views.front_models(results) if line["row"].text_latency_ms]
 
 
 def label_side(text: str, place: float, level: list[float]) -> int:
