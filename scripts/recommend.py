@@ -3,9 +3,9 @@
 Reads only results/<profile>/. Without limits it prints the decision page's best for each need. Within limits of
 megabytes, milliseconds and F1 it prefers the variants that keep the quality, and of these it chooses the one with the
 best F1 on validation. Status 1 if no variant keeps the limits; the output then says which limit excludes all.
-F1 shown and limited is that of the test set: the baseline's less the points lost, because variants with fewer seeds
-have fewer test sentences. Milliseconds are for one sentence, tokenizer included: the baseline's median divided by the
-speed-up. Variants that were measured on fewer seeds than the baseline are not recommended.
+F1 shown and limited is that of the test set: the baseline's less the points lost. Milliseconds are for one sentence,
+tokenizer included: the baseline's median divided by the speed-up. Variants that were measured on fewer seeds than the
+baseline are not recommended.
 Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
 """
 
