@@ -70,7 +70,8 @@ def read_seeds(folder: Path, profile: Profile) -> list[Seed]:
     seeds = sorted((read_seed_file(path) for path in folder.glob("seed*.npz")), key=lambda seed: seed.number)
     if not seeds:
         raise UserError(f"{folder}: no seed files, and none of its seeds is in build/; run make all")
-    for i, seed in enumerate(seeds):
+    same = seeds[:1]
+    for i, seed in enumerate(seeds[1:], 1):
         path = seed_path(folder, seed.number)
         for key in ("source", "backbone", "backbone_files", "labels"):
             if (mine := seed.card.get(key)) != (first := seeds[0].card.get(key)):
@@ -79,9 +80,8 @@ def read_seeds(folder: Path, profile: Profile) -> list[Seed]:
             if not np.array_equal(seed.labels.get(domain), seeds[0].labels.get(domain)):
                 raise UserError(f"{path}: its {domain} sentences are not the first seed's; remove one of them")
         check_test_sets(path, seed, seeds[:i])
-    paths = [seed_path(folder, seed.number) for seed in seeds]
-    same = [of_equal_recipes(profile, seed, seeds[0], path) for seed, path in zip(seeds, paths, strict=True)]
-    return [seed for seed in same if seed is same[0] or profile.baseline in seed.entries]
+        same.append(of_equal_recipes(profile, seed, seeds[0], path))
+    return [seed for seed in same if seed is seeds[0] or profile.baseline in seed.entries]
 
 
 def check_test_sets(path: Path, seed: Seed, others: list[Seed]) -> None:

@@ -9,7 +9,7 @@ from compress.results.reading import read_champions
 
 def model_folder(profile: Profile, model: str, seed: int = 0, device: str = "cpu") -> Path:
     """Raises UserError that says what to do if there is no such model, or none built yet."""
-    variants = {variant.name: variant for variant in profile.everything}
+    variants = {variant.name for variant in profile.everything}
     rules = [rule.name for rule in profile.champions]
     if model not in (*variants, *rules):
         if (Path(model) / "artifact.json").exists():
