@@ -79,7 +79,7 @@ def group(leader: int) -> list[psutil.Process]:
 @pytest.mark.peers
 @pytest.mark.parametrize(
     ("peer", "layout"),
-    [(name, layout) for name, about in PEERS.items() for layout in (about.sweep[0], about.sweep[-1])],
+    [(name, layout) for name, about in PEERS.items() for layout in (about.sweep(2)[0], about.sweep(2)[-1])],
 )
 def test_a_peer_predicts_what_our_predictor_does_and_leaves_no_process(artifact, tmp_path, peer, layout):
     if not PEERS[peer].installed.exists():
@@ -126,6 +126,12 @@ def test_peers_have_the_same_engine_and_tokenizer_as_our_service(peer):
         "" if peer == "peer-course" else ("onnxruntime", "tokenizers")
     )  # the course's design has all packages from ours
     assert {pin for pin in pins if pin.startswith(same)} <= set(ours)
+
+
+def test_a_peers_settings_use_all_cores_of_the_machine():
+    for about in PEERS.values():
+        for cores in (1, 2, 8):
+            assert all(workers * threads == cores for workers, threads, _ in about.sweep(cores))
 
 
 # The limits of the course's design; our service must pass the opposite of each test.

@@ -134,9 +134,9 @@ class Benchmark:
     def accepted_settings(self, server: Server) -> list[dict]:
         return [settings_of(server, load) for load in self.accepted]
 
-    def best_setting(self, peer: str, models: Sequence[Path]) -> tuple[int, int, int]:
+    def best_setting(self, peer: str, models: Sequence[Path], threads: int) -> tuple[int, int, int]:
         """The peer's setting with the highest saturation rate, the median of its repeats."""
-        rates, sweep = {}, PEERS[peer].sweep
+        rates, sweep = {}, PEERS[peer].sweep(threads)
         remove_outdated(self.folder / peer)
         for setting in tqdm(sweep if len(sweep) > 1 else [], desc=f"settings of {peer}", disable=None):
             server, layout = peer_server(peer, peer, models, setting), f"sweep-{'x'.join(map(str, setting))}"
@@ -205,10 +205,10 @@ def servers_with_peers(
     servers = [own_server(name, models, deadline, threads, compared_with=peers)]
     for peer in peers:
         is_measured = not only or peer in only
-        setting = benchmark.best_setting(peer, models) if is_measured else PEERS[peer].sweep[0]
+        setting = benchmark.best_setting(peer, models, threads) if is_measured else PEERS[peer].sweep(threads)[0]
         servers.append(peer_server(peer, peer, models, setting))
     if profile.services and "peer-course" in peers:
         folders = [folder_of(service.name) for service in profile.services]
-        setting = PEERS["peer-course"].sweep[0]
+        setting = PEERS["peer-course"].sweep(threads)[0]
         servers.append(peer_server(f"peer-course-{FIVE}", "peer-course", folders, setting, with_clients=True))
     return servers

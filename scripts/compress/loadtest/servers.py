@@ -30,7 +30,13 @@ COUNTERS = ("batches", "items", "tokens", "padded_tokens", "model_cpu_seconds")
 @dataclass(frozen=True)
 class Peer:
     name: str
-    sweep: tuple[tuple[int, int, int], ...]  # settings: (workers, threads, batch); batch 0 means no limit
+    one_worker: tuple[int, ...] = ()  # batch sizes tried with one worker that has all threads; 0 means no limit
+    worker_per_core: tuple[int, ...] = ()  # batch sizes tried with as many workers of one thread
+
+    def sweep(self, threads: int) -> list[tuple[int, int, int]]:
+        """The settings to try on so many cores: (workers, threads, batch)."""
+        shared = [(1, threads, batch) for batch in self.one_worker]
+        return shared + [(threads, 1, batch) for batch in self.worker_per_core]
 
     @property
     def environment(self) -> Path:
@@ -42,13 +48,12 @@ class Peer:
         return self.environment / ".installed"
 
 
-# First the default of most frameworks (one worker with all threads, batches of 32), then settings for two cores.
-SWEEP = ((1, 2, 32), *((2, 1, batch) for batch in (1, 2, 4, 8, 16)))
+# One worker with all threads and batches of 32 is the default of most frameworks.
 PEERS = {
-    "peer-mosec": Peer("mosec", SWEEP),
-    "peer-litserve": Peer("litserve", SWEEP),
-    "peer-infinity": Peer("infinity", ((1, 2, 32), (1, 1, 8), (2, 1, 8))),
-    "peer-course": Peer("course", ((1, 2, 0),)),  # the only one that serves several models
+    "peer-mosec": Peer("mosec", one_worker=(32,), worker_per_core=(1, 2, 4, 8, 16)),
+    "peer-litserve": Peer("litserve", one_worker=(32,), worker_per_core=(1, 2, 4, 8, 16)),
+    "peer-infinity": Peer("infinity", one_worker=(8, 32), worker_per_core=(8,)),
+    "peer-course": Peer("course", one_worker=(0,)),  # the only one that serves several models
 }
 
 

@@ -161,7 +161,9 @@ def front_models(results: Results) -> list[dict]:
         reasons.setdefault(facts["chosen"], []).append(champion)
     baseline = results.environment["baseline"]
     lines = []
-    for variant in dict.fromkeys((baseline, f"{baseline}-ort-fp32", *reasons, "distill-1x384", "static", "tfidf")):
+    for variant in dict.fromkeys(
+        (baseline, f"{baseline}-ort-fp32", *reasons, "taught-1x384-ort-int8", "static", "tfidf")
+    ):
         row, reason = results.by_name.get(variant), ", ".join(reasons.get(variant, []))
         if row and row.text_latency_ms and row.f1_drop_points is not None:
             name = names.get(variant, variant) + (f" ({reason})" if reason else "")
