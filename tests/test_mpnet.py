@@ -5,21 +5,24 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from compress.config.profile import load_profile
 from compress.config.sources import Backbone, Package
 from compress.config.variants import Student
 from compress.data import archives
 from compress.data.backbone import save_backbone
+from compress.data.prepare import prepare
 from compress.engines import ort, ov
 from compress.engines.mpnet import with_own_bias
 from compress.engines.predictor import load_tokenizer, token_ids
 from compress.engines.pytorch import TorchPredictor, load_model
 from compress.errors import UserError
-from compress.files import atomic_path
 from compress.methods.losses import inner_losses
 from compress.methods.onnx_files import export_onnx
 from compress.methods.student import make_student
@@ -194,13 +197,25 @@ def test_an_encoder_in_parts_is_joined_and_a_damaged_or_missing_part_is_named(pa
     assert not list(tmp_path.glob("tmp*"))
 
 
-def test_a_full_disk_leaves_no_half_of_an_encoder(parts, tmp_path, monkeypatch):
-    def copy_until_full(source, target):
-        target.write(source.read(100))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target.name)
+@pytest.mark.parametrize(("whole_copies", "file"), [(1, "mine.zip"), (4, "tokenizer")], ids=["joining", "unpacking"])
+def test_a_full_disk_leaves_no_half_of_an_encoder(parts, tmp_path, monkeypatch, whole_copies, file):
+    copy = shutil.copyfileobj
+    copied = []
 
-    before = set(tmp_path.iterdir())
+    def copy_until_full(source, target):
+        if len(copied) == whole_copies:
+            target.write(source.read(100))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target.name)
+        copied.append(copy(source, target))
+
+    profile = SimpleNamespace(
+        data=load_profile("smoke").data,
+        encoders={"backbone": Backbone(parts=parts, member="mine.zip", folder="mine")},
+        build=tmp_path / "build",
+        longest_input=32,
+    )
+    monkeypatch.setattr("compress.data.prepare.split_snippets", lambda *_: ({}, ["no", "yes"], {}))
     monkeypatch.setattr(archives.shutil, "copyfileobj", copy_until_full)
-    with pytest.raises(OSError, match=r"No space left.*mine\.zip"), atomic_path(tmp_path / "whole") as new:
-        save_backbone(Backbone(parts=parts, member="mine.zip", folder="mine"), new, classes=2, max_length=32)
-    assert set(tmp_path.iterdir()) == before
+    with pytest.raises(OSError, match=rf"No space left.*{file}"):
+        prepare(profile, [0])
+    assert not list((tmp_path / "build").iterdir())

@@ -53,12 +53,16 @@ def codebook_curve(results: Results):
 
 
 def distillation_bars(results: Results):
-    """The F1 points that every distilled student loses, with their interval."""
+    """The F1 points that every distilled student loses, with their interval; hollow if it has fewer seeds than usual."""
     rows = comparisons.of_method(results, "distill")[::-1]
+    seeds = comparisons.baseline_row(results).seeds
     figure, axes = canvas.new_axes(6.4, 0.6 + 0.32 * len(rows))
     axes.axvline(0, color="0.5", lw=1, zorder=0)
     lost, names = [row.f1_drop_points for row in rows], [row.variant for row in rows]
     axes.errorbar(lost, names, xerr=canvas.drop_errors(rows), fmt="o", color=canvas.GREEN, capsize=3)
+    fewer = [row for row in rows if row.seeds < seeds]
+    hollow = {"ls": "", "marker": "o", "color": canvas.GREEN, "mfc": "white", "zorder": 3}
+    axes.plot([row.f1_drop_points for row in fewer], [row.variant for row in fewer], **hollow)
     canvas.label_axes(axes, f"F1 points lost, 95 % interval; line: {results.environment['baseline']}", grid="x")
     return figure
 

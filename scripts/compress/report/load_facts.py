@@ -9,6 +9,7 @@ from compress.results.reading import Results, by_variant, same_kind
 from compress.results.rows import ServingRow
 
 UNANSWERED = 0.01  # at most, of the requests at a sustained rate
+LEAD = 1.3  # aimed at: the rate at saturation over the best peer's
 
 
 @dataclass(frozen=True)

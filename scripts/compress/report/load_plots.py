@@ -9,6 +9,7 @@ from compress.results.rows import ServingRow
 
 SERVER_MARKERS = "osD^v<>phd"
 LIMIT_TEXT = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 7, "color": "0.3"}
+LIMIT_TEXT |= {"va": "center", "annotation_clip": False}  # at the right of the axes, where no point is
 
 
 def user_servers(rows: list[ServingRow], ablated: str | None) -> list[ServingRow]:
@@ -48,7 +49,7 @@ def load_curves(rows: list[ServingRow], limit_ms: float):
         axes.plot([row.offered_rps for row in failed], [row.latency_ms_p99 for row in failed], **hollow)
         goodput.plot(offered, [row.goodput_rps for row in of_server], **style)
     axes.axhline(limit_ms, color="0.3", lw=1, ls="--", zorder=0)
-    axes.annotate(f"limit {limit_ms:g} ms", (0, limit_ms), (2, 3), **LIMIT_TEXT)
+    axes.annotate(f"limit\n{limit_ms:g} ms", (1, limit_ms), (3, 0), **LIMIT_TEXT)
     labels = ("p99 latency of answered requests, ms", "requests per second answered in time")
     for panel, label in zip(panels[0], labels, strict=True):
         canvas.log_scale(panel, "xy")

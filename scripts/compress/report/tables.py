@@ -420,7 +420,7 @@ TABLES = {
         Column("MB, course", "size_mb", ".1f"),
         Column("MB, ours", "row.size_mb", ".1f"),
         Column("s per sentence, course", "seconds", ".3f"),
-        Column("s, ours", lambda line: line["row"].latency_ms_p50 and line["row"].latency_ms_p50 / 1e3, ".4f"),
+        Column("s, ours", lambda line: line["row"].text_latency_ms and line["row"].text_latency_ms / 1e3, ".4f"),
     ],
     "against_large": [
         Column("Model", "name"),
