@@ -156,7 +156,7 @@ def test_the_load_figure_has_the_limit_and_hollow_points_above_it_or_unanswered(
     assert text.get_text() == f"limit\n{limit:g} ms"
     axes.figure.draw_without_rendering()
     box, right = text.get_window_extent(), axes.get_window_extent().x1
-    assert right <= box.x0 and box.x1 < axes.figure.bbox.x1, "beside the axes, where no point is"
+    assert right <= box.x0 < box.x1 < axes.figure.bbox.x1, "beside the axes, where no point is"
     hollow = {tuple(x) for line in axes.lines if line.get_markerfacecolor() == "white" for x in line.get_xydata()}
     failing = {(row.offered_rps, row.latency_ms_p99) for row in rows if not load_facts.passes(row, limit)}
     assert hollow == failing

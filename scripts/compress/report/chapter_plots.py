@@ -53,7 +53,7 @@ def codebook_curve(results: Results):
 
 
 def distillation_bars(results: Results):
-    """The F1 points that every distilled student loses, with their interval; hollow if it has fewer seeds than usual."""
+    """The F1 points that every distilled student loses, with their interval; hollow if it has few seeds."""
     rows = comparisons.of_method(results, "distill")[::-1]
     seeds = comparisons.baseline_row(results).seeds
     figure, axes = canvas.new_axes(6.4, 0.6 + 0.32 * len(rows))

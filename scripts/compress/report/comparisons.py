@@ -236,8 +236,12 @@ def at_both_sizes(results: Results) -> list[SizePair]:
 
 
 def agreement(pairs: Iterable[SizePair], column: str) -> float | None:
-    """The rank correlation of a column between both networks; None for fewer than three pairs, or constant values."""
-    values = [(getattr(pair.small, column), getattr(pair.large, column)) for pair in pairs]
+    """The rank correlation of a column between both networks; None for fewer than three pairs, or constant values.
+
+    Copies of the fine-tuned networks in other engines, which lose nothing, do not count.
+    """
+    changed = [pair for pair in pairs if pair.small.flip_rate != 0 or pair.large.flip_rate != 0]
+    values = [(getattr(pair.small, column), getattr(pair.large, column)) for pair in changed]
     known = [pair for pair in values if None not in pair]
     if len(known) < 3 or any(len(set(values)) == 1 for values in zip(*known, strict=True)):
         return None
