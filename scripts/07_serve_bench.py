@@ -13,7 +13,7 @@ import signal
 import sys
 from functools import partial
 
-from compress.cli import build_parser, cores, main_guard, positive
+from compress.cli import build_parser, cores, main_guard, thread_count
 
 
 def main(args: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = build_parser(__doc__, nargs="?")
     parser.add_argument("--scope", choices=("core", "full"), default="core", help="of the load (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=cores(), help="of every server (default: %(default)s)")
+    parser.add_argument("--threads", type=thread_count, default=cores(), help="of every server (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="SERVER", help="measure only these servers")
     parser.add_argument(
         "--peers", action="store_true", help="measure the peers (make peers-env) and our server in turns"

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from compress.cli import cores, main_guard, positive, run_parser
+from compress.cli import cores, main_guard, positive, run_parser, thread_count
 from compress.errors import UserError
 
 CHUNK = 512  # texts classified before the next are read
@@ -73,7 +73,7 @@ if __name__ == "__main__":
     parser.add_argument("text", nargs="*", help="texts to classify (default: the lines of standard input)")
     parser.add_argument("--model", required=True, help="a variant, a champion, or the folder of a model")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=thread_count, default=cores(), help="CPU threads (default: %(default)s)")
     parser.add_argument(
         "--batch-size",
         type=positive,

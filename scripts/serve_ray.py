@@ -11,7 +11,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from compress.cli import base_url, cores, main_guard, natural, port, positive, profile_parser
+from compress.cli import base_url, cores, main_guard, natural, port, profile_parser, thread_count
 
 
 def application(folder: Path, replicas: int):
@@ -92,5 +92,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=natural, default=0, help="of the model (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=port, default=8000, help="default: %(default)s")
-    parser.add_argument("--replicas", type=positive, default=cores(), help="default: one per core, %(default)s")
+    parser.add_argument("--replicas", type=thread_count, default=cores(), help="default: one per core, %(default)s")
     main_guard(main, parser)

@@ -11,7 +11,7 @@ import signal
 import sys
 from functools import partial
 
-from compress.cli import cores, main_guard, positive, profile_parser
+from compress.cli import cores, main_guard, positive, profile_parser, thread_count
 
 
 def main(args: argparse.Namespace) -> int:
@@ -34,5 +34,5 @@ if __name__ == "__main__":
     parser = profile_parser(__doc__)
     parser.add_argument("--model", nargs="+", action="extend", help="variants, champions or folders of models")
     parser.add_argument("--minutes", type=positive, default=10, help="of load (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=cores(), help="of the service (default: %(default)s)")
+    parser.add_argument("--threads", type=thread_count, default=cores(), help="of the service (default: %(default)s)")
     main_guard(main, parser)

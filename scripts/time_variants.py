@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from compress.cli import add_device, cores, main_guard, natural, positive, profile_parser
+from compress.cli import add_device, cores, main_guard, natural, profile_parser, thread_count
 
 
 def main(args: argparse.Namespace) -> None:
@@ -30,6 +30,6 @@ if __name__ == "__main__":
     parser = profile_parser(__doc__)
     add_device(parser)
     parser.add_argument("--pass", dest="number", type=natural, help="which pass, from 0 (default: the cold starts)")
-    parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=thread_count, default=cores(), help="CPU threads (default: %(default)s)")
     parser.add_argument("--sources", type=Path, nargs="*", default=[], help="files that make older times stale")
     main_guard(main, parser)

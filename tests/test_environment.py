@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress.cli import cores, main_guard
+from compress.cli import cores, main_guard, thread_count
 from compress.config.profile import load_profile
 from compress.config.variants import TorchRuntime
 from compress.cpu import cpu_quota, warn_of_saturation
@@ -149,6 +149,13 @@ def test_workers_and_threads_together_are_no_more_than_the_cores(monkeypatch, ca
     options = fitted(Options(workers=workers, threads=threads))
     assert (options.workers, options.threads) == used
     assert bool(capsys.readouterr().err) == (used != (workers, threads))
+
+
+@pytest.mark.parametrize(("given", "used"), [("1", 1), ("2", 2), ("99", 2)])
+def test_no_command_takes_more_threads_than_cores(monkeypatch, capsys, given, used):
+    monkeypatch.setattr("compress.cli.cores", lambda: 2)
+    assert thread_count(given) == used
+    assert bool(capsys.readouterr().err) == (given == "99")
 
 
 AVX2 = "processor\t: 0\nflags\t\t: fpu avx2 avx512f\n"

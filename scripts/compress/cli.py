@@ -77,6 +77,17 @@ def positive(text: str) -> int:
     return value
 
 
+def thread_count(text: str) -> int:
+    """A number of threads or processes: at most one per core; says on standard error if it was larger."""
+    value, most = positive(text), cores()
+    if value > most:
+        print(
+            f"warning: {value} threads are more than cores ({most}), which slows all of them: using {most}",
+            file=sys.stderr,
+        )
+    return min(value, most)
+
+
 def natural(text: str) -> int:
     value = int(text)
     if value < 0:
