@@ -169,7 +169,8 @@ AVX2 = "processor\t: 0\nflags\t\t: fpu avx2 avx512f\n"
         (AVX2, "onnxruntime", "fp32", False),
         (AVX2, "torch", "int8", True),
         (AVX2, "torch-int8-saved", "int8", False),  # torch's own rounding to 7 bits
-        (AVX2, "openvino", "int8", False),
+        (AVX2, "openvino", "int8", True),
+        (AVX2, "openvino", "fp32", False),
         (AVX2.replace("avx512f", "avx_vnni"), "onnxruntime", "int8", False),
         (AVX2.replace("avx512f", "avx512_vnni"), "onnxruntime", "int8", False),
         ("processor\t: 0\nFeatures\t: fp asimd\n", "onnxruntime", "int8", False),

@@ -12,7 +12,7 @@ from compress.data.partition import hold_out_block, shuffle_evenly, split_snippe
 from compress.data.sentences import normalized
 from compress.data.tasks import load_tasks
 from compress.errors import UserError
-from compress.graph.planning import longest_first, makefile, variants_of, variants_to_build
+from compress.graph.planning import makefile, variants_to_build
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,12 +92,6 @@ def test_rules_of_a_seed_read_only_the_data_and_the_models_of_that_seed():
         seed = re.search(r"/seed(\d)/", target)[1]
         assert set(re.findall(r"/seed(\d+)[/.]", inputs)) == {seed}  # logits/seed0.npz of the large teacher among them
         assert f"--seed {seed} " in command
-
-
-def test_the_longest_chain_of_trainings_starts_first():
-    order = [variant.name for variant in longest_first(MINILM, variants_of(variants_to_build(MINILM, "core", []), 0))]
-    assert order[:3] == ["finetuned", "taught-6x384", "taught-3x384"]
-    assert order.index("taught-tiny") < order.index("prune-fisher-50") < order.index("finetuned-ort-int8")
 
 
 def test_a_test_file_is_the_test_set_of_every_seed_and_the_seed_draws_the_rest(tmp_path):

@@ -38,10 +38,10 @@ def level_quota(folder: Path) -> float:
 def warn_of_saturation(model: str, backend: str, precision: str, options: dict) -> None:
     """Warns on standard error if this CPU may compute the model's 8-bit products wrongly. options: the variant's.
 
-    Without VNNI, ONNX Runtime and PyTorch add pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which clips large
-    sums. ARM has exact instructions, and its /proc/cpuinfo no line "flags".
+    Without VNNI, ONNX Runtime, OpenVINO and PyTorch add pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which
+    clips large sums. ARM has exact instructions, and its /proc/cpuinfo no line "flags".
     """
-    overflows = backend in ("onnxruntime", "cascade", "torch") and options.get("method") != "torchao"
+    overflows = backend in ("onnxruntime", "openvino", "cascade", "torch") and options.get("method") != "torchao"
     suffers = overflows and "int8" in precision and not options.get("reduced_range")
     if not suffers or not CPUINFO.exists():
         return

@@ -129,8 +129,11 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
         lines.append(f"RECORDS_OF_{stage} := {' '.join(targets)}")
     for seed in seeds:
         data = relative(profile.data_folder(seed) / "data.json")
+        # The longest trainings first: one that starts last would leave the other cores idle. An order by the chains of
+        # trainings would not help: Make looks at a child again only after it has gone through all others.
         built = variants_of(variants, seed)
-        targets = [target(profile, variant.name, seed, device) for variant in longest_first(profile, built)]
+        order = sorted(built, key=lambda variant: -sum(training.epochs for training in variant.trainings))
+        targets = [target(profile, variant.name, seed, device) for variant in order]
         lines.append(f"RECORDS_{seed} := {' '.join(targets)}")
         for number, variant in enumerate(built, 1):
             needed = [relative(profile.plan_folder / f"{variant.name}.json"), data]
@@ -142,20 +145,6 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
             lines.append(f"{target(profile, variant.name, seed, device)}: {' '.join(needed)}")
             lines.append(f"\t@{command} --number '[{number}/{len(built)}]' {variant.name}")
     return "\n".join(lines) + "\n"
-
-
-def longest_first(profile: Profile, variants: list) -> list:
-    """The variants, of which parents come first, in the order in which to start them.
-
-    One comes before another if it and a chain of its children train for longer, because a chain that starts last leaves
-    the other cores idle. The length of a training is its epochs times its parts of text, which are of about one size.
-    """
-    ahead = dict.fromkeys((variant.name for variant in variants), 0.0)
-    for variant in reversed(variants):
-        ahead[variant.name] += sum(training.epochs * len(training.transfer) for training in variant.trainings)
-        for parent in parents_of(profile, variant):
-            ahead[parent] = max(ahead[parent], ahead[variant.name])
-    return sorted(variants, key=lambda variant: -ahead[variant.name])
 
 
 def variants_of(variants: list, seed: int) -> list:
