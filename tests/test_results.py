@@ -484,7 +484,7 @@ def test_pooling_compares_each_seed_with_its_own_baseline_on_its_own_sentences(p
 
 
 def upper_bound_by_hand(profile, built, name: str) -> float:
-    """The 95 % quantile of the mean drop over two drawn seeds, each with sentences drawn anew, by scikit-learn's F1."""
+    """The 95 % quantile of the mean drop, by scikit-learn's F1. Each sample draws two seeds, and sentences for each."""
     generator = np.random.default_rng(5)
     means = []
     for _ in range(500):
