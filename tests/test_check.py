@@ -13,6 +13,7 @@ from compress.results.reading import read_results
 from compress.results.rows import VariantRow, read_rows, write_rows
 from conftest import ROOT, run
 
+pytestmark = pytest.mark.committed
 PROFILE = load_profile("minilm")
 RESULTS = read_results(PROFILE)
 PYTHON = ".venv/bin/python"

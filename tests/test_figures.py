@@ -11,6 +11,7 @@ from compress.results.reading import by_variant, read_results
 from compress.results.rows import ServingRow, VariantRow
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+pytestmark = pytest.mark.committed
 PROFILE = load_profile("minilm")
 RESULTS = read_results(PROFILE)
 

@@ -142,6 +142,7 @@ def test_smoke_has_every_method_and_each_names_its_script_and_module():
         assert (SCRIPTS / "compress" / "methods" / f"{option.module}.py").exists(), option.module
 
 
+@pytest.mark.committed
 def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_method():
     profile = load_profile("minilm")
     rows = [row for row in read_csv(profile.results / "variants.csv") if (row["seed"], row["device"]) == ("0", "cpu")]

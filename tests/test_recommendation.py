@@ -9,6 +9,7 @@ from compress.report import comparisons, pages, recommendation
 from compress.results.reading import read_results
 from conftest import ROOT, run
 
+pytestmark = pytest.mark.committed
 PROFILE = load_profile("minilm")
 RESULTS = read_results(PROFILE)
 CANDIDATES = comparisons.recommendable(RESULTS)

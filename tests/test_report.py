@@ -18,6 +18,7 @@ from compress.results.reading import Results, read_results
 from compress.results.rows import SeedRow, ServingRow, VariantRow
 from conftest import read_csv
 
+pytestmark = pytest.mark.committed
 PROFILE = load_profile("minilm")
 RESULTS = read_results(PROFILE)
 ROWS = RESULTS.variants

@@ -15,7 +15,7 @@ from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.report import comparisons, formats, notebook, pages
 from compress.results.reading import read_results
-from conftest import ROOT, run
+from conftest import ROOT, has_own_results, run
 
 
 def pins(text: str) -> dict[str, str]:
@@ -59,6 +59,7 @@ def test_the_installed_environment_is_the_locked_one():
         assert version(name).split("+")[0] == pinned, name
 
 
+@pytest.mark.committed
 @pytest.mark.parametrize("name", ["minilm", "bert-base-shape"])
 def test_the_committed_pages_are_those_of_the_committed_results(name):
     profile = load_profile(name)
@@ -66,6 +67,7 @@ def test_the_committed_pages_are_those_of_the_committed_results(name):
         assert path.read_text("utf-8") == text, f"{path}: run make report PROFILE={name}"
 
 
+@pytest.mark.committed
 def test_a_changed_result_changes_every_page_that_shows_it():
     profile = load_profile("minilm")
     results = read_results(profile)
@@ -86,6 +88,20 @@ def test_a_changed_result_changes_every_page_that_shows_it():
     learned, negative = after["hw4"].split("## Negative results")
     assert f"`{name}`" not in learned.split("## What we learned")[1]
     assert f"`{name}`" in negative.split("\n- Slower")[0]
+
+
+def test_results_are_ones_own_from_a_change_until_it_is_staged(tmp_path):
+    assert not has_own_results(tmp_path)  # no git checkout
+    table = tmp_path / "results" / "a.csv"
+    table.parent.mkdir()
+    for text in ("committed", "changed"):
+        table.write_text(text, "utf-8")
+        if text == "changed":
+            assert has_own_results(tmp_path)
+        else:
+            run(tmp_path, "git", "init", "--quiet")
+        run(tmp_path, "git", "add", "results")
+        assert not has_own_results(tmp_path)
 
 
 def test_an_unknown_citation_is_an_error_and_only_cited_works_are_listed():
@@ -111,6 +127,7 @@ def test_sections_have_numbers_appendices_letters_and_references_both():
     assert formats.link_sections("[](#first)\n\n## First\n") == "[First](#first)\n\n## First\n"
 
 
+@pytest.mark.committed
 def test_every_section_of_the_report_is_listed_once_and_every_reference_leads_to_one():
     listed = subprocess.run(["git", "ls-files", "report"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for page in (ROOT / path for path in listed.split() if path.endswith(".md")):
@@ -126,6 +143,7 @@ def test_every_section_of_the_report_is_listed_once_and_every_reference_leads_to
             assert set(re.findall(r"\\hyperref\[([^]]+)\]", tex)) <= labels
 
 
+@pytest.mark.committed
 def test_the_main_part_of_the_report_is_short_and_its_pages_share_its_sections():
     report = (ROOT / "report" / "report.md").read_text("utf-8")
     main = report[: report.index("\n## Appendix A")]
@@ -141,6 +159,7 @@ def test_the_main_part_of_the_report_is_short_and_its_pages_share_its_sections()
             assert next(text for text in paragraphs if not text.startswith("#")) in main
 
 
+@pytest.mark.committed
 def test_the_first_sentence_of_every_caption_has_a_number():
     text = (ROOT / "report" / "report.md").read_text("utf-8")
     captions = re.findall(r"^!\[(.*)\]\(.*\.png\)\n\n\*\1\*$", text, re.M)
@@ -189,6 +208,7 @@ def test_the_html_is_one_file_with_contents_figures_formulas_and_tables_that_sor
     assert not browser.get_log("browser")
 
 
+@pytest.mark.committed
 def test_every_link_between_pages_has_a_target():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "report").glob("**/*.md")]:
         links = re.findall(r"\]\(((?!\w+://)[^)#]*)(?:#([^)]*))?\)", without_code(page))
@@ -206,6 +226,7 @@ def headings(page):
     return re.findall(r"^#+ (.+)$", without_code(page), re.M)
 
 
+@pytest.mark.committed
 def test_the_committed_notebooks_are_those_of_the_chapters():
     profile = load_profile("minilm")
     expected = notebook.chapter_notebooks(profile, read_results(profile))
@@ -218,6 +239,7 @@ def test_the_committed_notebooks_are_those_of_the_chapters():
         assert all(cell.get("execution_count") or "local" in cell.metadata.tags for cell in code(committed))
 
 
+@pytest.mark.committed
 def test_a_notebook_executed_again_has_the_same_outputs():
     profile = load_profile("minilm")
     chapter = notebook.chapter_notebooks(profile, read_results(profile))["hw2"]

@@ -15,6 +15,7 @@ COSTS = {  # what F1 is drawn over
 }
 MOST_LOST = 6  # points lost or gained: the ends of the overview's colours
 LETTER_WIDTH = 0.0095  # of a letter in the labels above the points, as a share of the axis
+LABEL_HEIGHT = 0.045  # of a label or point of the overview, as a share of the axis
 
 
 def trade_off(results: Results, column: str):
@@ -53,6 +54,7 @@ def overview(results: Results):
     lines = timed_models(results)
     sizes, times = [line["row"].size_mb for line in lines], [line["row"].text_latency_ms for line in lines]
     low, high = min(sizes) / 1.5, max(sizes) * 1.6
+    bottom, top = min(times) / 2, max(times) * 2
     figure, axes = canvas.new_axes(7.2, 4.8)
     norm = Normalize(-MOST_LOST, MOST_LOST, clip=True)
     for line, x, y in zip(lines, sizes, times, strict=True):
@@ -63,7 +65,9 @@ def overview(results: Results):
             x, y, "o", ms=12, mfc=home if kept else "white", mec="black" if kept else home, mew=0.8 if kept else 3
         )
         text = f"{line['name']}: {lost(row)}"
-        level = [size for size, time in zip(sizes, times, strict=True) if abs(log(time / y)) < 0.2]
+        level = [
+            size for size, time in zip(sizes, times, strict=True) if abs(log(time / y, top / bottom)) < LABEL_HEIGHT
+        ]
         place, *others = (log(size / low, high / low) for size in (x, *level))
         side = label_side(text, place, others)
         beside = {"textcoords": "offset points", "va": "center"}
@@ -74,7 +78,7 @@ def overview(results: Results):
         axes.annotate(text, (x, y), (19 * side, 0), ha="left" if side > 0 else "right", fontsize=7, **beside)
     canvas.log_scale(axes, "xy")
     axes.set_xlim(low, high)
-    axes.set_ylim(min(times) / 2, max(times) * 2)
+    axes.set_ylim(bottom, top)
     canvas.label_axes(axes, COSTS["size_mb"], "one sentence from text, ms")
     label = "points lost at home (circle) | out of domain (diamond); negative: gained"
     label += "\nhollow: not shown to keep the quality"
