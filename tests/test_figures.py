@@ -139,13 +139,15 @@ def test_labels_above_the_points_do_not_overlap():
     assert steps[1] == steps[5] == 0
 
 
-def test_a_label_is_beside_its_point_where_no_other_point_is():
-    width = plots.LETTER_WIDTH * 10
+def test_a_label_is_beside_its_point_where_no_other_point_is_unless_it_would_leave_the_axes():
+    width = plots.LABEL_START + plots.LABEL_LETTER * 10
     assert plots.label_side("a" * 10, 0.2, [0.2]) == 1
     assert plots.label_side("a" * 10, 0.8, [0.8, 0.9]) == -1
     assert plots.label_side("a" * 10, 0.2, [0.1, 0.2, 0.2 + 0.9 * width]) == -1
     assert plots.label_side("a" * 10, 0.2, [0.2, 0.2 + 1.1 * width]) == 1
     assert plots.label_side("a" * 10, 0.8, [0.8 - 0.9 * width, 0.8]) == 1
+    assert plots.label_side("a" * 10, 1.01 - width, [0.99 - 2 * width, 1.01 - width]) == -1
+    assert plots.label_side("a" * 10, 1.01 - width, [1.02 - 2 * width, 1.01 - width]) == -1  # blocked, but no room
 
 
 def test_the_load_figure_has_the_limit_and_hollow_points_above_it_or_unanswered():

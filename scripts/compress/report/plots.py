@@ -16,6 +16,7 @@ COSTS = {  # what F1 is drawn over
 MOST_LOST = 6  # points lost or gained: the ends of the overview's colours
 LETTER_WIDTH = 0.0095  # of a letter in the labels above the points, as a share of the axis
 LABEL_HEIGHT = 0.045  # of a label or point of the overview, as a share of the axis
+LABEL_START, LABEL_LETTER = 0.04, 0.0074  # a label's distance from its point and the width of its letters there
 
 
 def trade_off(results: Results, column: str):
@@ -92,13 +93,16 @@ def timed_models(results: Results) -> list[dict]:
 
 
 def label_side(text: str, place: float, level: list[float]) -> int:
-    """1 for a label at the right of its point, -1 for the left: towards the middle unless another point is there.
+    """1 for a label at the right of its point, -1 for the left.
 
-    place: of the point along the axis, from 0 to 1; level: of all points of about its height, itself among them.
+    It points to the middle, unless another point is there and the other side has room. place: of the point along the
+    axis, from 0 to 1; level: of all points of about its height, itself among them.
     """
     inner = 1 if place < 0.5 else -1
-    width = LETTER_WIDTH * len(text)
-    return -inner if any(0 < inner * (other - place) < width for other in level) else inner
+    width = LABEL_START + LABEL_LETTER * len(text)
+    blocked = any(0 < inner * (other - place) < width for other in level)
+    has_room = width < (place if inner > 0 else 1 - place)
+    return -inner if blocked and has_room else inner
 
 
 def lost(row) -> str:
