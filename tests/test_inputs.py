@@ -148,9 +148,10 @@ def test_the_core_of_the_default_profile_trains_within_55_minutes_and_has_every_
     rows = [row for row in read_csv(profile.results / "variants.csv") if (row["seed"], row["device"]) == ("0", "cpu")]
     seconds = {row["variant"]: float(row["train_seconds"] or 0) for row in rows}
     core = profile.in_scope("core")
-    measured = [seconds[variant.name] for variant in core if variant.name in seconds]  # a new row has no seconds yet
-    assert len(measured) > 0.9 * len(core)
-    assert sum(measured) < 55 * 60  # two at a time
+    # No committed run holds these two yet: they count as a student of the same transfer set with more layers.
+    unmeasured = {"taught-1x384": "taught-3x384", "taught-1x384-ort-int8": "taught-3x384-ort-int8"}
+    seconds = {new: seconds[larger] for new, larger in unmeasured.items()} | seconds
+    assert sum(seconds[variant.name] for variant in core) < 55 * 60  # two at a time
     appendix = {"cascade", "low-rank", "mixed-precision", "ternary-bert", "weight-only"}
     assert {variant.method for variant in core} == {variant.method for variant in profile.variants} - appendix
     served = profile.serving.of_scope("core")
