@@ -114,22 +114,34 @@ def test_new_lengths_are_called_twice_each_and_once_only():
     assert lengths[::2] == lengths[1::2]
 
 
-def test_predictions_of_an_older_model_do_not_survive_an_evaluation_that_fails(tmp_path, monkeypatch, capsys):
+def test_a_process_that_dies_costs_no_other_model_its_evaluation(tmp_path, monkeypatch, capsys):
+    calls = []
+
     class Pool(nullcontext):
-        def submit(self, *_):
+        def submit(self, _, profile, name, *__):
+            calls.append(name)
             job = Future()
-            job.set_exception(BrokenProcessPool("killed"))
+            if len(calls) <= 2 or name == "deadly":  # the first pool breaks for all of its jobs
+                job.set_exception(BrokenProcessPool("killed"))
+            else:
+                job.set_result("evaluated")
             return job
 
     monkeypatch.setattr(evaluation, "ProcessPoolExecutor", lambda *_, **__: nullcontext(Pool()))
     monkeypatch.setattr(evaluation, "read_record", lambda _: SimpleNamespace(status="ok"))
-    for name in ("artifact.json", "record.json", evaluation.PREDICTIONS, "predictor.py"):
-        (tmp_path / name).touch()
-    os.utime(tmp_path / "predictor.py", (2**31, 2**31))
-    profile = SimpleNamespace(name="x", everything=[SimpleNamespace(name="v")], variant_folder=lambda *_: tmp_path)
-    evaluation.evaluate_stale(profile, 0, "cpu", [tmp_path / "predictor.py"])
-    assert "[1/1] v: " in capsys.readouterr().out
-    assert not (tmp_path / evaluation.PREDICTIONS).exists()
+    source, names = tmp_path / "predictor.py", ("deadly", "other")
+    for folder in (tmp_path / name for name in names):
+        folder.mkdir()
+        for name in ("artifact.json", "record.json", evaluation.PREDICTIONS):
+            (folder / name).touch()
+    source.touch()
+    os.utime(source, (2**31, 2**31))
+    variants = [SimpleNamespace(name=name) for name in names]
+    profile = SimpleNamespace(name="x", everything=variants, variant_folder=lambda name, *_: tmp_path / name)
+    evaluation.evaluate_stale(profile, 0, "cpu", [source])
+    assert calls == ["deadly", "other", "deadly", "other"]
+    assert "other: evaluated" in capsys.readouterr().out
+    assert not (tmp_path / "deadly" / evaluation.PREDICTIONS).exists(), "the predictions of an older model stay"
 
 
 def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeypatch):

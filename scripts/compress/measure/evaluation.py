@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +39,32 @@ def evaluate_stale(profile: Profile, seed: int, device: str, sources: list[Path]
     workers = min(cores() if device == "cpu" else 1, len(todo))
     if not todo:
         return
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
-        jobs = [pool.submit(evaluate_variant, profile.name, name, seed, device) for name in todo]
-        for number, (name, job) in enumerate(zip(todo, jobs, strict=True), 1):
+    stopped = []  # by the end of a process, which stops the models of all others as well
+    with worker_pool(workers) as pool:
+        jobs = {name: pool.submit(evaluate_variant, profile.name, name, seed, device) for name in todo}
+        for number, (name, job) in enumerate(jobs.items(), 1):
             try:
                 message = job.result()
+            except BrokenProcessPool:
+                stopped.append(name)
+                continue
             except Exception as error:
                 remove(folders[name] / PREDICTIONS)  # those of an older model, or by older code, must not stay
                 message = failure(error)
             console.say(f"[{number}/{len(todo)}] {name}: {message}")
+    for name in stopped:
+        with worker_pool(1) as pool:
+            try:
+                message = pool.submit(evaluate_variant, profile.name, name, seed, device).result()
+            except Exception as error:
+                remove(folders[name] / PREDICTIONS)
+                message = failure(error)
+        console.say(f"{name}: {message}")
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker)
 
 
 def is_built(folder: Path) -> bool:
