@@ -18,9 +18,11 @@ def bootstrap_weights(items: int, resamples: int = RESAMPLES, seed: int = 0) -> 
 
     The same weights for all variants make every comparison a paired one.
     """
-    drawn = np.random.default_rng(seed).integers(0, items, (resamples, items), dtype=np.int32)
-    drawn += np.arange(resamples, dtype=np.int32)[:, None] * items
-    return np.bincount(drawn.ravel(), minlength=resamples * items).reshape(resamples, items).astype(np.float32)
+    generator = np.random.default_rng(seed)
+    weights = np.empty((resamples, items), np.float32)
+    for resample in weights:
+        resample[:] = np.bincount(generator.integers(0, items, items, dtype=np.int32), minlength=items)
+    return weights
 
 
 def bootstrap_f1(
