@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from compress.config.profile import Profile
-from compress.files import write_json, write_text
+from compress.files import sha256_file, write_json, write_text
 from compress.paths import ROOT
 from compress.results.rows import VariantRow
+from compress.results.seedfile import Seed
 from compress.storage.artifact import read_artifact
 
 # Options that the text shows elsewhere, or that are no options of the method.
@@ -33,11 +34,13 @@ Or: `python scripts/predict.py --model {folder} "A film that grows on you."`
 """
 
 
-def write_cards(profile: Profile, rows: list[VariantRow]) -> None:
-    """A card for each model in build/ that was evaluated."""
+def write_cards(profile: Profile, rows: list[VariantRow], seeds: list[Seed]) -> None:
+    """A card for each model in build/ that these numbers are of; a model that was built since then keeps its own."""
+    measured = {(seed.number, name): entry.record for seed in seeds for name, entry in seed.entries.items()}
     for row in rows:
         folder = profile.variant_folder(row.variant, row.seed, row.device)
-        if row.status == "ok" and (folder / "artifact.json").exists():
+        is_built = row.status == "ok" and (folder / "artifact.json").exists()
+        if is_built and sha256_file(folder / "artifact.json") == measured[row.seed, row.variant].artifact_sha256:
             write_card(profile, folder, row)
 
 

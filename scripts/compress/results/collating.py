@@ -58,7 +58,7 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     write_rows(folder / "reliability.csv", reliability_rows(first) if has_quality else [])
     write_rows(folder / "flips.csv", flip_rows(first, profile.baseline) if has_quality else [])
     write_champions(folder / "champions.json", profile, seeds)
-    write_cards(profile, rows)
+    write_cards(profile, rows, seeds)
     return rows
 
 
