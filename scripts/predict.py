@@ -1,13 +1,12 @@
 """Classifies texts with any model, whatever its backend: from the command line, or one per line from standard input.
 
 Writes CSV (text, label, score) or JSON lines with the score of every class; scores are the softmax of the logits. Input
-must be UTF-8: the command ends at the first line that is not, names it, and leaves out the up to 511 lines before it.
+must be UTF-8: the command ends at the first line that is not, and names it.
 Example: python scripts/predict.py --model champion-balanced "A film that grows on you."
 """
 
 import argparse
 import csv
-import itertools
 import json
 import os
 import sys
@@ -39,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.format == "csv":
         table.writerow(["text", "label", "score"])
-    while chunk := list(itertools.islice(texts, CHUNK)):
+    for chunk in chunks(texts):
         scores = softmax(predict(model, token_ids(tokenizer, chunk), args.batch_size))
         for text, row in zip(chunk, scores, strict=True):
             label = artifact.labels[row.argmax()]
@@ -58,6 +57,23 @@ def decoded_texts(arguments: list[str]) -> Iterator[str]:
     if sys.stdin is None:
         raise UserError("no texts: standard input is closed; give texts as arguments, or a file with < FILE")
     return (decode(line.rstrip(b"\r\n"), f"line {number}") for number, line in enumerate(sys.stdin.buffer, 1))
+
+
+def chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Up to CHUNK texts at a time; an error comes after the texts before it."""
+    chunk: list[str] = []
+    try:
+        for text in texts:
+            chunk.append(text)
+            if len(chunk) == CHUNK:
+                yield chunk
+                chunk = []
+    except UserError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
 
 
 def decode(text: bytes, place: str) -> str:

@@ -278,6 +278,7 @@ def test_predict_names_the_text_that_is_not_utf8(folder):
     done = run_predict(folder, r"printf 'a film\na sch\xf6n film\n'")
     message = "is not UTF-8 (byte 0xf6 after 5 others); convert the input: iconv -f ENCODING -t UTF-8"
     assert (done.returncode, done.stderr) == (1, f"error: line 2 {message}\n")
+    assert [row["text"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["a film"]
     done = run_predict(folder, "true", r"film $'a sch\xf6n film'")
     assert (done.returncode, done.stderr) == (1, f"error: text 2 {message}\n")
 
