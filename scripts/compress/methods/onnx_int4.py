@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from compress.errors import Skip
 from compress.methods.integers import quantize_weight
 from onnx import TensorProto, helper, numpy_helper
 
@@ -20,7 +21,7 @@ def quantize_onnx_int4(source: Path, target: Path) -> None:
     """Constant matrices of MatMul and Gather in 4 bits with a float scale per block; everything else stays float.
 
     Activations and sums are fp32. A matrix stays float if BLOCK does not divide its rows' length, and so do the pooler
-    and the head, which are Gemm.
+    and the head, which are Gemm. Raises Skip if every matrix stays float.
     """
     model = onnx.load(str(source))
     graph, new = model.graph, {}
@@ -42,6 +43,8 @@ def quantize_onnx_int4(source: Path, target: Path) -> None:
         kind = "MatMulNBits" if product else "GatherBlockQuantized"
         attributes |= {"bits": 4, "block_size": BLOCK}
         node.CopyFrom(helper.make_node(kind, inputs, node.output, node.name, domain=DOMAIN, **attributes))
+    if not new:
+        raise Skip(f"4 bits in ONNX Runtime: {BLOCK} divides the rows of no matrix")
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]

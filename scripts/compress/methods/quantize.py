@@ -65,11 +65,11 @@ def torchao(variant, context: Context) -> Made:
     before = batch_seconds(model)
     try:
         quantization.quantize_(model, schemes[variant.scheme]())
+        after = batch_seconds(model)
     except (ImportError, NotImplementedError, RuntimeError) as error:
         raise Skip(f"torchao {variant.scheme} does not run on this CPU with these versions: {error}") from error
     if all(type(module.weight) is nn.Parameter for module in model.modules() if isinstance(module, nn.Linear)):
         raise Skip(f"torchao {variant.scheme} leaves every matrix of this size unchanged")
-    after = batch_seconds(model)
     if after > max(SLOWDOWN * before, SLOW_SECONDS):
         seconds = f"{after:.1f} s for a batch of 16 sentences against {before:.2f} s in fp32"
         raise Skip(f"torchao {variant.scheme} has no fast kernel for this CPU: {seconds}")
