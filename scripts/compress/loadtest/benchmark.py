@@ -81,8 +81,10 @@ class Benchmark:
     def saturation(self, server: Server) -> float:
         """The median rate of all current runs: there may be more repeats of an earlier benchmark."""
         files = (self.folder / server.name).glob("saturation-*.npz")
-        runs = [read_run(path) for path in files]
-        return float(np.median([run.outcome.completed_rps for run in runs]))
+        rate = float(np.median([read_run(path).outcome.completed_rps for path in files]))
+        if rate == 0:
+            raise UserError(f"{server.name} completed no request under full load; its log is below {self.folder}")
+        return rate
 
     def measure_open(self, fleet: Fleet, saturated: dict[str, float]) -> None:
         """Every server at the budget's shares of its saturation rate, and at CALM of those in compared_with."""

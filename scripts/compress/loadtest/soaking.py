@@ -53,6 +53,8 @@ def soak(folders: Sequence[Path], minutes: float, threads: int, log: Path, show:
         requests = random_requests(orjson.loads(get_text(server.port, "/info")))
         saturation = closed_loop(HOST, server.port, requests, CLIENTS, SATURATION_SECONDS)
         rate = LOAD * saturation.completed_rps
+        if rate == 0:
+            raise UserError(f"the service completed no request under full load; its log: {log}")
         count = max(SAMPLES, round(minutes * 60 / SAMPLE_SECONDS))
         seconds = minutes * 60 / count
         return [sample(server.port, process.pid, requests, rate, seconds, number, show) for number in range(count)]
