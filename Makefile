@@ -128,11 +128,11 @@ model: $(ENV) ## one variant with its parents, evaluated: make model NAME=cluste
 serve-bench: $(ENV) ## HW7: the classifiers of the service, and load on the served models
 	@+$(LOCK) $(MAKE) HELD=1 planned GOAL=stage-$@
 	@$(LOCK) $(SERVE_BENCH)
-	$(COLLATE_SERVING)
+	@$(LOCK) $(COLLATE_SERVING)
 
 serve-peers: $(ENV) peers-env ## HW7: load on other servers with the same model (results/<profile>/serving.csv)
 	@$(LOCK) $(SERVE_BENCH) --peers
-	$(COLLATE_SERVING)
+	@$(LOCK) $(COLLATE_SERVING)
 
 peers-env: ## an environment for each of the other servers; those that can't be installed are left out
 	@+$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed) || for name in $(PEERS); do \
@@ -143,14 +143,15 @@ teacher: $(ENV) ## the logits that other profiles' students learn from: make tea
 	for seed in $(SEEDS); do $(LOCK) $(PY) scripts/teacher_logits.py --profile $(PROFILE) --device $(DEVICE) --seed $$seed; done
 
 results: $(ENV) ## build/ and results/<profile>/seed<k>.npz to the tables in results/<profile>/
-	$(COLLATE)
-	$(COLLATE_SERVING)
+	@$(LOCK) $(COLLATE)
+	@$(LOCK) $(COLLATE_SERVING)
 
 ##@ Service
 serve: $(ENV) ## an HTTP service: make serve MODEL=champion-balanced (default: the five classifiers) PORT=8000
 	$(PY) scripts/serve.py --profile $(PROFILE) --workers $(THREADS) --port $(PORT) $(foreach model,$(MODEL),--model $(model))
 
 serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=champion-balanced PORT=8000
+	@test -n "$(MODEL)" || { echo "which model? make serve-ray MODEL=champion-balanced" >&2; exit 1; }
 	build/ray/bin/python scripts/serve_ray.py --profile $(PROFILE) --model $(MODEL) --port $(PORT) --replicas $(THREADS)
 
 soak: $(ENV) ## load for MINUTES=10: memory, connections and latency must not grow: make soak MODEL=champion-balanced
@@ -188,10 +189,10 @@ settings: ## the variables' values
 	@printf '%-12s %s\n' $(foreach name,PROFILE SCOPE SEEDS DEVICE TRAIN_DEVICE THREADS JOBS PYTHON LAUNCH PY,$(name) '$($(name))')
 
 clean: ## remove build/<profile> (models, records); results/ stay
-	rm -rf $(BUILD)
+	@$(LOCK) rm -rf $(BUILD)
 
 distclean: ## remove build/ and .venv too
-	rm -rf build .venv
+	@$(LOCK) rm -rf build .venv
 
 .PHONY: help all model smoke test soak test-replicas test-slow test-peers test-ray env data teacher $(STAGES) serve-peers peers-env results serve serve-ray figures report notebooks check recommend pdf lint lock settings clean distclean sequence planned rebuilt
 
