@@ -59,8 +59,13 @@ def binding_limits(rows: list[PooledRow], limits: dict[str, float]) -> list[tupl
 # Methods that need a fine-tuned model alone, and for some of them the options with which they do.
 WITHOUT_DATA = {
     "int8-dynamic": None,
+    "int8-saved": None,
+    "torchao": None,
+    "torch": None,
     "cast": None,
     "cluster": None,
+    "prune": ("criterion", ("magnitude",)),
+    "low-rank": ("weighting", ("none",)),
     "onnx": ("precision", ("fp32", "fp16", "int8-dynamic", "int4")),
     "openvino": ("compression", (None, "fp16", "int8-weights", "int4-weights", "codebook-weights")),
     "optimum-onnx": ("quantization", (None, "dynamic")),
