@@ -121,18 +121,18 @@ def engine_settings(row) -> str:
     return ", ".join(properties[name].lower() for name in names if name in properties)
 
 
-def yes_no(value: bool | None) -> str | None:
-    return None if value is None else "yes" if value else "no"
-
-
 def rates(per_second: Iterable[float]) -> str:
     return ", ".join(format_number(rate, ".0f") for rate in per_second)
 
 
 def keeps_quality(row) -> str | None:
-    """Whether the row is non-inferior; a plain no if its whole interval lies above the margin."""
-    lost_for_sure = row.f1_drop_ci_low is not None and row.f1_drop_ci_low > MARGIN
-    return {True: "yes", False: "no" if lost_for_sure else "not shown"}.get(row.non_inferior)
+    return verdict(row.non_inferior, row.f1_drop_ci_low)
+
+
+def verdict(non_inferior: bool | None, low: float | None) -> str | None:
+    """Whether a quality is kept; a plain no if the whole interval of the drop, from `low` on, is above the margin."""
+    lost_for_sure = low is not None and low > MARGIN
+    return {True: "yes", False: "no" if lost_for_sure else "not shown"}.get(non_inferior)
 
 
 def teacher_share(line: dict) -> float | None:
@@ -211,7 +211,7 @@ TABLES = {
         Column("Seeds", "seeds", "d"),
         Column("F1", "f1_test", ".3f", ("f1_ci_low", "f1_ci_high")),
         Column("Drop", "f1_drop_points", ".1f", DROP),
-        Column("Non-inferior", lambda row: yes_no(row.non_inferior)),
+        Column("Keeps the quality", keeps_quality),
         Column("Drop out of domain", "ood_drop_points", ".1f", OUT_OF_DOMAIN),
         Column("p (Holm)", "p_adjusted", ".2g"),
         Column("Accuracy", "accuracy_test", ".3f"),
@@ -248,7 +248,7 @@ TABLES = {
         Column("sd", "f1_sd", ".4f"),
         Column("Mean drop", "drop_mean", ".2f", ("drop_low", "drop_high")),
         Column("At most", "drop_upper_one_sided", ".2f"),
-        Column("Non-inferior", lambda row: yes_no(row.non_inferior)),
+        Column("Keeps the quality", lambda row: verdict(row.non_inferior, row.drop_low)),
         Column("p", "mcnemar_p", ".2g"),
         Column("p (Holm)", "p_adjusted", ".2g"),
     ],
@@ -331,7 +331,7 @@ TABLES = {
         Column("standard error", "validation_standard_error", ".2f"),
         Column("Agreement lost", "agreement_drop_points", ".2f"),
         Column("test", "row.f1_drop_points", ".2f", DROP),
-        Column("Non-inferior", lambda line: yes_no(line["row"].non_inferior)),
+        Column("Keeps the quality", lambda line: keeps_quality(line["row"])),
         Column("out of domain", "row.ood_drop_points", ".2f", OUT_OF_DOMAIN),
         Column("smaller", "row.size_ratio", ".2f"),
         Column("faster", "row.latency_speedup", ".2f", SPEEDUP),
