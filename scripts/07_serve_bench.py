@@ -13,7 +13,8 @@ import signal
 import sys
 from functools import partial
 
-from compress.cli import build_parser, cores, main_guard, thread_count
+from compress.cli import build_parser, main_guard, thread_count
+from compress.cpu import cores
 
 
 def main(args: argparse.Namespace) -> int:

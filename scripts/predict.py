@@ -13,7 +13,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from compress.cli import cores, main_guard, positive, run_parser, thread_count
+from compress.cli import main_guard, positive, run_parser, thread_count
+from compress.cpu import cores
 from compress.errors import UserError
 
 CHUNK = 512  # texts classified before the next are read

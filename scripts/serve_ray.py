@@ -11,7 +11,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from compress.cli import base_url, cores, main_guard, natural, port, profile_parser, thread_count
+from compress.cli import base_url, main_guard, natural, port, profile_parser, thread_count
+from compress.cpu import cores
 
 
 def application(folder: Path, replicas: int):

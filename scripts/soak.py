@@ -11,7 +11,8 @@ import signal
 import sys
 from functools import partial
 
-from compress.cli import cores, main_guard, positive, profile_parser, thread_count
+from compress.cli import main_guard, positive, profile_parser, thread_count
+from compress.cpu import cores
 
 
 def main(args: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
-from compress.cli import add_device, cores, main_guard, natural, profile_parser, thread_count
+from compress.cli import add_device, main_guard, natural, profile_parser, thread_count
+from compress.cpu import cores
 
 
 def main(args: argparse.Namespace) -> None:

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from compress.cli import cores, main_guard, thread_count
+from compress.cli import main_guard, thread_count
 from compress.config.profile import load_profile
 from compress.config.variants import TorchRuntime
-from compress.cpu import cpu_quota, warn_of_saturation
+from compress.cpu import cores, cpu_quota, warn_of_saturation
 from compress.data import hub
 from compress.data.prepare import prepare
 from compress.data.tasks import splits_for
@@ -124,7 +124,7 @@ def test_the_quota_of_a_container_limits_the_cores(tmp_path, monkeypatch, case):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_quota(tmp_path) == granted
-    monkeypatch.setattr("compress.cli.cpu_quota", lambda: granted)
+    monkeypatch.setattr("compress.cpu.cpu_quota", lambda: granted)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3))
     assert cores() == {0.5: 1, 1.5: 1, 2: 2}.get(granted, 3)
 

@@ -1,16 +1,12 @@
 """The options that the scripts share, and how an error ends a command."""
 
 import argparse
-import math
 import os
-import resource
-import shutil
 import sys
 import warnings
-from contextlib import suppress
 
-from compress.cpu import cpu_quota
-from compress.errors import UserError, in_words
+from compress.cpu import cores
+from compress.errors import UserError, disk_is_full
 from compress.paths import DEFAULT_PROFILE, PROFILES, ROOT
 
 
@@ -42,21 +38,6 @@ def build_parser(doc: str, nargs: str | None = None) -> argparse.ArgumentParser:
 def add_device(parser: argparse.ArgumentParser) -> None:
     about = "where models are measured (default: %(default)s)"
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=about)
-
-
-def cores() -> int:
-    """Cores that this process may use: fewer than the machine has, under taskset or with a container's CPU quota."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(available, cpu_quota())))
-
-
-def raise_file_limit() -> int:
-    """Raises the process's limit of open files as far as it may; returns it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS reports more than it grants
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return soft
 
 
 def base_url(host: str, port: int) -> str:
@@ -152,16 +133,3 @@ def ignore_known_warnings() -> None:
     warnings.filterwarnings("ignore", message="mtime may not be reliable")  # Trainer then orders checkpoints by number
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # the pinned version still has it
-
-
-def failure(error: Exception) -> str:
-    """What the console says of a model that could not be measured; a full disk is raised, since it stops all others."""
-    if disk_is_full(error):
-        raise error
-    return f"FAILED: {in_words(error)}"
-
-
-def disk_is_full(error: Exception) -> bool:
-    """Whether a full disk caused the error: not every library that writes files says so."""
-    build = ROOT / "build"
-    return "No space left" in str(error) or shutil.disk_usage(build if build.exists() else ROOT).free < 2**20

@@ -1,13 +1,20 @@
-"""The process on its machine: its quota of the CPU, what the CPU lacks (exact 8-bit products), its peak of memory."""
+"""The process on its machine: cores, open files, peak memory, and CPUs that lack exact 8-bit products."""
 
 import math
+import os
 import re
+import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 QUOTA_FILES = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # of cgroup versions 2 and 1, both in µs
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine has, under taskset or with a container's CPU quota."""
+    return max(1, math.floor(min(len(os.sched_getaffinity(0)), cpu_quota())))
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
@@ -58,3 +65,10 @@ def peak_rss_bytes() -> int:
     """This process's own high-water mark; getrusage would also count the process it was started from."""
     status = Path("/proc/self/status").read_text("utf-8")
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
+
+
+def raise_file_limit() -> int:
+    """Raises the process's limit of open files as far as it may; returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from compress.cli import cores
+from compress.cpu import cores
 from compress.paths import ROOT
 
 LIBRARIES = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "openvino", "optimum", "nncf", "numpy")

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 from compress import console
-from compress.cli import disk_is_full
 from compress.config.profile import Profile, load_profile
 from compress.cpu import peak_rss_bytes
 from compress.data.card import FILE as CARD
 from compress.data.tasks import splits_for
 from compress.engines.pytorch import check_device
-from compress.errors import Skip, UserError, in_words
+from compress.errors import Skip, UserError, disk_is_full, in_words
 from compress.files import digest, remove, sha256_file, write_text
 from compress.graph.planning import parents_of, sources_of, teacher_files
 from compress.methods import distributed

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from compress.cli import raise_file_limit
 from compress.config.budgets import BESIDE_PEERS, CALM, FIVE, Load
 from compress.config.profile import Profile
+from compress.cpu import raise_file_limit
 from compress.data.card import load_splits
 from compress.errors import UserError
 from compress.loadtest.generator import closed_loop, open_loop, payloads, poisson

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from compress import console
-from compress.cli import cores, failure, ignore_known_warnings
+from compress.cli import ignore_known_warnings
 from compress.config.profile import Profile, load_profile
+from compress.cpu import cores
 from compress.data.card import held_out
 from compress.data.tasks import splits_for
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_tokenizer, predict, token_ids
-from compress.errors import Skip, UserError
+from compress.errors import Skip, UserError, failure
 from compress.files import remove, sha256_file, write_arrays
 from compress.metrics import quality
 from compress.provenance import origin

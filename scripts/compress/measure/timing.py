@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from compress import console
-from compress.cli import failure
 from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.engines.predictor import load, load_tokenizer
-from compress.errors import UserError
+from compress.errors import UserError, failure
 from compress.files import atomic_path, read_arrays, remove, write_arrays
 from compress.measure.coldstart import measure_cold
 from compress.measure.evaluation import is_built, is_stale

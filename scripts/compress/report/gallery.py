@@ -5,8 +5,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from compress.cli import cores
 from compress.config.profile import Profile
+from compress.cpu import cores
 from compress.report import canvas, chapter_plots, comparisons, load_plots, plots
 from compress.results.reading import Results
 

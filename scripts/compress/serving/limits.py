@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from compress.cli import cores
+from compress.cpu import cores
 
 MAX_BODY = 64 * 1024  # bytes
 MAX_TEXT = 8192  # characters

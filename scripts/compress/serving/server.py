@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
-from compress.cli import base_url, cores, raise_file_limit
+from compress.cli import base_url
+from compress.cpu import cores, raise_file_limit
 from compress.errors import in_words
 from compress.serving.app import create_app
 from compress.serving.connection import Connection
