@@ -150,7 +150,7 @@ results: $(ENV) ## build/ and results/<profile>/seed<k>.npz to the tables in res
 serve: $(ENV) ## an HTTP service: make serve MODEL=champion-balanced (default: the five classifiers) PORT=8000
 	$(PY) scripts/serve.py --profile $(PROFILE) --workers $(THREADS) --port $(PORT) $(foreach model,$(MODEL),--model $(model))
 
-serve-ray: build/ray/.installed ## the same on Ray Serve: make serve-ray MODEL=champion-balanced PORT=8000
+serve-ray: $(if $(MODEL),build/ray/.installed) ## the same on Ray Serve: make serve-ray MODEL=champion-balanced PORT=8000
 	@test -n "$(MODEL)" || { echo "which model? make serve-ray MODEL=champion-balanced" >&2; exit 1; }
 	build/ray/bin/python scripts/serve_ray.py --profile $(PROFILE) --model $(MODEL) --port $(PORT) --replicas $(THREADS)
 
