@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -44,23 +44,23 @@ def evaluate_stale(profile: Profile, seed: int, device: str, sources: list[Path]
     with worker_pool(workers) as pool:
         jobs = {name: pool.submit(evaluate_variant, profile.name, name, seed, device) for name in todo}
         for number, (name, job) in enumerate(jobs.items(), 1):
-            try:
-                message = job.result()
-            except BrokenProcessPool:
+            if isinstance(job.exception(), BrokenProcessPool):
                 stopped.append(name)
-                continue
-            except Exception as error:
-                remove(folders[name] / PREDICTIONS)  # those of an older model, or by older code, must not stay
-                message = failure(error)
-            console.say(f"[{number}/{len(todo)}] {name}: {message}")
+            else:
+                console.say(f"[{number}/{len(todo)}] {name}: {message_of(job, folders[name])}")
     for name in stopped:
         with worker_pool(1) as pool:
-            try:
-                message = pool.submit(evaluate_variant, profile.name, name, seed, device).result()
-            except Exception as error:
-                remove(folders[name] / PREDICTIONS)
-                message = failure(error)
-        console.say(f"{name}: {message}")
+            job = pool.submit(evaluate_variant, profile.name, name, seed, device)
+            console.say(f"{name}: {message_of(job, folders[name])}")
+
+
+def message_of(job: Future, folder: Path) -> str:
+    """The message of an evaluation, or its failure."""
+    try:
+        return job.result()
+    except Exception as error:
+        remove(folder / PREDICTIONS)  # those of an older model, or by older code, must not stay
+        return failure(error)
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
