@@ -78,6 +78,7 @@ SERVED = '"finetuned", "finetuned-ort-int8", "ort-int8-static-percentile", "dist
         ('baseline = "finetuned"', 'baseline = "finetuned"\nteacher = "smoke"', "teacher: no other profile is called"),
         ('baseline = "finetuned"', 'baseline = "finetuned"\ncourse = { Bert = "finetuned" }', "course.Bert"),
         ("epochs = 2.0, batch_size = 16,", 'epochs = 2.0, teacher = "large",', "teacher: only for methods with"),
+        ("epochs = 2.0, batch_size = 16,", "epochs = 2.0, soft_weight = 0.5,", "soft_weight: only for methods with"),
         ("training = { weight_decay = 0.0 }", 'training = { teacher = "large" }', "the profile names no teacher"),
         ("max_train = 256", 'max_train = 256\nolder_split_seeds = ["0"]', "data.older_split_seeds.0"),
         ('folder = "gt_all', 'member = "a.zip"\nfolder = "gt_all', "member: the name of the archive"),

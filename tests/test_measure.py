@@ -121,7 +121,9 @@ def test_a_process_that_dies_costs_no_other_model_its_evaluation(tmp_path, monke
         def submit(self, _, profile, name, *__):
             calls.append(name)
             job = Future()
-            if len(calls) <= 2 or name == "deadly":  # the first pool breaks for all of its jobs
+            if name == "damaged":
+                job.set_exception(ValueError("no model"))
+            elif len(calls) <= 3 or name == "deadly":  # the first pool breaks for all jobs that are left
                 job.set_exception(BrokenProcessPool("killed"))
             else:
                 job.set_result("evaluated")
@@ -129,7 +131,7 @@ def test_a_process_that_dies_costs_no_other_model_its_evaluation(tmp_path, monke
 
     monkeypatch.setattr(evaluation, "ProcessPoolExecutor", lambda *_, **__: nullcontext(Pool()))
     monkeypatch.setattr(evaluation, "read_record", lambda _: SimpleNamespace(status="ok"))
-    source, names = tmp_path / "predictor.py", ("deadly", "other")
+    source, names = tmp_path / "predictor.py", ("damaged", "deadly", "other")
     for folder in (tmp_path / name for name in names):
         folder.mkdir()
         for name in ("artifact.json", "record.json", evaluation.PREDICTIONS):
@@ -139,9 +141,12 @@ def test_a_process_that_dies_costs_no_other_model_its_evaluation(tmp_path, monke
     variants = [SimpleNamespace(name=name) for name in names]
     profile = SimpleNamespace(name="x", everything=variants, variant_folder=lambda name, *_: tmp_path / name)
     evaluation.evaluate_stale(profile, 0, "cpu", [source])
-    assert calls == ["deadly", "other", "deadly", "other"]
-    assert "other: evaluated" in capsys.readouterr().out
-    assert not (tmp_path / "deadly" / evaluation.PREDICTIONS).exists(), "the predictions of an older model stay"
+    assert calls == ["damaged", "deadly", "other", "deadly", "other"]
+    said = capsys.readouterr().out
+    for message in ("[1/3] damaged: FAILED: ValueError: no model", "deadly: FAILED: ", "other: evaluated"):
+        assert message in said
+    for name in ("damaged", "deadly"):
+        assert not (tmp_path / name / evaluation.PREDICTIONS).exists(), "the predictions of an older model stay"
 
 
 def test_a_time_is_stale_when_something_it_depends_on_is_newer(tmp_path, monkeypatch):

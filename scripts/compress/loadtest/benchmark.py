@@ -79,7 +79,10 @@ class Benchmark:
         return {server.name: self.saturation(server) for server in fleet.servers}
 
     def saturation(self, server: Server) -> float:
-        """The median rate of all current runs: there may be more repeats of an earlier benchmark."""
+        """The median rate of all current runs: there may be more repeats of an earlier benchmark.
+
+        Raises UserError if it is zero.
+        """
         files = (self.folder / server.name).glob("saturation-*.npz")
         rate = float(np.median([read_run(path).outcome.completed_rps for path in files]))
         if rate == 0:
