@@ -23,8 +23,7 @@ CORES = cd scripts && $(PYTHON) -E -c 'import compress.cli as c; print(c.cores()
 THREADS ?= $(eval THREADS := $$(shell $$(CORES)))$(THREADS)# CPU threads of every backend while it is timed; counted once, when first used
 JOBS ?= $(THREADS)# variants built in parallel
 PYTHON ?= python3# the interpreter that makes .venv (3.11.5 to 3.12)
-# Starts the scripts that train, if set: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun).
-LAUNCH ?=
+LAUNCH ?=# starts the scripts that train: "torchrun --standalone --nproc-per-node 2" (the environment's own torchrun)
 
 ifeq ($(filter grouped-target,$(.FEATURES)),)
 $(error GNU make $(MAKE_VERSION) is too old: install GNU make 4.3 or newer)
@@ -43,16 +42,15 @@ ifneq ($(BAD_SEEDS),)
 $(error SEEDS '$(SEEDS)': whole numbers separated by spaces, for example SEEDS="0 1 2")
 endif
 
-MAX_MB ?=
-MAX_MS ?=
-MIN_F1 ?=
-MODEL ?=
-NAME ?=
-# The folder that `make check` compares with; empty: results/ at git's HEAD.
-AGAINST ?= $(wildcard tests/expected/$(PROFILE))
-ONLY ?=# variants that `make check` builds first, and compares alone
-PORT ?= 8000
-MINUTES ?= 10# of load by `make soak`
+NAME ?=# make model: the variants to build
+MODEL ?=# make serve, serve-ray, soak: champions, variants or folders of models
+PORT ?= 8000# make serve, serve-ray
+MINUTES ?= 10# make soak: of load
+MAX_MB ?=# make recommend: the largest size
+MAX_MS ?=# make recommend: the longest time per sentence
+MIN_F1 ?=# make recommend: the least F1
+AGAINST ?= $(wildcard tests/expected/$(PROFILE))# make check: the folder to compare with (empty: results/ at git's HEAD)
+ONLY ?=# make check: variants that are built first, and compared alone
 
 CONDA_NAME := bert-compression
 CONDA_DEFAULT_ENV ?=
@@ -83,7 +81,8 @@ NEEDS_ENV = test -e $(ENV) || { echo "make -n needs the environment: run make en
 ##@ Main
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
-	@printf '\nVariables (make settings shows them): PROFILE SCOPE SEEDS DEVICE TRAIN_DEVICE THREADS JOBS PYTHON LAUNCH\n'
+	@printf '\nVariables (make settings shows their values)\n'
+	@awk -F ' [?]=|# ' '/^[A-Z_0-9]+ [?]=.*# / {printf "  %-14s %s\n", $$1, $$3}' Makefile
 
 all: ## environment, data, models, results, service benchmark, figures, report
 	@+$(LOCK) $(MAKE) HELD=1 sequence
