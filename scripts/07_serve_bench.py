@@ -39,8 +39,15 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = build_parser(__doc__, nargs="?")
-    parser.add_argument("--scope", choices=("core", "full"), default="core", help="of the load (default: %(default)s)")
-    parser.add_argument("--threads", type=thread_count, default=cores(), help="of every server (default: %(default)s)")
+    parser.add_argument(
+        "--scope",
+        choices=("core", "full"),
+        default="core",
+        help="full: more servers and requests (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=thread_count, default=cores(), help="CPU threads of every server (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="SERVER", help="measure only these servers")
     parser.add_argument(
         "--peers", action="store_true", help="measure the peers (make peers-env) and our server in turns"

@@ -1,4 +1,4 @@
-"""The rooms of scripts/compress: the direction of imports, no cycles, every name once; and their map in the docs."""
+"""The packages of scripts/compress: the direction of imports, no cycles, every name once; and their map in the docs."""
 
 import ast
 import re
@@ -100,7 +100,7 @@ STEP = re.compile(r"^\| \d+ \|.*\| `(compress/\S+)` \| `(\w+)` \|$", re.MULTILIN
 
 def mapped_paths():
     """The paths in the page's tree, whose indentation shows the folders; each line needs a description."""
-    tree = re.search(r"^## The rooms\n\n```\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)[1]
+    tree = re.search(r"^## Packages and files\n\n```\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)[1]
     folders, paths = [], []
     for line in tree.splitlines():
         indent, name, about = re.fullmatch(r"( *)(\S+) *(.*)", line).groups()

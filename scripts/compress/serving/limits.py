@@ -30,10 +30,14 @@ class Options:
     """How the models run: the options of serve.py, and the limits in /info."""
 
     workers: int = option(cores(), "threads that run models; by default one per core")
-    threads: int = option(1, "of one model in each worker")
+    threads: int = option(1, "CPU threads of one model in each worker")
     max_batch: int = option(4, "texts in a batch; 1: no batching")
     max_tokens: int = option(1024, "word pieces in a batch, padding included")
-    window: int = option(64, "waiting texts of which a batch takes similar lengths; up to --max-batch: the oldest")
-    deadline_ms: int = option(1000, "of every request")
-    max_wait_ms: int = option(250, "expected wait beyond which requests get 429")
-    keep_alive_s: int = option(75, "that an idle connection is kept; more than a load balancer keeps it")
+    window: int = option(
+        64, "a batch takes texts of similar length from this many that wait longest; up to --max-batch: in their order"
+    )
+    deadline_ms: int = option(1000, "milliseconds from a request to its response, or to 504")
+    max_wait_ms: int = option(250, "expected milliseconds of waiting beyond which a request gets 429")
+    keep_alive_s: int = option(
+        75, "seconds that an idle connection stays open; choose more than your load balancer does"
+    )
