@@ -421,13 +421,11 @@ class OpenVINO(Exported):
     """OpenVINO's intermediate representation."""
 
     method: Literal["openvino"]
-    compression: (
-        Literal["fp16", "int8", "int8-smooth", "int8-accuracy", "int8-weights", "int4-weights", "codebook-weights"]
-        | None
-    ) = None
+    compression: Literal["fp16", "int8", "int8-smooth", "int8-weights", "int4-weights", "codebook-weights"] | None = (
+        None
+    )
     execution: Literal["f32", "default"] = "f32"  # of layers that are not quantized; default: the engine's choice
     hint: Literal["LATENCY", "THROUGHPUT"] = "LATENCY"
-    tolerance: Annotated[float, Field(gt=0)] = 1.0  # largest loss of validation F1 for int8-accuracy, in points
 
 
 class Tooled(Derived):

@@ -3,7 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from compress.engines import ort, ov
 from compress.engines.pytorch import load_model
 from compress.methods.engine_files import (
@@ -17,9 +16,8 @@ from compress.methods.engine_files import (
 from compress.methods.made import Context, Made, made
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
 from compress.methods.onnx_int4 import quantize_onnx_int4
-from compress.methods.openvino_files import compress_weights, post_training, with_accuracy_control
+from compress.methods.openvino_files import compress_weights, post_training
 from compress.methods.teaching import sentences
-from compress.metrics import quality
 from openvino import convert_model, save_model
 from torch import nn
 
@@ -80,7 +78,7 @@ def openvino(variant, context: Context) -> Made:
 
 def computes_integers(variant) -> bool:
     """Whether activations are quantized, too, so that matrix products run on integers."""
-    return variant.compression in ("int8", "int8-smooth", "int8-accuracy")
+    return variant.compression in ("int8", "int8-smooth")
 
 
 def compressed(model, variant, context: Context):
@@ -91,16 +89,7 @@ def compressed(model, variant, context: Context):
     if not computes_integers(variant):
         return model
     calibration = sentences(context, "train", variant.calibration_sentences)
-    if kind != "int8-accuracy":
-        return post_training(model, calibration, smooth=kind == "int8-smooth")
-    labels = np.array(context.splits["validation"]["label"])
-    return with_accuracy_control(
-        model,
-        calibration,
-        sentences(context, "validation"),
-        score=lambda logits: quality(logits, labels)["f1"],
-        max_drop=variant.tolerance / 100,
-    )
+    return post_training(model, calibration, smooth=kind == "int8-smooth")
 
 
 def exported(context: Context) -> tuple[nn.Module, Path]:

@@ -3,9 +3,8 @@
 nncf is imported inside the functions: it takes two seconds and changes torch, and only compressed models need it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from compress.engines.predictor import feeds
 
 
@@ -16,43 +15,15 @@ def post_training(model, ids: Sequence[Sequence[int]], smooth: bool):
     """
     import nncf  # noqa: PLC0415
 
+    smoothing = nncf.AdvancedSmoothQuantParameters(matmul=0.95 if smooth else -1, convolution=-1)
     return nncf.quantize(
         model,
         nncf.Dataset(list(feeds(ids))),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(ids),
         preset=nncf.QuantizationPreset.MIXED,
-        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=_alphas(smooth)),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
     )
-
-
-def with_accuracy_control(model, ids, validation_ids, score: Callable[[np.ndarray], float], max_drop: float):
-    """As post_training() with SmoothQuant; then layers return to float until the score drops by `max_drop` at most.
-
-    score: logits of `validation_ids` -> a number above 0, larger is better. The most costly layers return first.
-    """
-    import nncf  # noqa: PLC0415
-
-    def validate(compiled, rows):
-        return score(np.concatenate([compiled(row)[0] for row in rows])), None
-
-    return nncf.quantize_with_accuracy_control(
-        model,
-        nncf.Dataset(list(feeds(ids))),
-        nncf.Dataset(list(feeds(validation_ids))),
-        validate,
-        max_drop=max_drop,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(ids),
-        preset=nncf.QuantizationPreset.MIXED,
-        advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=_alphas(True)),
-    )
-
-
-def _alphas(smooth: bool):
-    import nncf  # noqa: PLC0415
-
-    return nncf.AdvancedSmoothQuantParameters(matmul=0.95 if smooth else -1, convolution=-1)
 
 
 def compress_weights(model, mode: str):
