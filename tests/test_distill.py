@@ -630,13 +630,15 @@ def test_inner_losses_need_a_common_vocabulary(teacher):
             pass
 
 
-@pytest.mark.parametrize("profile", ["minilm", "smoke"])
-def test_controls_differ_from_their_student_only_in_what_they_control(profile):
+@pytest.mark.parametrize(("profile", "controls"), [("minilm", 4), ("bert-base", 1)])
+def test_controls_differ_from_their_student_only_in_what_they_control(profile, controls):
     variants = {v.name: v for v in load_profile(profile).variants if v.method == "distill"}
+    compared = 0
     for name, control in variants.items():
         student = variants.get(name.removesuffix("-scratch").removesuffix("-labels"))
         if student is None or student is control:
             continue
+        compared += 1
         assert control.student == student.student
         assert not control.timed
         if name.endswith("-scratch"):
@@ -647,3 +649,6 @@ def test_controls_differ_from_their_student_only_in_what_they_control(profile):
         else:
             assert control.training.soft_weight == control.hidden_weight == control.relation_weight == 0
             assert control.initialization == student.initialization
+            own = {"teacher", "soft_weight", "transfer", "epochs"}
+            assert control.training.model_dump(exclude=own) == student.training.model_dump(exclude=own)
+    assert compared == controls

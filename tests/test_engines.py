@@ -99,7 +99,7 @@ ROUNDED = ["half", "dynamic", "reduced", "int4", "minmax", "percentile", "reduce
 def test_rounded_files_give_mostly_the_same_labels(files, model, ids, name):
     actual, expected = (predict(m, ids) for m in (predictor(files / name), reference(model)))
     assert np.mean(actual.argmax(1) == expected.argmax(1)) >= 0.8
-    assert np.abs(actual - expected).max() > 0, "the same logits: nothing was rounded"
+    assert np.abs(actual - expected).max() > 1e-3, "nothing was rounded: a float32 file differs by 1e-4 at most"
 
 
 def test_reduced_weights_have_seven_bits(files):

@@ -8,14 +8,17 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from compress.config.profile import load_profile
+from compress.data.card import FILE as CARD
 from compress.data.card import load_splits
 from compress.engines.pytorch import check_device
 from compress.errors import UserError
+from compress.graph import building
 from compress.graph.building import Job, check_buildable, find
 from compress.methods.made import made
 from conftest import read_csv, run
@@ -294,14 +297,60 @@ def test_a_second_seed_is_added_without_the_models_of_the_first(copy):
     assert run(copy, PYTHON, "scripts/render.py", "--profile", "smoke").returncode == 0
 
 
-def test_damaged_data_are_named_and_prepared_again(copy, monkeypatch):
+def test_damaged_and_other_data_are_named_and_prepared_again(copy, monkeypatch):
     data = copy / "build/smoke/data"
-    shutil.rmtree(data / "seed0/splits")
     monkeypatch.setattr("compress.config.profile.ROOT", copy)
+    splits = load_splits(load_profile("smoke"), 0)
+    splits["test"] = splits["test"].map(lambda row: {"label": 1 - row["label"]})
+    shutil.rmtree(data / "seed0/splits")
+    splits.save_to_disk(str(data / "seed0/splits"))
+    with pytest.raises(UserError, match=r"splits: the sentences are not those of data\.json"):
+        load_splits(load_profile("smoke"), 0)
+    shutil.rmtree(data / "seed0/splits")
     with pytest.raises(UserError, match="splits: damaged"):
         load_splits(load_profile("smoke"), 0)
     shutil.rmtree(data)  # as the message says
     assert "scripts/prepare_data.py" in make(copy, "-n", "data").stdout
+
+
+def test_a_checkpoint_of_other_inputs_or_older_code_is_never_resumed(tmp_path, monkeypatch):
+    profile = load_profile("smoke")
+    monkeypatch.setattr("compress.config.profile.ROOT", tmp_path)
+    code = tmp_path / "method.py"
+    monkeypatch.setattr(building, "sources_of", lambda _: [code])
+    variants = {variant.name: variant for variant in profile.variants}
+    card, parent = profile.data_folder(0) / CARD, profile.variant_folder(profile.baseline) / "artifact.json"
+    for path in (code, card, parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    job = Job(profile, variants["prune-fisher-70"], 0, "cpu", "cpu", {}, ["no", "yes"], "0" * 64)
+
+    def is_kept(job) -> bool:
+        checkpoint = job.context.work / "checkpoint-5"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        building.clear_if_changed(job, job.context)
+        return checkpoint.exists()
+
+    assert not is_kept(job)
+    assert is_kept(job)
+    for change in (
+        {"sparsity": 0.71},
+        {"threads": 2},
+        {"training": job.variant.training.model_copy(update={"epochs": 3.0})},
+    ):
+        assert not is_kept(replace(job, variant=job.variant.model_copy(update=change))), change
+        assert not is_kept(job)
+    for other in (replace(job, fingerprint="1" * 64), replace(job, train_device="cuda")):
+        assert not is_kept(other)
+        assert not is_kept(job)
+    parent.write_text("{ }")
+    assert not is_kept(job)
+    for path in (code, card):
+        written = (job.context.work / building.INPUTS).stat().st_mtime
+        os.utime(path, (written + 1, written + 1))
+        assert not is_kept(job), path
+        os.utime(path, (written - 1, written - 1))
+        assert is_kept(job)
 
 
 def test_errors_that_a_user_meets(smoke):

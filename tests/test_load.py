@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +18,10 @@ from compress.config.profile import load_profile
 from compress.errors import UserError
 from compress.loadtest import generator as load
 from compress.loadtest import runs, summary
-from compress.loadtest.benchmark import Benchmark, only_named
+from compress.loadtest.benchmark import Benchmark, only_named, servers_with_peers
 from compress.loadtest.processes import HOST, free_port, launched
 from compress.loadtest.runs import Run, is_void
-from compress.loadtest.servers import COUNTERS, Fleet, Server, own_servers
+from compress.loadtest.servers import COUNTERS, PEERS, Fleet, Server, own_servers
 from compress.loadtest.summary import serving_row
 from compress.paths import SCRIPTS
 
@@ -198,6 +199,52 @@ def test_models_are_offered_the_baselines_calm_rate_too(tmp_path, monkeypatch):
         (other.name, 700.0),
         (other.name, 140.0),
     ]
+
+
+def test_the_offered_rates_are_shares_of_the_median_saturation(tmp_path):
+    ours, measured = Server("ours", "serve.py", [], []), benchmark(tmp_path)
+
+    def write_runs(status: int) -> None:
+        for repeat, seconds in enumerate((3.0, 1.0, 10.0)):
+            outcome = replace(a_run().outcome, status=np.full(100, status, np.int16), seconds=seconds)
+            path = runs.run_path(tmp_path, "ours", "saturation", 0, repeat)
+            runs.write_run(path, replace(a_run(), layout="saturation", outcome=outcome))
+
+    write_runs(200)
+    assert measured.saturation(ours) == pytest.approx(100 / 3)
+    write_runs(429)
+    with pytest.raises(UserError, match="ours completed no request under full load"):
+        measured.saturation(ours)
+
+
+def test_a_peer_is_measured_at_its_best_setting_and_only_if_it_is_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("compress.loadtest.servers.ROOT", tmp_path)
+    for peer in ("peer-mosec", "peer-course"):
+        PEERS[peer].installed.parent.mkdir(parents=True)
+        PEERS[peer].installed.touch()
+    swept = []
+
+    def closed(_, fleet, server, layout, clients, repeat):
+        setting = dict(option.removeprefix("--").split("=") for option in server.options)
+        swept.append((server.name, repeat))
+        rate = 100 - (int(setting["batch"]) - 4) ** 2 + (50 if repeat == 0 else 0)  # the first repeat is lucky
+        return SimpleNamespace(outcome=SimpleNamespace(completed_rps=rate))
+
+    monkeypatch.setattr(Benchmark, "closed", closed)
+    monkeypatch.setattr(Benchmark, "fleet", lambda _, servers: nullcontext(SimpleNamespace(servers=servers)))
+    measured, profile = replace(benchmark(tmp_path), load=Load(saturation_repeats=3)), load_profile("minilm")
+    servers = servers_with_peers(measured, profile, 2, tmp_path.joinpath, [])
+    ours, mosec, course, five = servers
+    assert "not installed and left out: peer-infinity, peer-litserve (make peers-env)" in capsys.readouterr().out
+    assert (ours.name, ours.compared_with) == (f"{profile.serving.ablated}-beside-peers", ["peer-mosec", "peer-course"])
+    assert mosec.options == ["--workers=2", "--threads=1", "--batch=4"]
+    assert ours.models == mosec.models == course.models == [tmp_path / profile.serving.ablated]
+    assert swept == [("peer-mosec", repeat) for _ in PEERS["peer-mosec"].sweep(2) for repeat in range(3)]
+    assert course.options == ["--workers=1", "--threads=2", "--batch=0"], "one setting: nothing to compare"
+    assert (five.name, len(five.models), five.with_clients) == ("peer-course-five-services", 5, True)
+    swept.clear()
+    servers_with_peers(measured, profile, 2, tmp_path.joinpath, ["peer-course"])
+    assert not swept, "only the named peers are swept"
 
 
 def test_only_named_servers_are_measured_with_those_that_set_their_rates(tmp_path):

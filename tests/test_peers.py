@@ -122,10 +122,10 @@ def test_peers_have_the_same_engine_and_tokenizer_as_our_service(peer):
     theirs = (root / f"scripts/peers/requirements-{PEERS[peer].name}.txt").read_text("utf-8").splitlines()
     pins = [line for line in theirs if not line.startswith("#")]
     assert all("==" in pin for pin in pins)
-    same = (
-        "" if peer == "peer-course" else ("onnxruntime", "tokenizers")
-    )  # the course's design has all packages from ours
-    assert {pin for pin in pins if pin.startswith(same)} <= set(ours)
+    if peer == "peer-course":
+        assert set(pins) <= set(ours)
+    for name in ("onnxruntime==", "tokenizers=="):
+        assert [pin for pin in pins if pin.startswith(name)] == [pin for pin in ours if pin.startswith(name)]
 
 
 def test_a_peers_settings_use_all_cores_of_the_machine():

@@ -349,8 +349,9 @@ def test_gradual_pruning_trains_the_survivors_and_prunes_nothing_else(model, tmp
             assert ((weight.reshape(-1, 4) != 0).sum(1) == 2).all()
         if weight.any():  # a criterion may empty a matrix
             assert not torch.equal(weight[weight != 0], before[name][weight != 0]), "the survivors were not trained"
-    untouched = [p for name, p in model.named_parameters() if name not in weights]
-    assert all(int((p == 0).sum()) <= p.shape[-1] for p in untouched), "something else was pruned"
+    for name, weight in model.named_parameters():
+        if name not in weights:
+            assert not ((weight == 0) & (before[name] != 0)).any(), f"{name} was pruned"
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -496,7 +497,7 @@ def test_a_folder_whose_weights_lack_a_tensor_is_refused(model, tmp_path):
         load_model(tmp_path)
 
 
-def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp_path):
+def test_a_sparse_folder_reloads_exactly(model, tmp_path):
     weights = encoder_matrices(model)
     with torch.no_grad():
         for name, mask in global_masks(magnitude(weights, None), 0.8).items():
@@ -506,10 +507,6 @@ def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp
     write_packed(model, folder, {name: Sparse(w.detach().numpy()) for name, w in weights.items()})
     loaded = load_model(folder)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
-    model.config.hidden_size = 16
-    model.config.save_pretrained(folder)
-    with pytest.raises(UserError, match=f"{FILE}: weights of another shape"):
-        load_model(folder)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -122,9 +122,17 @@ def test_the_limit_that_was_widened_after_the_results_is_stated_with_the_models_
         assert f"`{row.variant}`" in threat
 
 
-def test_untrained_failed_and_unmeasured_variants_are_never_recommended():
+def test_untrained_unmeasured_and_rarely_trained_variants_are_never_recommended():
     assert all(row.trained and row.f1_test is not None and row.seeds == 3 for row in CANDIDATES)
     assert any(row.trained and row.f1_test is not None and row.seeds == 1 for row in RESULTS.variants)
+    chosen = next(row.variant for row in CANDIDATES if row.variant != PROFILE.baseline)
+    untrained = [replace(row, trained=False) if row.variant == chosen else row for row in RESULTS.rows]
+    once = [row for row in RESULTS.rows if row.variant != chosen or row.seed == 0]
+    seeds = [replace(row, seeds=1) if row.variant == chosen else row for row in RESULTS.seeds]
+    facts = RESULTS.methods | {chosen: RESULTS.methods[chosen] | {"measured": {}}}  # no F1 on validation
+    for change in ({"rows": untrained}, {"rows": once, "seeds": seeds}, {"methods": facts}):
+        names = {row.variant for row in comparisons.recommendable(replace(RESULTS, **change))}
+        assert names == {row.variant for row in CANDIDATES} - {chosen}
     assert not recommendation.fits(replace(CANDIDATES[0], text_latency_ms=None), {"max_ms": 1e9})
 
 

@@ -483,18 +483,33 @@ def test_pooling_compares_each_seed_with_its_own_baseline_on_its_own_sentences(p
     assert ratio == pytest.approx(2**-0.5, abs=0.12)
 
 
+def test_validation_f1_of_a_variant_that_lacks_a_seed_is_the_baselines_mean_less_its_own_loss(profile, built):
+    shutil.rmtree(profile.variant_folder("pruned", 1))
+    tables(profile, [0, 1])
+    described = json.loads((profile.results / "methods.json").read_text("utf-8"))
+    f1 = {
+        (name, seed): f1_score(
+            built[seed]["validation"]["label"], raw(profile, name, seed)["logits/validation"].argmax(-1)
+        )
+        for name, seed in ((BASE, 0), (BASE, 1), ("pruned", 0))
+    }
+    mean = (f1[BASE, 0] + f1[BASE, 1]) / 2
+    assert abs(f1[BASE, 0] - mean) > 1e-3, "the seeds are equally difficult: the test would show nothing"
+    expected = {BASE: mean, "pruned": mean - (f1[BASE, 0] - f1["pruned", 0])}
+    assert {name: described[name]["measured"]["validation_f1"] for name in expected} == pytest.approx(expected)
+
+
 def upper_bound_by_hand(profile, built, name: str) -> float:
     """The 95 % quantile of the mean drop, by scikit-learn's F1. Each sample draws two seeds, and sentences for each."""
     generator = np.random.default_rng(5)
+    predicted = {(of, seed): raw(profile, of, seed)["logits/test"].argmax(-1) for of in (BASE, name) for seed in (0, 1)}
     means = []
     for _ in range(500):
         drops = []
         for seed in generator.integers(0, 2, 2):
             truth = np.array(built[seed]["test"]["label"])
             drawn = generator.integers(0, len(truth), len(truth))
-            scores = [
-                f1_score(truth[drawn], raw(profile, of, seed)["logits/test"].argmax(-1)[drawn]) for of in (BASE, name)
-            ]
+            scores = [f1_score(truth[drawn], predicted[of, seed][drawn]) for of in (BASE, name)]
             drops.append(100 * (scores[0] - scores[1]))
         means.append(np.mean(drops))
     return float(np.quantile(means, 0.95))

@@ -205,7 +205,6 @@ def test_errors_name_the_problem(served, body, status, kind):
         ("a", 400, "not_an_object"),
         ({}, 400, "not_a_string"),
         ({"text": []}, 400, "empty_text"),
-        ({"text": ["a", 1]}, 400, "not_a_string"),
         ({"text": ["a"] * 33}, 413, "too_many_texts"),
         ({"text": "a", "scores": 1}, 400, "not_a_boolean"),
         ({"text": "a", "<b>": 1}, 400, "unknown_key"),
@@ -331,15 +330,14 @@ def test_an_openvino_model_gets_lengths_in_multiples_of_8_and_idle_connections_7
 
 
 def test_an_endless_head_is_rejected(served):
-    with socket.create_connection((HOST, served[0]), timeout=20) as client, suppress(ConnectionError):
+    def send(client):
         client.sendall(b"POST /process HTTP/1.1\r\n")
-        for i in range(2000):  # until it is disconnected, or all is sent
+        for i in range(2000):
             client.sendall(b"X-%d: %s\r\n" % (i, b"a" * 100))
             time.sleep(0.0005)
-        response = client.recv(1000)
-        assert response.startswith(b"HTTP/1.1 431")
-        assert json.loads(response.split(b"\r\n\r\n")[1])["error_type"] == "head_too_large"
-        assert client.recv(1) == b""
+
+    with socket.create_connection((HOST, served[0]), timeout=20) as client, pytest.raises(ConnectionError):
+        send(client)
     response = exchange(served[0], b"\x16\x03\x01 no HTTP\r\n\r\n")
     assert response.startswith(b"HTTP/1.1 400")
     assert json.loads(response.split(b"\r\n\r\n")[1])["error_type"] == "bad_request"
@@ -365,7 +363,9 @@ HEAD = b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n
 def test_heads_are_limited_however_they_arrive(served):
     port, process = served
     large = b"".join(b"X-%d: %s\r\n" % (i, b"a" * 90) for i in range(400))
-    assert exchange(port, HEAD % (6, large) + b'"good"').startswith(b"HTTP/1.1 431")
+    response = exchange(port, HEAD % (6, large) + b'"good"')
+    assert response.startswith(b"HTTP/1.1 431")
+    assert json.loads(response.split(b"\r\n\r\n")[1])["error_type"] == "head_too_large"
     assert exchange(port, b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 431")
     # Neither a long body nor many heads count as one head; the server waits for the rest behind them.
     body = b'"' + b"good " * 8000 + b'"'
@@ -500,7 +500,9 @@ def test_sigterm_finishes_every_admitted_request(smoke, texts):
         for client, payload in zip(clients, load.payloads(texts[:60], HOST, "/process"), strict=True):
             client.sendall(payload)
         waiting = finished = 0
+        until = time.monotonic() + 20
         while waiting + finished < 60:
+            assert time.monotonic() < until, f"{waiting} wait and {finished} are finished, of 60"
             counts = get(port, "/metrics")[1]
             waiting = float(re.search(r"^waiting_requests (\S+)", counts, re.M).group(1))
             done = re.search(r'^requests_total{path="/process",status="200"} (\S+)', counts, re.M)

@@ -83,12 +83,6 @@ def test_saved_int8_of_another_shape_is_an_error(saved):
         load_int8_saved(saved, artifact, "cuda", 1)
 
 
-def test_many_batches_have_the_logits_of_single_calls(model, arrays):
-    predictor = TorchPredictor(model, "cpu", "fp32", 1)
-    for logits, pair in zip(predictor.many(iter(arrays)), arrays, strict=True):
-        np.testing.assert_array_equal(logits, predictor(*pair))
-
-
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [
@@ -96,7 +90,6 @@ def test_many_batches_have_the_logits_of_single_calls(model, arrays):
         ('"BERT_onnx cpu" = "ort-fp32-plain"', '"BERT_onnx cpu" = "other"', "course: no variant is called 'other'"),
         ("layers = [0, 1, 2, 3, 4, 5]", "layers = [0], vocabulary = 9", "groups.smaller.variants.cut-6x768.student: "),
         ('method = "int8-saved"', 'method = "mixed-precision", tolerance = 1.0', "int8-saved: is chosen by quality"),
-        ("[course]", 'champions = [{ goal = "tiny", tolerance = 1.0 }]\n[course]', "champions: are chosen by quality"),
     ],
 )
 def test_a_profile_without_quality_is_checked(error_of_profile, old, new, key):
@@ -183,4 +176,6 @@ def test_the_committed_results_have_every_cost_and_no_quality(shape):
 def test_the_committed_report_has_the_courses_ratios_of_times(shape):
     text = (shape[0].report / "report.md").read_text("utf-8")
     assert "| BERT_onnx" in text
-    assert {"6.15", "1.16"} <= set(text.replace("|", " ").split())
+    rows = {cells[0]: cells[7] for line in text.splitlines() if len(cells := line.strip("| ").split(" | ")) >= 8}
+    assert rows["BERT_q_dynamic"].strip() == "1.16"
+    assert rows["BERT_onnx"].strip() == "6.15"
