@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads crawl on
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 ROOT = Path(__file__).resolve().parents[1]
+WORDS = ["a", "the", "film", "play", "story", "that", "was", "is", "not", "good", "bad", "dull", "bright", "slow"]
 
 
 def run(folder: Path, *command: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
@@ -109,6 +110,31 @@ def smoke(running_smoke):
 def copy(smoke, tmp_path):
     """The finished smoke run, to be changed."""
     return shutil.copytree(smoke[0], tmp_path / "copy", symlinks=True)
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory):
+    """A tiny fp32 ONNX classifier, so batch invariant, with a tokenizer of a few words."""
+    import torch
+    from compress.engines import ort
+    from compress.methods.onnx_files import export_onnx
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("artifact")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {piece: i for i, piece in enumerate([*special, *WORDS, *',.!"'])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **sizes))
+    about = {"backend": "onnxruntime", "max_length": 64, "runtime": {"precision": "fp32"}}
+    save_model(folder / "tiny", lambda target: export_onnx(model.eval(), target / ort.FILE), folder, **about)
+    return folder / "tiny"
 
 
 @pytest.fixture

@@ -38,7 +38,6 @@ from compress.storage.record import read_record
 from conftest import ROOT, copy_repository, run
 from packaging.specifiers import SpecifierSet
 from test_encoders import encoder, own_profile
-from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import get, service
 
 PROFILE = """
@@ -129,7 +128,7 @@ def test_the_quota_of_a_container_limits_the_cores(tmp_path, monkeypatch, case):
     assert cores() == {0.5: 1, 1.5: 1, 2: 2}.get(granted, 3)
 
 
-def test_the_service_has_a_worker_per_core_and_never_more_threads_than_cores(artifact):  # noqa: F811
+def test_the_service_has_a_worker_per_core_and_never_more_threads_than_cores(artifact):
     python = ("taskset", "-c", "0", sys.executable)
     with service(ROOT, artifact, python=python, threads=2) as (port, process):
         limits = get(port, "/info")[1]["limits"]
@@ -188,7 +187,7 @@ def test_8_bit_products_that_can_overflow_cause_a_warning(
         assert not capsys.readouterr().err
 
 
-def test_predict_serve_and_recommend_warn_on_a_cpu_without_vnni(tmp_path, artifact):  # noqa: F811
+def test_predict_serve_and_recommend_warn_on_a_cpu_without_vnni(tmp_path, artifact):
     (tmp_path / "cpuinfo").write_text(AVX2)
     program = f"""
 import runpy, sys

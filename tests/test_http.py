@@ -15,7 +15,6 @@ import pytest
 from compress.loadtest.processes import HOST, cpu_seconds, free_port
 from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, LINGER_SECONDS, MAX_PIPELINED, OWN_FILES
 from conftest import ROOT
-from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import HEAD, exchange, get, post, send, service, slow_service
 
 BODY = b'"good"'
@@ -25,13 +24,13 @@ OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings:
 
 
 @pytest.fixture(scope="module")
-def served(artifact):  # noqa: F811
+def served(artifact):
     with service(ROOT, artifact) as (port, _):
         yield port
 
 
 @pytest.fixture(scope="module")
-def slow(artifact):  # noqa: F811
+def slow(artifact):
     with slow_service(ROOT, artifact, 0.1, deadline_ms=10_000, max_wait_ms=10_000) as (port, _):
         yield port
 
@@ -140,7 +139,7 @@ def send_at(clients, moments):
     return list(map(response_of, clients))
 
 
-def test_an_idle_connection_is_never_closed_while_a_request_is_on_its_way(artifact):  # noqa: F811
+def test_an_idle_connection_is_never_closed_while_a_request_is_on_its_way(artifact):
     """200 clients send when the advertised time ends, and when the connection closes: all get a response."""
     with ExitStack() as stack:
         port, process = stack.enter_context(service(ROOT, artifact, keep_alive_s=1))
@@ -167,7 +166,7 @@ def test_an_idle_connection_is_never_closed_while_a_request_is_on_its_way(artifa
         assert GRACE_SECONDS < time.monotonic() - idle < 1 + GRACE_SECONDS + 2
 
 
-def test_a_request_on_its_way_while_the_service_ends_gets_503(artifact):  # noqa: F811
+def test_a_request_on_its_way_while_the_service_ends_gets_503(artifact):
     with service(ROOT, artifact) as (port, process), socket.create_connection((HOST, port), timeout=20) as client:
         assert [response.startswith(b"HTTP/1.1 200") for response in send_at([client], [0])] == [True]
         process.send_signal(signal.SIGTERM)
@@ -184,7 +183,7 @@ def test_a_request_on_its_way_while_the_service_ends_gets_503(artifact):  # noqa
         assert process.wait(5) == 0
 
 
-def test_beyond_the_limit_of_files_clients_get_503_probes_work_and_the_service_recovers(artifact):  # noqa: F811
+def test_beyond_the_limit_of_files_clients_get_503_probes_work_and_the_service_recovers(artifact):
     limited = ("bash", "-c", 'ulimit -n 256 && ulimit -Sn 100 && exec "$0" "$@"', sys.executable)
     with service(ROOT, artifact, python=limited) as (port, process):
         most = get(port, "/info")[1]["limits"]["connections"]
@@ -209,7 +208,7 @@ def test_beyond_the_limit_of_files_clients_get_503_probes_work_and_the_service_r
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_the_service_prints_a_url_that_works_whatever_streams_are_closed(artifact, tmp_path, host):  # noqa: F811
+def test_the_service_prints_a_url_that_works_whatever_streams_are_closed(artifact, tmp_path, host):
     if host == "::1":
         with socket.socket(socket.AF_INET6) as probe:
             try:

@@ -11,43 +11,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
-from compress.engines import ort
 from compress.engines.predictor import load, load_tokenizer, predict
 from compress.errors import UserError
 from compress.loadtest.processes import post_text
 from compress.loadtest.servers import PEERS, Fleet, peer_server
-from compress.methods.onnx_files import export_onnx
 from compress.metrics import softmax
 from compress.storage.artifact import read_artifact
-from conftest import save_model
+from conftest import WORDS
 from course_server import Course
 from starlette.requests import Request
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-WORDS = ["a", "the", "film", "play", "story", "that", "was", "is", "not", "good", "bad", "dull", "bright", "slow"]
 TEXTS = [" ".join(WORDS[i % len(WORDS)] for i in range(start, start + 1 + start % 9)) for start in range(24)]
 TEXTS += ["", "GOOD, not bad!", 'a "quoted" play', "фильм 🎬", " ".join(WORDS)]
-
-
-@pytest.fixture(scope="session")
-def artifact(tmp_path_factory):
-    """A tiny fp32 ONNX classifier, so batch invariant, with a tokenizer of a few words."""
-    folder = tmp_path_factory.mktemp("peers")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {piece: i for i, piece in enumerate([*special, *WORDS, *',.!"'])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **sizes))
-    about = {"backend": "onnxruntime", "max_length": 64, "runtime": {"precision": "fp32"}}
-    save_model(folder / "tiny", lambda target: export_onnx(model.eval(), target / ort.FILE), folder, **about)
-    return folder / "tiny"
 
 
 def expected(folder: Path, texts: list[str]) -> list[tuple[str, float]]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from compress.loadtest.processes import free_port, launched, post_text, wait_until_ready
 from conftest import ROOT
-from test_peers import TEXTS, artifact, expected  # noqa: F401  (artifact is a fixture)
+from test_peers import TEXTS, expected
 
 PYTHON = ROOT / "build" / "ray" / "bin" / "python"
 
@@ -26,12 +26,12 @@ def test_a_missing_model_is_named_before_ray_starts(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_without_ray_the_command_that_installs_it_is_named(artifact):  # noqa: F811
+def test_without_ray_the_command_that_installs_it_is_named(artifact):
     assert "make serve-ray" in refused(artifact)
 
 
 @pytest.mark.ray
-def test_ray_serve_predicts_what_our_predictor_does_and_ends_on_sigterm(artifact, tmp_path):  # noqa: F811
+def test_ray_serve_predicts_what_our_predictor_does_and_ends_on_sigterm(artifact, tmp_path):
     port = free_port()
     command = [PYTHON, ROOT / "scripts" / "serve_ray.py", "--model", artifact, "--port", port, "--replicas", 1]
     log = tmp_path / "log"

@@ -22,7 +22,6 @@ from compress.loadtest.processes import HOST, free_port
 from compress.serving.limits import DRAIN_SECONDS, GRACE_SECONDS
 from conftest import ROOT
 from test_http import ALIVE, response_of, send_at
-from test_peers import artifact  # noqa: F401  (a fixture)
 from test_service import STATIC, get, post, service, texts  # noqa: F401  (texts is a fixture)
 
 HAPROXY = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
@@ -108,7 +107,7 @@ def test_a_killed_replica_costs_at_most_its_open_requests(replicas, texts):  # n
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="no haproxy: apt-get install haproxy")
-def test_haproxy_loses_no_request_when_idle_connections_close(artifact):  # noqa: F811
+def test_haproxy_loses_no_request_when_idle_connections_close(artifact):
     """200 requests reach haproxy while the services close the connections that it holds, and before it can see that.
 
     Without its retries some would be lost: stopped past the close, it sends on connections that have ended.

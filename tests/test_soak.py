@@ -6,7 +6,6 @@ import orjson
 import pytest
 from compress.loadtest import soaking
 from compress.loadtest.soaking import Sample, growth, random_requests, soak
-from test_peers import artifact  # noqa: F401  (a fixture)
 
 FLAT = [Sample(100 + i % 3, 20 + i % 2, 10 + i % 4, 0.99) for i in range(20)]
 
@@ -31,7 +30,7 @@ def test_what_grows_between_the_halves_is_named(samples, found):
     assert growth(samples) == ([found] if found else [])
 
 
-def test_a_soak_sends_texts_of_every_length_in_every_number_and_samples_the_service(artifact, tmp_path, monkeypatch):  # noqa: F811
+def test_a_soak_sends_texts_of_every_length_in_every_number_and_samples_the_service(artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(soaking, "CLOSING_SECONDS", 0.1)
     monkeypatch.setattr(soaking, "SATURATION_SECONDS", 0.5)
     monkeypatch.setattr(soaking, "SAMPLES", 5)
