@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import timeit
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +27,7 @@ from compress.methods import export
 from compress.methods.engine_files import PARITY, check_parity
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
 from compress.methods.onnx_int4 import quantize_onnx_int4
-from compress.methods.openvino_files import post_training
+from compress.methods.openvino_files import compress_weights, post_training
 from conftest import ROOT, read_csv, run, save_model
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertForSequenceClassification
@@ -166,6 +167,25 @@ def test_operators_are_counted_in_the_engines_own_graph(files):
     assert about["integer_products"] == (14 if about["fused_attention"] else 16)
     assert about["properties"]["INFERENCE_PRECISION_HINT"] == "f32"
     assert (predictor(files / "fp32.xml").precision, predictor(files / "int8.xml").precision) == ("fp32", "int8")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("int8", "i8"), ("int4", "i4"), ("codebook", "u4")])
+def test_files_with_rounded_weights_hold_every_matrix_in_the_bits_of_their_mode(tmp_path, ids, mode, kind):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(vocab_size=200, initializer_range=0.3, **sizes)).eval()
+    export_onnx(model, tmp_path / "plain.onnx")
+    rounded = compress_weights(openvino.convert_model(tmp_path / "plain.onnx"), mode)
+    openvino.save_model(rounded, tmp_path / "rounded.xml", compress_to_fp16=False)
+    constants = [node for node in rounded.get_ops() if node.get_type_name() == "Constant"]
+    large = [node for node in constants if np.prod(node.get_output_shape(0)) >= 128]
+    weights = Counter(node.get_element_type().get_type_name() for node in large)
+    # Six matrices of the layer, three embedding tables, the pooler and the classifier.
+    assert weights[kind] == 11
+    assert not weights["f32"]
+    actual, expected = (predict(m, ids) for m in (predictor(tmp_path / "rounded.xml"), reference(model)))
+    assert np.mean(actual.argmax(1) == expected.argmax(1)) >= 0.8
+    assert np.abs(actual - expected).max() > 1e-3
 
 
 def test_a_throughput_model_returns_batches_in_order(files, ids):
