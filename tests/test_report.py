@@ -661,3 +661,44 @@ def test_wide_columns_of_a_table_give_way_before_a_word_is_wider_than_its_column
     assert number >= 3
     assert code + remark + number == pytest.approx(PAGE, abs=2)
     assert column_widths([columns[0], columns[2]]) == [code, number]
+
+
+def test_the_facts_of_the_text_are_those_of_rows_with_known_answers():
+    def of(name, drop, away, parameters, flips=0.02, speed=None, method="onnx", low=None, high=None, seed=0):
+        numbers = {"f1_drop_points": drop, "ood_drop_points": away, "parameters": parameters, "flip_rate": flips}
+        numbers |= {"size_mb": 100.0 if name == "finetuned" else 25.0, "latency_speedup": speed, "seed": seed}
+        parent = None if name == "finetuned" else "finetuned"
+        return row_of(name, method=method, parent=parent, f1_drop_ci_low=low, f1_drop_ci_high=high, **numbers)
+
+    rows = [
+        of("finetuned", 0.0, 0.0, 100, flips=0.0, speed=1.0, method="finetune"),
+        of("finetuned", 0.0, 0.0, 100, flips=0.0, method="finetune", seed=1),
+        of("copy", 0.0, 0.0, 100, flips=0.0, speed=2.0, low=0.0, high=0.0),
+        of("a", 1.0, 2.0, 100, speed=6.0, low=0.0, high=2.0),
+        of("a", 3.0, 4.0, 100, seed=1),
+        of("b", 0.05, 6.0, 100, speed=4.0, low=-1.0, high=3.0),
+        of("small", 0.1, 9.0, 50, flips=0.05, speed=3.0, low=-2.0, high=4.0),
+        of("taught", 0.5, 1.0, 50, speed=3.5),
+        *(of(f"k{k}{end}", k, k, 100, method="cluster") for k, end in ((4, ""), (8, ""), (8, "-tuned"))),
+    ]
+    options = {row.variant: {} for row in rows} | {"taught": {"training": {"teacher": "large"}}}
+    options |= {f"k{k}": {"rate": 0.0, "k": k, "training": None} for k in (4, 8)}
+    options |= {"k8-tuned": {"rate": 0.0, "k": 8, "training": {"teacher": "baseline"}}}
+    about = {"details": {}, "measured": {"validation_f1": 0.8}, "seconds": 1.0}
+    results = results_of(rows, {name: about | {"options": of} for name, of in options.items()})
+    by_name = results.by_name
+    assert comparisons.drop_deviations(results) == [pytest.approx(math.sqrt(2))]
+    assert comparisons.median_width(results.variants) == 4.0  # of 2, 4 and 6; the copy changes nothing
+    assert comparisons.most_unequal_speeds(results.variants) == (by_name["a"], by_name["copy"])
+    assert comparisons.silent_flips(results) == by_name["small"]  # within 0.1 points, and most of its labels change
+    assert comparisons.fewest_values(results) == (8, by_name["k8-tuned"], by_name["k8"])
+    facts = comparisons.domain_facts(results)
+    assert facts["fewer"] == {"rows": 1, "home": 0.1, "away": 9.0}
+    assert facts["taught"] == {"rows": 1, "home": 0.5, "away": 1.0}
+    assert facts["same"] == {
+        "rows": 5,
+        "home": 4.0,
+        "away": 6.0,
+    }  # a, b and the three clustered
+    table = [{"f1": 0.9}, {"f1": 0.85, "bits": 4, "group": "x"}, {"f1": 0.89, "bits": 8, "group": "x"}]
+    assert comparisons.group_losses(table) == {4: {"x": pytest.approx(5)}, 8: {"x": pytest.approx(1)}}
