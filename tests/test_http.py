@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,17 @@ import urllib.request
 from contextlib import ExitStack, suppress
 
 import pytest
+from compress.errors import UserError
 from compress.loadtest.processes import HOST, cpu_seconds, free_port
-from compress.serving.limits import EXTRA_CONNECTIONS, GRACE_SECONDS, LINGER_SECONDS, MAX_PIPELINED, OWN_FILES
+from compress.serving.limits import (
+    EXTRA_CONNECTIONS,
+    GRACE_SECONDS,
+    LINGER_SECONDS,
+    MAX_PIPELINED,
+    OWN_FILES,
+    Options,
+)
+from compress.serving.loading import load_models
 from conftest import ROOT
 from test_service import HEAD, exchange, get, post, send, service, slow_service
 
@@ -228,3 +238,9 @@ def test_the_service_prints_a_url_that_works_whatever_streams_are_closed(artifac
     finally:
         process.kill()
         process.communicate()
+
+
+def test_two_models_of_one_name_are_not_served_together(artifact, tmp_path):
+    other = shutil.copytree(artifact, tmp_path / "other")
+    with pytest.raises(UserError, match=f"{artifact}: two models are called 'tiny': serve one of them"):
+        load_models([artifact, other], Options())

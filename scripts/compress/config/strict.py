@@ -26,5 +26,5 @@ def explain(path: Path | str, error: ValidationError, *keys: str) -> str:
     lines = []
     for item in error.errors(include_url=False, include_context=False):
         key = ".".join(map(str, (*keys, *item["loc"]))) or "(whole file)"
-        lines.append(f"{path}: {key}: {item['msg']}")
+        lines.append(f"{path}: {key}: {item['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
