@@ -3,7 +3,7 @@ classifiers without an encoder (tfidf, static).
 
 Reads build/<profile>/data/; writes the model and its record to build/<profile>/seed<k>/<variant>/.
 An interrupted training resumes from its last checkpoint. `make all` runs this script for each of its variants.
-Example: python scripts/01_finetune.py --profile minilm finetuned
+Example: .venv/bin/python scripts/01_finetune.py --profile minilm finetuned
 """
 
 import argparse

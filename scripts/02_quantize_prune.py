@@ -2,7 +2,7 @@
 
 Reads build/<profile>/data/ and the models of the parent and the baseline; writes the model and its record to
 build/<profile>/seed<k>/<variant>/. An interrupted training resumes from its last checkpoint.
-Example: python scripts/02_quantize_prune.py --profile minilm prune-magnitude-70
+Example: .venv/bin/python scripts/02_quantize_prune.py --profile minilm prune-magnitude-70
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Reads build/<profile>/data/ and the models of the parent and the baseline; writes the model and its record to
 build/<profile>/seed<k>/<variant>/. An interrupted training resumes from its last checkpoint.
-Example: python scripts/04_distill.py --profile minilm distill-3x384
+Example: .venv/bin/python scripts/04_distill.py --profile minilm distill-3x384
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Reads build/<profile>/data/ and the parent's model; writes the model and its record to
 build/<profile>/seed<k>/<variant>/.
-Example: python scripts/05_export.py --profile minilm finetuned-ort-int8
+Example: .venv/bin/python scripts/05_export.py --profile minilm finetuned-ort-int8
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Reads build/<profile>/data/ and the models of the parents; writes the model and its record to
 build/<profile>/seed<k>/<variant>/.
-Example: python scripts/06_optimum.py --profile minilm optimum-ort-o2
+Example: .venv/bin/python scripts/06_optimum.py --profile minilm optimum-ort-o2
 """
 
 import argparse

@@ -4,8 +4,8 @@ With a VARIANT it builds that classifier: its parent trained further on the task
 Without one it starts a server for each served variant of the profile and sends it real texts: in a closed loop for its
 saturation rate, then in an open loop at shares of that rate. The runs are in build/<profile>/serving/; current runs are
 kept. collate_serving.py summarizes them (make serve-bench does both). Nothing else should run at the same time.
-Example: python scripts/07_serve_bench.py --profile minilm service-movies
-Example: python scripts/07_serve_bench.py --profile minilm --only finetuned
+Example: .venv/bin/python scripts/07_serve_bench.py --profile minilm service-movies
+Example: .venv/bin/python scripts/07_serve_bench.py --profile minilm --only finetuned
 """
 
 import argparse

@@ -5,7 +5,7 @@ Compares results/<profile>/ (or --fresh FOLDER) with git's HEAD (or --against FO
 memory outside these limits, and what depends on the machine; differences of machine and libraries are named. Failed:
 everything else. Status 1 if a claim failed or if there is no fresh run. `make check ONLY="cluster-16 ..."` builds the
 named variants first.
-Example: python scripts/check.py --profile minilm
+Example: .venv/bin/python scripts/check.py --profile minilm
 """
 
 import argparse

@@ -3,7 +3,7 @@
 A seed in build/<profile>/ is first packed into results/<profile>/seed<k>.npz; everything else is computed from these
 files, also without build/. A GPU's results are in results/<profile>/cuda/. The exit status is 1 if a variant
 failed, is missing or was not timed.
-Example: python scripts/collate.py --profile minilm --seeds "0 1 2"
+Example: .venv/bin/python scripts/collate.py --profile minilm --seeds "0 1 2"
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Writes results/<profile>/serving.csv (a row per server, layout and rate), services.csv (the five classifiers) and
 serving.json (the runs' machines and versions). A run is void if its load generator was late; such runs are left out,
 and `reason` counts them. Peers are included if make serve-peers has run. Without any runs the files stay unchanged.
-Example: python scripts/collate_serving.py --profile minilm
+Example: .venv/bin/python scripts/collate_serving.py --profile minilm
 """
 
 import argparse

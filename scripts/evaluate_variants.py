@@ -1,7 +1,7 @@
 """Evaluates the stale models of a seed: loads each from disk and stores its logits of all evaluation sets.
 
 Reads build/<profile>/seed<k>/*/; writes predictions.npz into each of these folders.
-Example: python scripts/evaluate_variants.py --profile minilm --seed 0
+Example: .venv/bin/python scripts/evaluate_variants.py --profile minilm --seed 0
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Reads results/<profile>/; writes figures/<profile>/<name>.png (for the screen), .svg (for the HTML page) and .pdf (for
 print), and removes others.
 A chapter without rows in the profile has no figure.
-Example: python scripts/figures.py --profile minilm
+Example: .venv/bin/python scripts/figures.py --profile minilm
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Reads report/chapters/*.md.j2 and results/ of the default profile; writes notebooks/<chapter>.ipynb. In a template, a
 fenced block of python is a code cell; the output of a block marked `python local` depends on what this clone has built
 and is not kept. Cells run in this process, without a Jupyter kernel.
-Example: python scripts/notebooks.py hw1 hw2
+Example: .venv/bin/python scripts/notebooks.py hw1 hw2
 """
 
 import argparse

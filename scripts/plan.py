@@ -1,7 +1,7 @@
 """Plans a run: writes build/<profile>/plan/<variant>.json and build/<profile>/plan.mk, which the Makefile includes.
 
 Records of failed builds and damaged models are removed, so that Make builds them again.
-Example: python scripts/plan.py --profile minilm --scope core --seeds "0 1"
+Example: .venv/bin/python scripts/plan.py --profile minilm --scope core --seeds "0 1"
 """
 
 import argparse

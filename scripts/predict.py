@@ -2,7 +2,7 @@
 
 Writes CSV (text, label, score) or JSON lines with the score of every class; scores are the softmax of the logits. Input
 must be UTF-8: the command ends at the first line that is not, and names it.
-Example: python scripts/predict.py --model champion-balanced "A film that grows on you."
+Example: .venv/bin/python scripts/predict.py --model champion-balanced "A film that grows on you."
 """
 
 import argparse

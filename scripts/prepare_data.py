@@ -2,7 +2,7 @@
 
 Writes build/<profile>/data/ (the backbone, and splits and data.json of every seed) and build/downloads/. Unchanged data
 keep their files.
-Example: python scripts/prepare_data.py --profile minilm --seeds "0 1"
+Example: .venv/bin/python scripts/prepare_data.py --profile minilm --seeds "0 1"
 """
 
 import argparse

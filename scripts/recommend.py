@@ -6,7 +6,7 @@ best F1 on validation. Status 1 if no variant keeps the limits; the output then 
 F1 shown and limited is that of the test set: the baseline's less the points lost. Milliseconds are for one sentence,
 tokenizer included: the baseline's median divided by the speed-up. Variants that were measured on fewer seeds than the
 baseline are not recommended.
-Example: python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
+Example: .venv/bin/python scripts/recommend.py --max-mb 25 --max-ms 2 --min-f1 0.82
 """
 
 import argparse

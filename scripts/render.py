@@ -2,7 +2,7 @@
 
 Reads results/<profile>/, figures/<profile>/, report/*.j2, report/chapters/*.j2, report/*.csv and
 report/references.bib; writes report/ (report/<profile>/ for other profiles than the default).
-Example: python scripts/render.py --profile minilm
+Example: .venv/bin/python scripts/render.py --profile minilm
 """
 
 import argparse

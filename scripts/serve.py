@@ -3,7 +3,7 @@
 Without --model it serves the five classifiers of the profile (make serve-bench builds them). A model whose predictions
 depend on the rest of the batch (dynamic int8) runs one text at a time; /info shows which. Ctrl-C or SIGTERM stops the
 service after every admitted request is finished.
-Example: python scripts/serve.py --model champion-balanced --port 8000
+Example: .venv/bin/python scripts/serve.py --model champion-balanced --port 8000
 """
 
 import argparse

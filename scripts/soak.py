@@ -3,7 +3,7 @@
 The load is half of what the service can answer. A line every half minute shows its memory, its open files and the p99.
 The second half of the time is compared with the first: if something grows, the status is 1. Without --model it loads
 the five classifiers of the profile. Nothing else should run at the same time.
-Example: python scripts/soak.py --model champion-balanced --minutes 60
+Example: .venv/bin/python scripts/soak.py --model champion-balanced --minutes 60
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Stores a seed's logits of a large teacher in results/<profile>/logits/, so that small profiles can learn from them.
 
-The profile's baseline must be built. Example: python scripts/teacher_logits.py --profile base --seed 0
+The profile's baseline must be built. Example: .venv/bin/python scripts/teacher_logits.py --profile base --seed 0
 """
 
 import argparse

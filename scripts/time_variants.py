@@ -2,7 +2,7 @@
 
 Reads build/<profile>/seed0/*/; writes timing-<pass>.npz or cold.npz into each of these folders. Nothing
 else should run on the machine at the same time.
-Example: python scripts/time_variants.py --profile minilm --pass 0 --threads 2
+Example: .venv/bin/python scripts/time_variants.py --profile minilm --pass 0 --threads 2
 """
 
 import argparse

@@ -30,7 +30,7 @@ ids = [row.ids for row in load_tokenizer(folder, {artifact.max_length}).encode_b
 print(predict(load(folder, threads={row.threads}), ids))  # logits, one column per class
 ```
 
-Or: `python scripts/predict.py --model {folder} "A film that grows on you."`
+Or: `.venv/bin/python scripts/predict.py --model {folder} "A film that grows on you."`
 """
 
 
