@@ -64,7 +64,7 @@ endif
 
 BUILD := build/$(PROFILE)
 REPORT := report$(if $(filter-out minilm,$(PROFILE)),/$(PROFILE))
-LARGE := $(shell sed -n 's/^teacher *= *"\([a-z0-9-]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml)# the profile of the large teacher
+LARGE := $(shell sed -n 's/^teacher *= *"\([^"]*\)".*/\1/p' scripts/profiles/$(PROFILE).toml)# the profile of the large teacher
 STAGES := finetune quantize-prune cluster distill export optimum serve-bench
 PEERS := mosec litserve infinity course
 # One run at a time per clone: a second one names the process that holds the lock and stops. HELD=1: this make has it.
@@ -295,7 +295,7 @@ $(TIMED): $(BUILD)/seed0$(SUFFIX)/.evaluated $(TIMING_SOURCES)
 
 COLLATED := $(BUILD)/.collated$(SUFFIX)-$(SCOPE)-$(subst $(eval ) ,-,$(SEEDS))
 collated: $(COLLATED)
-$(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(SETTINGS) $(if $(LARGE),$(wildcard results/$(LARGE)/seed*.npz)) $(call unless,results/$(PROFILE)$(SUFFIX:-%=/%)/variants.csv)
+$(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(SETTINGS) $(if $(LARGE),$(wildcard results/$(LARGE)/seed*.npz results/$(LARGE)/logits/seed*.npz)) $(call unless,results/$(PROFILE)$(SUFFIX:-%=/%)/variants.csv)
 	$(COLLATE)
 	@touch $@
 

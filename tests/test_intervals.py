@@ -30,6 +30,13 @@ def test_few_latencies_have_no_upper_end():
     assert effective_number([latency[:5], latency[5:]], 0.99) == 300  # fewer latencies than blocks in one run
 
 
+def test_the_percentile_is_never_below_its_interval():
+    runs = [np.random.default_rng(0).exponential(1.0, 10_000), np.full(30, 50.0)]  # few and late, in the second run
+    assert effective_number(runs, 0.99) < 5
+    low, high = quantile_interval(runs, 0.99)
+    assert low <= np.quantile(np.concatenate(runs), 0.99) <= high
+
+
 def coverage(draw, truth: float, interval) -> float:
     ends = [interval(draw(np.random.default_rng(seed))) for seed in range(RUNS)]
     return float(np.mean([low <= truth <= high for low, high in ends]))

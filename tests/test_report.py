@@ -220,6 +220,8 @@ def test_a_control_of_fewer_seeds_is_compared_on_its_own_seeds():
     control, student = rows[2], rows[0]
     assert comparisons.losses_on_seeds_of(control, student, results_of(rows)) == (3.0, 8.0)
     assert comparisons.losses_on_seeds_of(student, student, results_of(rows)) == (2.0, 5.0)
+    at_home = [replace(row, ood_drop_points=None) for row in rows]
+    assert comparisons.losses_on_seeds_of(control, student, results_of(at_home)) == (3.0, None)
 
 
 @pytest.mark.parametrize(

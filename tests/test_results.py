@@ -287,6 +287,20 @@ def test_a_damaged_seed_file_is_named(profile, built, arrays, message):
         read_seed_file(path)
 
 
+def test_a_flipped_byte_never_ends_in_another_error(tmp_path):
+    path = tmp_path / "seed0.npz"
+    np.savez_compressed(path, numbers=np.random.default_rng(0).normal(size=50), text=np.array("a sentence " * 9))
+    content = path.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            read_arrays(path)
+        except UserError as error:
+            refused += str(error).startswith(f"{path}: damaged")
+    assert refused > 0.8 * len(content)  # the others are dates and the like
+
+
 def test_a_damaged_or_foreign_file_in_build_is_named_and_not_packed(profile, built, monkeypatch):
     predictions = profile.variant_folder("pruned") / "predictions.npz"
     whole = predictions.read_bytes()

@@ -63,7 +63,7 @@ class Variant(Strict):
     module: ClassVar[str]
     cpu_only: ClassVar[str | None] = None  # the reason, if the method does not run on a GPU
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     method: str
     parent: str | None = None
     chapter: Chapter

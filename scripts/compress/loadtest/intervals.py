@@ -43,5 +43,10 @@ def order_interval(latency: np.ndarray, probability: float, number: int) -> tupl
 
 
 def quantile_interval(runs: Sequence[np.ndarray], probability: float) -> tuple[float, float]:
-    """The interval of a percentile of all runs together, each run's latencies in the order of sending."""
-    return order_interval(np.concatenate(runs), probability, effective_number(runs, probability))
+    """The interval of a percentile of all runs together, each run's latencies in the order of sending.
+
+    With an effective number of one or two the lower end's rank can lie above the percentile, which then is the end.
+    """
+    latency = np.concatenate(runs)
+    low, high = order_interval(latency, probability, effective_number(runs, probability))
+    return min(low, float(np.quantile(latency, probability))), high

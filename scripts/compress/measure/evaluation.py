@@ -123,7 +123,7 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
 
 def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str) -> dict[str, np.ndarray]:
     """The arrays of predictions.npz for an artifact folder; logits are float32 [sentences, classes] per set."""
-    began = time.perf_counter()
+    began, origin_of_code = time.perf_counter(), origin(device)
     artifact = read_artifact(folder)
     predictor = load(folder, device, threads=1)
     tokenizer = load_tokenizer(folder, artifact.max_length)
@@ -134,7 +134,7 @@ def evaluate_folder(folder: Path, texts: dict[str, list[str]], device: str) -> d
         "batch_invariant": invariant,
         "artifact_sha256": sha256_file(folder / "artifact.json"),
         "seconds": time.perf_counter() - began,
-        "origin": origin(device),
+        "origin": origin_of_code,
     }
     return arrays | {"about": np.array(json.dumps(about))}
 

@@ -37,6 +37,9 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
     A failure is printed; the next run tries again.
     """
     baseline = profile.variant_folder(profile.baseline, 0, device)
+    if not is_built(baseline):
+        console.say(f"{profile.baseline} is not built, so nothing is timed")
+        return
     inputs = [baseline / "artifact.json", *sources]
     files = {v.name: timing_file(profile.variant_folder(v.name, 0, device), number) for v in profile.variants}
     todo = [
@@ -44,9 +47,6 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
     ]
     np.random.default_rng(number).shuffle(todo)
     if not todo:
-        return
-    if not is_built(baseline):
-        console.say(f"{profile.baseline} is not built, so nothing is timed")
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(profile.seed_folder(0, device) / "cache" / "inductor")
     texts = load_splits(profile, seed=0)["test"]["text"][:]

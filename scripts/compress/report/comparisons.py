@@ -449,11 +449,19 @@ def learned_from_large(name: str, results: Results) -> bool:
     return any((row.options.get("training") or {}).get("teacher") == "large" for row in results.made_of(name))
 
 
-def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float, float]:
-    """The points that a row loses at home and out of domain, means over the seeds that its control has as well."""
+def losses_on_seeds_of(control: PooledRow, row: PooledRow, results: Results) -> tuple[float | None, float | None]:
+    """The points that a row loses at home and out of domain, means over the seeds that its control has as well.
+
+    None where nothing was measured.
+    """
     seeds = {of.seed for of in results.rows if of.variant == control.variant and of.f1_drop_points is not None}
     own = [of for of in results.rows if of.variant == row.variant and of.seed in seeds]
-    return mean(of.f1_drop_points for of in own), mean(of.ood_drop_points for of in own)
+
+    def mean_of(column: str) -> float | None:
+        known = [value for of in own if (value := getattr(of, column)) is not None]
+        return mean(known) if known else None
+
+    return mean_of("f1_drop_points"), mean_of("ood_drop_points")
 
 
 def domain_groups(results: Results) -> dict[str, list[PooledRow]] | None:
