@@ -28,6 +28,7 @@ from compress.methods.engine_files import PARITY, check_parity
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic, quantize_onnx_static
 from compress.methods.onnx_int4 import quantize_onnx_int4
 from compress.methods.openvino_files import compress_weights, post_training
+from compress.provenance import machine
 from conftest import ROOT, read_csv, run, save_model
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertForSequenceClassification
@@ -186,6 +187,10 @@ def test_files_with_rounded_weights_hold_every_matrix_in_the_bits_of_their_mode(
     actual, expected = (predict(m, ids) for m in (predictor(tmp_path / "rounded.xml"), reference(model)))
     assert np.mean(actual.argmax(1) == expected.argmax(1)) >= 0.8
     assert np.abs(actual - expected).max() > 1e-3
+    exact = predictor(tmp_path / "rounded.xml", DYNAMIC_QUANTIZATION_GROUP_SIZE="0")
+    if mode == "codebook" or "avx512_vnni" in machine("cpu")["cpu_flags"]:
+        rounds_inputs = bool(np.abs(predict(exact, ids) - actual).max() > 0)
+        assert rounds_inputs == (mode != "codebook") == (predictor(tmp_path / "rounded.xml").precision == "int8")
 
 
 def test_a_throughput_model_returns_batches_in_order(files, ids):

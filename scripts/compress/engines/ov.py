@@ -12,8 +12,14 @@ from compress.storage.artifact import Artifact
 
 FILE = "model.xml"
 PRODUCTS = {"FullyConnected", "MatMul"}
-INTEGERS = {"u8", "i8"}
-PROPERTIES = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
+INTEGERS = {"u8", "i8", "u4", "i4"}  # of the weights; where only these are rounded, OpenVINO rounds the inputs, too
+PROPERTIES = (
+    "PERFORMANCE_HINT",
+    "NUM_STREAMS",
+    "INFERENCE_NUM_THREADS",
+    "INFERENCE_PRECISION_HINT",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+)
 
 
 class OpenVINOPredictor(Predictor):

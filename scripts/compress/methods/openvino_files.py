@@ -29,7 +29,8 @@ def post_training(model, ids: Sequence[Sequence[int]], smooth: bool):
 def compress_weights(model, mode: str):
     """Weights as 8-bit integers (int8), 4-bit integers in groups of 64 (int4), or 16 shared values (codebook).
 
-    In 4 bits the embedding tables and the last layer are included.
+    In 4 bits the embedding tables and the last layer are included. When the file runs, OpenVINO rounds the inputs of
+    products with integer weights to 8 bits, a scale per 32 inputs (its DYNAMIC_QUANTIZATION_GROUP_SIZE).
     """
     import nncf  # noqa: PLC0415
 
