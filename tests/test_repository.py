@@ -162,9 +162,10 @@ def test_the_main_part_of_the_report_is_short_and_its_pages_share_its_sections()
 @pytest.mark.committed
 def test_the_first_sentence_of_every_caption_has_a_number():
     text = (ROOT / "report" / "report.md").read_text("utf-8")
-    captions = re.findall(r"^!\[(.*)\]\(.*\.png\)\n\n\*\1\*$", text, re.M)
-    assert len(captions) == text.count("![")
-    for caption in captions:
+    figures = re.findall(r"^!\[(.*)\]\(.*\.png\)\n\n\*(.*)\*$", text, re.M)
+    assert len(figures) == text.count("![")
+    for sentence, caption in figures:
+        assert caption.startswith(sentence)
         first = re.split(r"\. (?=[A-Z])", re.sub(r"`[^`]*`|F1", "", caption))[0]
         assert re.search(r"\d", first), caption
 

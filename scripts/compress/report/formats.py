@@ -12,7 +12,7 @@ from nbconvert import LatexExporter
 
 BIBLIOGRAPHY = ROOT / "report" / "references.bib"
 CITATION = re.compile(r"\[[^\[\]]*@[^\[\]]+\]|(?<![\w`@.])@[a-z][\w-]*")  # [@key], [@key, eq. 1; @other] or @key
-FIGURE = re.compile(r"!\[(.*)\]\((.*)\.png\)\n\n\*\1\*")
+FIGURE = re.compile(r"^!\[.*\]\((.*)\.png\)\n\n\*(.*)\*$", re.M)
 IMAGE = re.compile(r"\]\(([^()\s]*)\.png\)")
 MATH = re.compile(r"\$\$.+?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)")  # as pandoc and GitHub tell formulas from money
 HEADING = re.compile(r"^(##|###) (.+)$", re.M)
@@ -119,7 +119,7 @@ def to_html(profile: Profile, text: str) -> str:
 def to_latex(profile: Profile, text: str) -> str:
     """The report in LaTeX by nbconvert, as a notebook of one cell, with vector figures."""
     title, body = text.removeprefix("# ").split("\n", 1)  # the title is LaTeX's, and so are sections and captions
-    body = re.sub(r"^##", "#", FIGURE.sub(r"![\1](\2.pdf)", CONTENTS.sub("", body)), flags=re.M)
+    body = re.sub(r"^##", "#", FIGURE.sub(r"![\2](\1.pdf)", CONTENTS.sub("", body)), flags=re.M)
     body = re.sub(r"\]\(#\d+-", "](#", body)  # pandoc's own Markdown leaves numbers out of anchors
     os.environ["PATH"] = os.path.dirname(pypandoc.get_pandoc_path()) + os.pathsep + os.environ["PATH"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(body, id="report")])

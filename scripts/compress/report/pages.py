@@ -151,6 +151,7 @@ def caption(engine, name: str, of: str = "") -> str:
 def figure(engine, profile: Profile, name: str, of: str = "") -> str:
     """Markdown for a figure with its caption, or nothing if the profile has no such figure.
 
+    The caption's first sentence also stands in place of the picture where none is shown.
     `of` is the variant or champion of a figure that several have. In a notebook a cell draws the figure.
     """
     file = f"{name}_{of}" if of else name
@@ -159,7 +160,8 @@ def figure(engine, profile: Profile, name: str, of: str = "") -> str:
     text = caption(engine, name, of)
     if engine.globals["notebook"]:
         return f'{text}\n\n```python\npictures["{file}"]()\n```\n'
-    return f"![{text}]({os.path.relpath(profile.figures, profile.report)}/{file}.png)\n\n*{text}*"
+    first = re.split(r"(?<=\.) (?=[A-Z`])", text)[0]
+    return f"![{first}]({os.path.relpath(profile.figures, profile.report)}/{file}.png)\n\n*{text}*"
 
 
 def digits(value, places: int) -> str:
