@@ -302,8 +302,9 @@ def test_damaged_and_other_data_are_named_and_prepared_again(copy, monkeypatch):
     monkeypatch.setattr("compress.config.profile.ROOT", copy)
     splits = load_splits(load_profile("smoke"), 0)
     splits["test"] = splits["test"].map(lambda row: {"label": 1 - row["label"]})
+    splits.save_to_disk(str(data / "other"))
     shutil.rmtree(data / "seed0/splits")
-    splits.save_to_disk(str(data / "seed0/splits"))
+    (data / "other").rename(data / "seed0/splits")
     with pytest.raises(UserError, match=r"splits: the sentences are not those of data\.json"):
         load_splits(load_profile("smoke"), 0)
     shutil.rmtree(data / "seed0/splits")
