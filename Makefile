@@ -238,6 +238,10 @@ TIME = $(PY) scripts/time_variants.py --profile $(PROFILE) --device $(DEVICE) --
 TIME_ALL = $(TIME); for number in $$(seq 0 $$(($(PASSES) - 1))); do $(TIME) --pass $$number; done
 EVALUATE = $(PY) scripts/evaluate_variants.py --profile $(PROFILE) --device $(DEVICE) --sources $(EVALUATION_SOURCES)
 
+# A stamp has the date of the step's start: what changes meanwhile makes the step run again.
+BEGIN = @mkdir -p $(@D) && touch $@.new
+END = @mv $@.new $@
+
 # One sub-make per phase: each sees the files that the phase before wrote. Only builds run in parallel, because nothing
 # else may run while models are timed. Failed variants don't stop the run: collate reports them by its exit status.
 sequence:
@@ -267,8 +271,9 @@ include $(BUILD)/plan.mk
 .PHONY: baseline models evaluated timed collated benchmarked $(STAGES:%=stage-%)
 
 $(PREPARED): $(BUILD)/plan/data.json $(DATA_SOURCES) $(foreach file,$(DATA),$(call unless,$(file)))
+	$(BEGIN)
 	$(PY) scripts/prepare_data.py --profile $(PROFILE) --seeds "$(SEEDS)"
-	@touch $@
+	$(END)
 
 # Keep their dates if the content stays the same, so that no model is built again. The + makes `make -n` look at them.
 $(DATA): $(PREPARED)
@@ -281,30 +286,35 @@ models: $(foreach seed,$(SEEDS),$(RECORDS_$(seed)))
 evaluated: $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated)
 define EVALUATED
 $$(BUILD)/seed$1$$(SUFFIX)/.evaluated: $$(RECORDS_$1) $$(EVALUATION_SOURCES)
+	$$(BEGIN)
 	@$$(EVALUATE) --seed $1
-	@touch $$@
+	$$(END)
 endef
 $(foreach seed,$(SEEDS),$(eval $(call EVALUATED,$(seed))))
 
 # Only seed 0 is timed: another seed's models have the same shapes and arithmetic.
 TIMED := $(BUILD)/seed0$(SUFFIX)/.timed-$(THREADS)threads
 timed: $(if $(filter 0,$(SEEDS)),$(TIMED))
-$(TIMED): $(BUILD)/seed0$(SUFFIX)/.evaluated $(TIMING_SOURCES)
+$(TIMED): $(BUILD)/seed0$(SUFFIX)/.evaluated $(BUILD)/plan$(SUFFIX)/_measure.json $(TIMING_SOURCES)
+	@rm -f $(@D)/.timed-*
+	$(BEGIN)
 	@$(TIME_ALL)
-	@rm -f $(@D)/.timed-* && touch $@
+	$(END)
 
 COLLATED := $(BUILD)/.collated$(SUFFIX)-$(SCOPE)-$(subst $(eval ) ,-,$(SEEDS))
 collated: $(COLLATED)
 $(COLLATED): $(SEEDS:%=$(BUILD)/seed%$(SUFFIX)/.evaluated) $(if $(filter 0,$(SEEDS)),$(TIMED)) $(RESULTS_SOURCES) $(SETTINGS) $(if $(LARGE),$(wildcard results/$(LARGE)/seed*.npz results/$(LARGE)/logits/seed*.npz)) $(call unless,results/$(PROFILE)$(SUFFIX:-%=/%)/variants.csv)
+	$(BEGIN)
 	$(COLLATE)
-	@touch $@
+	$(END)
 
 BENCHMARKED := $(BUILD)/serving/.done-$(SCOPE)
 benchmarked: $(if $(filter 0,$(SEEDS)),$(if $(filter cpu,$(DEVICE)),$(BENCHMARKED)))
 $(BENCHMARKED): $(COLLATED) $(call package,serving loadtest) scripts/serve.py
+	$(BEGIN)
 	$(SERVE_BENCH)
 	$(COLLATE_SERVING)
-	@mkdir -p $(@D) && touch $@
+	$(END)
 
 define STAGE
 stage-$1: $$(RECORDS_OF_$1)
@@ -317,13 +327,16 @@ endif
 # No rule here writes results/: figures and report use the tables as they are.
 TABLES := $(foreach folder,$(PROFILE) $(PROFILE)/cuda $(LARGE),$(wildcard results/$(folder)/*.csv results/$(folder)/*.json))
 $(BUILD)/.figures: scripts/figures.py report/both_sizes.csv report/names.csv $(call package,report results) $(SETTINGS) $(TABLES) $(NO_RESULTS) $(call unless,figures/$(PROFILE)) | $(ENV)
+	$(BEGIN)
 	$(PY) scripts/figures.py --profile $(PROFILE)
-	@mkdir -p $(@D) && touch $@
+	$(END)
 
 $(BUILD)/.notebooks: scripts/notebooks.py $(call package,methods storage serving loadtest engines) $(BUILD)/.report | $(ENV)
+	$(BEGIN)
 	$(PY) scripts/notebooks.py
-	@touch $@
+	$(END)
 
 $(BUILD)/.report: scripts/render.py $(call package,report results) scripts/compress/measure/evaluation.py scripts/compress/measure/latency.py $(wildcard report/*.j2 report/chapters/*.j2 report/*.bib report/*.csv) report/style.css report/tables.html $(SETTINGS) $(LARGE:%=scripts/profiles/%.toml) $(BUILD)/.figures $(call unless,$(REPORT)/report.md) | $(ENV)
+	$(BEGIN)
 	$(PY) scripts/render.py --profile $(PROFILE)
-	@mkdir -p $(@D) && touch $@
+	$(END)

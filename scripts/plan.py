@@ -1,4 +1,4 @@
-"""Plans a run: writes build/<profile>/plan/<variant>.json and build/<profile>/plan.mk, which the Makefile includes.
+"""Plans a run: writes build/<profile>/plan/*.json and build/<profile>/plan.mk, which the Makefile includes.
 
 Records of failed builds and damaged models are removed, so that Make builds them again.
 Example: .venv/bin/python scripts/plan.py --profile minilm --scope core --seeds "0 1"

@@ -23,7 +23,7 @@ from compress.data import hub
 from compress.data.prepare import prepare
 from compress.data.tasks import splits_for
 from compress.errors import Skip, UserError
-from compress.graph.building import Job, save_build
+from compress.graph.building import Job, known_before, save_build
 from compress.measure import coldstart, evaluation
 from compress.methods import hf_optimum
 from compress.methods.baseline import untrained
@@ -66,7 +66,7 @@ def test_a_compiler_that_fails_skips_the_variant_and_names_the_temporary_folder(
     prepare(profile, [0])
     for variant, maker in zip(profile.variants, (untrained, torch_runtime), strict=True):
         job = Job(profile, variant, 0, "cpu", "cpu", *splits_for(profile, variant, 0))
-        save_build(job, maker(variant, job.context), time.perf_counter())
+        save_build(job, maker(variant, job.context), time.perf_counter(), known_before(job))
     monkeypatch.setattr(evaluation, "load_profile", lambda _: profile)
 
     def fail(**_):

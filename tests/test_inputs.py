@@ -170,7 +170,8 @@ def test_folders_of_seeds_and_devices():
     profile = load_profile("smoke")
     assert profile.variant_folder("bf16") == ROOT / "build/smoke/seed0/bf16"
     assert profile.variant_folder("bf16", 2, "cuda") == ROOT / "build/smoke/seed2-cuda/bf16"
-    assert profile.plan_folder == ROOT / "build/smoke/plan"
+    assert profile.plan_folder() == ROOT / "build/smoke/plan"
+    assert profile.plan_folder("cuda") == ROOT / "build/smoke/plan-cuda"
 
 
 def test_only_the_baseline_of_the_default_profile_is_built_with_two_threads():

@@ -184,6 +184,7 @@ def test_a_cold_start_is_measured_again_with_another_number_of_threads(tmp_path,
     folder.mkdir()
     for name in ("artifact.json", "record.json"):
         (folder / name).write_text("{}")
+        os.utime(folder / name, (0, 0))  # before this process began
 
     def measure(_folder, _texts, _device, threads, output):
         measured.append(threads)

@@ -23,7 +23,7 @@ from compress.results.rows import FlipRow, SeedRow, VariantRow, read_rows, write
 from compress.results.scoring import Scores, pooled_tests, resampled_f1
 from compress.results.seedfile import half_logits, read_seed_file, seed_path, write_seed_file
 from compress.results.selection import SCORES, Candidate, choose
-from compress.storage.record import Record, Sizes, write_record
+from compress.storage.record import Record, Sizes, read_record, write_record
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -425,6 +425,24 @@ def test_a_variant_without_results_has_a_row_with_the_reason_and_failures_set_th
     untimed = [replace(row, latency_ms_p50=None) if row.variant == BASE else row for row in built]
     assert print_summary(profile, untimed) == 1
     assert f"{BASE} (seed 0): not timed" in capsys.readouterr().out
+
+
+def test_children_of_a_model_that_was_built_again_are_left_out_with_their_own_children(profile, built, capsys):
+    folders = {name: profile.variant_folder(name) for name in (BASE, "ort-fp32", "ort-int8")}
+    for name, parent in (("ort-fp32", BASE), ("ort-int8", "ort-fp32")):
+        seal = {parent: read_record(folders[parent]).artifact_sha256}
+        write_record(folders[name], read_record(folders[name]).model_copy(update={"parents": seal}))
+    names = {row.variant for row in tables(profile, [0]) if row.status == "ok"}
+    assert names == {BASE, "ort-fp32", "ort-int8", "pruned"}
+    again = read_record(folders[BASE]).model_copy(update={"artifact_sha256": "b" * 64})
+    write_record(folders[BASE], again)
+    arrays = read_arrays(folders[BASE] / "predictions.npz")
+    about = json.loads(str(arrays["about"])) | {"artifact_sha256": "b" * 64}
+    write_arrays(folders[BASE] / "predictions.npz", arrays | {"about": text(about)})
+    assert {row.variant for row in tables(profile, [0]) if row.status == "ok"} == {BASE, "pruned"}
+    printed = capsys.readouterr().out
+    assert "ort-fp32 (seed 0): left out, because finetuned was built again since; run make all" in printed
+    assert "ort-int8 (seed 0): left out, because ort-fp32 was built again since; run make all" in printed
 
 
 def test_collate_works_from_seed_files_alone_and_adds_a_seed_without_touching_others(profile, built):

@@ -186,9 +186,8 @@ class Profile(Strict):
     def backbone_folder(self) -> Path:
         return self.encoder_folder("backbone")
 
-    @property
-    def plan_folder(self) -> Path:
-        return self.build / "plan"
+    def plan_folder(self, device: str = "cpu") -> Path:
+        return self.build / ("plan" + ("" if device == "cpu" else f"-{device}"))
 
     def seed_folder(self, seed: int = 0, device: str = "cpu") -> Path:
         return self.build / (f"seed{seed}" + ("" if device == "cpu" else f"-{device}"))

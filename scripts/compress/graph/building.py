@@ -93,15 +93,15 @@ def build(args: argparse.Namespace, makers: dict[str, Maker]) -> int:
     log = job.folder.parent / "logs" / f"{variant.name}.log"
     console.log_to(log)
     console.say(f"{name}: started")
-    started = time.perf_counter()
+    started, known = time.perf_counter(), known_before(job)
     try:
-        console.say(f"{name}: {build_or_skip(job, makers, started)}")
+        console.say(f"{name}: {build_or_skip(job, makers, started, known)}")
     except Exception as error:
         if disk_is_full(error):
             raise  # no fault of the variant, and the next one would fail, too
         traceback.print_exc()
         reason = in_words(error)
-        write_failure(job, "failed", reason, time.perf_counter() - started)
+        write_failure(job, known, "failed", reason, time.perf_counter() - started)
         console.show_tail(log)
         console.say(f"{name}: FAILED: {reason} (log: {log})")
         if isinstance(error, distributed.ProcessesDisagree):
@@ -124,14 +124,15 @@ def title(variant: str, seed: int, device: str) -> str:
     return variant + (f" seed {seed}" if seed else "") + (f" {device}" if device != "cpu" else "")
 
 
-def build_or_skip(job: Job, makers: dict[str, Maker], started: float) -> str:
+def build_or_skip(job: Job, makers: dict[str, Maker], started: float, known: dict) -> str:
     """Builds the variant, or records why it is skipped; returns the message for the console."""
     try:
         check_buildable(job)
-        record = save_build(job, run_method(job, makers[job.variant.method]), started)
+        known = known | {"parents": hashes_of_parents(job)}
+        record = save_build(job, run_method(job, makers[job.variant.method]), started, known)
     except Skip as skip:
         remove(job.context.work)
-        write_failure(job, "skipped", str(skip), time.perf_counter() - started)
+        write_failure(job, known, "skipped", str(skip), time.perf_counter() - started)
         return f"skipped: {skip}"
     return f"built in {record.build_seconds:.0f} s, {record.sizes.bytes / 1e6:.2f} MB"
 
@@ -176,11 +177,16 @@ def help_train(job: Job, makers: dict[str, Maker]) -> None:
     distributed.leave()
 
 
+def hashes_of_parents(job: Job) -> dict[str, str]:
+    """SHA-256 of artifact.json by name of each model that the build reads."""
+    return {name: sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(job.profile, job.variant)}
+
+
 def clear_if_changed(job: Job, context: Context) -> None:
     """Empties the working folder unless its checkpoints come from exactly these inputs and this code."""
     profile = job.profile
     known = job.seed, job.train_device, context.threads, job.fingerprint
-    hashes = [sha256_file(job.folder_of(name) / "artifact.json") for name in parents_of(profile, job.variant)]
+    hashes = list(hashes_of_parents(job).values())
     inputs = digest([job.variant.recipe, profile.teacher, profile.data.max_length, *known, hashes])
     path = context.work / INPUTS
     data = profile.data_folder(job.seed) / CARD  # newer than the encoder's files
@@ -191,8 +197,11 @@ def clear_if_changed(job: Job, context: Context) -> None:
         write_text(path, inputs)
 
 
-def save_build(job: Job, result: Made, started: float) -> Record:
-    """Writes the artifact folder and, last, its record; removes the working folder."""
+def save_build(job: Job, result: Made, started: float, known: dict) -> Record:
+    """Writes the artifact folder and, last, its record; removes the working folder.
+
+    known: the fields of known_before(), and the record's parents.
+    """
     context = job.context
     artifact = save_artifact(
         job.folder,
@@ -214,7 +223,7 @@ def save_build(job: Job, result: Made, started: float) -> Record:
     # The training's clock also counts the time of interrupted runs.
     seconds = max(time.perf_counter() - started, artifact.train_seconds or 0.0)
     effort = {"build_seconds": seconds, "build_peak_bytes": peak_rss_bytes()}
-    record = Record(**known_before(job), **facts_of(artifact, job.folder), status="ok", **effort)
+    record = Record(**known, **facts_of(artifact, job.folder), status="ok", **effort)
     write_record(job.folder, record)
     remove(context.work)
     return record
@@ -237,15 +246,15 @@ def facts_of(artifact: Artifact, folder: Path) -> dict:
     }
 
 
-def write_failure(job: Job, status: str, reason: str, seconds: float) -> None:
+def write_failure(job: Job, known: dict, status: str, reason: str, seconds: float) -> None:
     """Replaces the variant's folder by one that holds only the record of a skipped or failed build."""
     remove(job.folder)
-    record = Record(**known_before(job), backend=None, status=status, reason=reason, build_seconds=seconds, details={})
+    record = Record(**known, backend=None, status=status, reason=reason, build_seconds=seconds, details={})
     write_record(job.folder, record)
 
 
 def known_before(job: Job) -> dict:
-    """The fields of a record that are known before the build."""
+    """The fields of a record that are known before the build; the code may change while it runs."""
     variant = job.variant
     fields = ("chapter", "family", "scope", "method", "parent")
     return {field: getattr(variant, field) for field in fields} | {

@@ -99,7 +99,7 @@ def variants_to_build(profile: Profile, scope: str, only: list[str]) -> list:
 
 
 def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, train_device: str) -> None:
-    """Writes <plan folder>/<variant>.json, data.json, and plan.mk, which the Makefile includes."""
+    """Writes a JSON file per variant, data.json, _measure.json, and plan.mk, which the Makefile includes."""
     plans = {"data": {key: getattr(profile, key).model_dump(mode="json") for key in ("data", *profile.encoders)}}
     stats = {str(file): file.stat() for file in profile_files(profile)}
     plans["data"]["longest_input"] = profile.longest_input
@@ -109,8 +109,10 @@ def write_plan(profile: Profile, variants: list, seeds: list[int], device: str, 
         plans[variant.name] = {"options": variant.recipe, "train_device": train_device, **length}
         if variant.learns_from_large:
             plans[variant.name]["teacher"] = profile.teacher
+    plans["_measure"] = profile.measure.model_dump(mode="json")
     for name, plan in plans.items():
-        write_if_changed(profile.plan_folder / f"{name}.json", json.dumps(plan, indent=1, sort_keys=True) + "\n")
+        folder = profile.plan_folder("cpu" if name == "data" else device)  # data are the same for every device
+        write_if_changed(folder / f"{name}.json", json.dumps(plan, indent=1, sort_keys=True) + "\n")
     write_if_changed(profile.build / "plan.mk", makefile(profile, variants, seeds, device))
 
 
@@ -136,7 +138,7 @@ def makefile(profile: Profile, variants: list, seeds: list[int], device: str) ->
         targets = [target(profile, variant.name, seed, device) for variant in order]
         lines.append(f"RECORDS_{seed} := {' '.join(targets)}")
         for number, variant in enumerate(built, 1):
-            needed = [relative(profile.plan_folder / f"{variant.name}.json"), data]
+            needed = [relative(profile.plan_folder(device) / f"{variant.name}.json"), data]
             needed += [relative(path) for path in sources_of(variant)]
             needed += [relative(path) for path in teacher_files(profile, variant, seed)]
             needed += [target(profile, name, seed, device) for name in parents_of(profile, variant)]

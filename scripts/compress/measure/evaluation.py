@@ -22,7 +22,7 @@ from compress.data.card import held_out
 from compress.data.tasks import splits_for
 from compress.engines.predictor import BATCH_TOLERANCE, Predictor, load, load_tokenizer, predict, token_ids
 from compress.errors import Skip, UserError, failure
-from compress.files import remove, sha256_file, write_arrays
+from compress.files import date_to_start, remove, sha256_file, write_arrays
 from compress.metrics import quality
 from compress.provenance import origin
 from compress.storage.artifact import read_artifact
@@ -115,6 +115,7 @@ def evaluate_variant(profile_name: str, name: str, seed: int, device: str) -> st
         write_record(folder, record)
         raise error
     write_arrays(folder / PREDICTIONS, arrays)
+    date_to_start(folder / PREDICTIONS)
     seconds = json.loads(str(arrays["about"]))["seconds"]
     labels = np.array(splits["validation"]["label"])
     f1 = "" if profile.no_quality else f", validation F1 {quality(arrays['logits/validation'], labels)['f1']:.4f}"

@@ -2,7 +2,7 @@
 
 timing-<pass>.npz in a variant's folder holds raw seconds; speed-ups are computed from them later. Several passes, each
 with its own order, spread a disturbance of the machine over all variants. A file is stale if it is missing, older than
-its model, than the baseline or than the code that measures, or was taken with another number of threads.
+its model, than the baseline or than the code that measures, or was taken with another budget or number of threads.
 """
 
 import gc
@@ -17,7 +17,7 @@ from compress.config.profile import Profile
 from compress.data.card import load_splits
 from compress.engines.predictor import load, load_tokenizer
 from compress.errors import UserError, failure
-from compress.files import atomic_path, read_arrays, remove, write_arrays
+from compress.files import atomic_path, date_to_start, read_arrays, remove, write_arrays
 from compress.measure.coldstart import measure_cold
 from compress.measure.evaluation import is_built, is_stale
 from compress.measure.latency import Timed, best_batch, time_latency, time_shapes, time_throughput
@@ -43,7 +43,10 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
     inputs = [baseline / "artifact.json", *sources]
     files = {v.name: timing_file(profile.variant_folder(v.name, 0, device), number) for v in profile.variants}
     todo = [
-        variant for variant in profile.variants if variant.timed and needs_timing(files[variant.name], threads, inputs)
+        variant
+        for variant in profile.variants
+        if variant.timed
+        and needs_timing(files[variant.name], threads, inputs, budget=budget_of(profile, variant.name, number))
     ]
     np.random.default_rng(number).shuffle(todo)
     if not todo:
@@ -63,6 +66,7 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
             arrays, about = time_variant(profile, variant, folder, base, baseline_batch, number, threads, device)
             about |= {"seconds": time.perf_counter() - began, "origin": origin_of_pass}
             write_arrays(files[variant.name], arrays | {"about": np.array(json.dumps(about))})
+            date_to_start(files[variant.name])
             ratio = float(np.median(arrays["latency_seconds"][:, 1] / arrays["latency_seconds"][:, 0]))
             message = f"timed in {about['seconds']:.0f} s, {ratio:.2f} times the baseline's speed"
         except Exception as error:
@@ -72,15 +76,23 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
         gc.collect()
 
 
-def needs_timing(path: Path, threads: int, inputs: list[Path]) -> bool:
-    """Whether the folder's model is built, and the file has no current measurements with this number of threads."""
+def budget_of(profile: Profile, name: str, number: int) -> dict:
+    """What decides how a variant is timed in a pass; shapes are timed in the first one."""
+    budget = profile.measure.model_dump(mode="json")
+    shapes = budget.pop("shapes")
+    return budget | ({"shapes": shapes} if number == 0 and name in shapes.pop("variants") else {})
+
+
+def needs_timing(path: Path, threads: int, inputs: list[Path], **wanted) -> bool:
+    """Whether the folder's model is built, and the file has no current measurements with these threads and facts."""
     if not is_built(path.parent):
         return False
     try:
         about = json.loads(str(read_arrays(path)["about"]))
     except (UserError, KeyError, ValueError):
         return True  # missing or damaged
-    return is_stale(path, inputs) or about.get("threads_requested") != threads
+    wanted |= {"threads_requested": threads}
+    return is_stale(path, inputs) or any(about.get(name) != value for name, value in wanted.items())
 
 
 def load_timed(folder: Path, device: str, threads: int, texts: list[str]) -> Timed:
@@ -107,9 +119,10 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
         "threads": model.predictor.threads,
         "baseline_threads": base.predictor.threads,
         "threads_requested": threads,
+        "budget": budget_of(profile, variant.name, number),
     }
     arrays = {"latency_seconds": from_ids, "text_seconds": from_text, "throughput_seconds": throughput}
-    if number == 0 and variant.name in profile.measure.shapes.variants:
+    if "shapes" in about["budget"]:
         try:
             arrays["shape_seconds"] = time_shapes(lambda t: load(folder, device, t), model.ids, budgets.shapes)
         finally:
@@ -127,6 +140,7 @@ def measure_cold_starts(profile: Profile, threads: int, device: str, sources: li
         try:
             with atomic_path(folder / COLD) as temporary:
                 measure_cold(folder, texts, device, threads, temporary)
+            date_to_start(folder / COLD)
         except Exception as error:
             remove(folder / COLD)
             console.say(f"{variant.name}: {failure(error)}")

@@ -67,7 +67,9 @@ def further_measurements(profile: Profile, entry: Entry) -> dict:
             "tokenize_ms": median_ms(entry.cold.arrays["tokenize_seconds"]),
         }
     if entry.passes and "shape_seconds" in entry.passes[0].arrays:
-        axes = profile.measure.shapes.model_dump(include={"threads", "batches", "lengths"})
+        present = profile.measure.shapes.model_dump()  # older measurements do not say theirs
+        measured = entry.passes[0].about.get("budget", {}).get("shapes", present)
+        axes = {name: measured[name] for name in ("threads", "batches", "lengths")}
         milliseconds = 1e3 * np.median(entry.passes[0].arrays["shape_seconds"], -1)
         facts["shapes"] = axes | {"milliseconds": [[[rounded(x, 4) for x in r] for r in t] for t in milliseconds]}
     return facts

@@ -85,14 +85,18 @@ def seed_is_built(profile: Profile, seed: int, device: str) -> bool:
 
 
 def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> None:
-    """Packs a seed of build/<profile>/; raises UserError naming a file that is damaged or of other data."""
+    """Packs a seed of build/<profile>/; raises UserError naming a file that is damaged or of other data.
+
+    Children of a model that was built again since are left out, by name: they belong to the model of before.
+    """
     splits, card = load_splits(profile, seed), load_card(profile, seed)
     packed = {f"labels/{name}": np.array(splits[name]["label"], np.int64) for name in SETS if name in splits}
     if (labels := teacher_labels(profile, seed, held_out(splits))) is not None:
         packed[f"labels/{UNLABELLED}"] = labels
     packed |= {"texts/test": np.array(splits["test"]["text"]), "classes": np.array(card["labels"])}
     packed["card"] = np.array(json.dumps(card, sort_keys=True))
-    for variant in profile.variants:
+    seals: dict[str, str | None] = {}  # of the packed models
+    for variant in profile.variants:  # parents come before their children
         folder = profile.variant_folder(variant.name, seed, device)
         if not (folder / records.FILE).exists():
             continue
@@ -100,6 +104,10 @@ def write_seed_file(path: Path, profile: Profile, seed: int, device: str) -> Non
         if record.data_fingerprint != card["fingerprint"]:
             data = profile.data_folder(seed)
             raise UserError(f"{folder / records.FILE}: built from other data than {data}; run make all")
+        if changed := [name for name, seal in record.parents.items() if seals.get(name) != seal]:
+            print(f"{variant.name} (seed {seed}): left out, because {changed[0]} was built again since; run make all")
+            continue
+        seals[variant.name] = record.artifact_sha256
         packed[f"{variant.name}/record"] = np.array((folder / records.FILE).read_text("utf-8"))
         files = [folder / PREDICTIONS, folder / COLD]
         files += [timing_file(folder, number) for number in range(profile.measure.passes)]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from compress.config.strict import Strict, explain
 from compress.errors import UserError
-from compress.files import digest, write_json
+from compress.files import date_to_start, digest, write_json
 from pydantic import Field, ValidationError, model_validator
 
 FILE = "record.json"
@@ -62,6 +62,7 @@ class Record(Strict):
     build_threads: int
     build_peak_bytes: int | None = None  # resident memory of the build's process; of several, of the main one
     options: dict  # the variant's entry in the profile
+    parents: dict[str, str] = Field(default_factory=dict)  # artifact_sha256 of each model that the build read
     details: dict  # of the method, for example a sensitivity table
     sizes: Sizes | None = None
     artifact_sha256: str | None = None  # of artifact.json
@@ -79,6 +80,7 @@ class Record(Strict):
 def write_record(folder: Path, record: Record) -> None:
     content = json.loads(record.model_dump_json())
     write_json(folder / FILE, {"record": content, "sha256": digest(content)})
+    date_to_start(folder / FILE)
 
 
 def read_record(folder: Path) -> Record:
