@@ -33,6 +33,11 @@ class Champion(Strict):
         return f"champion-{self.goal}"
 
 
+def on_device(folder: str, device: str) -> str:
+    """The name of a folder of the build on a device: the CPU's has no suffix."""
+    return folder if device == "cpu" else f"{folder}-{device}"
+
+
 class Profile(Strict):
     name: str
     description: str
@@ -187,10 +192,10 @@ class Profile(Strict):
         return self.encoder_folder("backbone")
 
     def plan_folder(self, device: str = "cpu") -> Path:
-        return self.build / ("plan" + ("" if device == "cpu" else f"-{device}"))
+        return self.build / on_device("plan", device)
 
     def seed_folder(self, seed: int = 0, device: str = "cpu") -> Path:
-        return self.build / (f"seed{seed}" + ("" if device == "cpu" else f"-{device}"))
+        return self.build / on_device(f"seed{seed}", device)
 
     def variant_folder(self, name: str, seed: int = 0, device: str = "cpu") -> Path:
         """The artifact of a variant or service, with its predictions, times and record."""
