@@ -497,7 +497,7 @@ def test_a_folder_whose_weights_lack_a_tensor_is_refused(model, tmp_path):
         load_model(tmp_path)
 
 
-def test_a_sparse_folder_reloads_exactly(model, tmp_path):
+def test_a_sparse_folder_reloads_exactly_and_other_shapes_are_refused(model, tmp_path):
     weights = encoder_matrices(model)
     with torch.no_grad():
         for name, mask in global_masks(magnitude(weights, None), 0.8).items():
@@ -507,6 +507,10 @@ def test_a_sparse_folder_reloads_exactly(model, tmp_path):
     write_packed(model, folder, {name: Sparse(w.detach().numpy()) for name, w in weights.items()})
     loaded = load_model(folder)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    model.config.hidden_size = 16
+    model.config.save_pretrained(folder)
+    with pytest.raises(UserError, match=f"{FILE}: weights of another shape"):
+        load_model(folder)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

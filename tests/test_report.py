@@ -697,10 +697,7 @@ def test_the_facts_of_the_text_are_those_of_rows_with_known_answers():
     facts = comparisons.domain_facts(results)
     assert facts["fewer"] == {"rows": 1, "home": 0.1, "away": 9.0}
     assert facts["taught"] == {"rows": 1, "home": 0.5, "away": 1.0}
-    assert facts["same"] == {
-        "rows": 5,
-        "home": 4.0,
-        "away": 6.0,
-    }  # a, b and the three clustered
+    # The medians of a, b and the three clustered.
+    assert facts["same"] == {"rows": 5, "home": 4.0, "away": 6.0}
     table = [{"f1": 0.9}, {"f1": 0.85, "bits": 4, "group": "x"}, {"f1": 0.89, "bits": 8, "group": "x"}]
     assert comparisons.group_losses(table) == {4: {"x": pytest.approx(5)}, 8: {"x": pytest.approx(1)}}

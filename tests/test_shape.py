@@ -83,6 +83,12 @@ def test_saved_int8_of_another_shape_is_an_error(saved):
         load_int8_saved(saved, artifact, "cuda", 1)
 
 
+def test_many_batches_have_the_logits_of_single_calls(model, arrays):
+    predictor = TorchPredictor(model, "cpu", "fp32", 1)
+    for logits, pair in zip(predictor.many(iter(arrays)), arrays, strict=True):
+        np.testing.assert_array_equal(logits, predictor(*pair))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [

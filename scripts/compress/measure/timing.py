@@ -78,9 +78,10 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
 
 def budget_of(profile: Profile, name: str, number: int) -> dict:
     """What decides how a variant is timed in a pass; shapes are timed in the first one."""
-    budget = profile.measure.model_dump(mode="json")
-    shapes = budget.pop("shapes")
-    return budget | ({"shapes": shapes} if number == 0 and name in shapes.pop("variants") else {})
+    budget, shapes = profile.measure.model_dump(mode="json", exclude={"shapes"}), profile.measure.shapes
+    if number == 0 and name in shapes.variants:
+        budget["shapes"] = shapes.model_dump(mode="json", exclude={"variants"})
+    return budget
 
 
 def needs_timing(path: Path, threads: int, inputs: list[Path], **wanted) -> bool:
