@@ -268,8 +268,12 @@ class Killed(Exception):
 
 
 class KillAfterCheckpoint(TrainerCallback):
-    def on_save(self, *_, **__):
-        raise Killed
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_save(self, _arguments, state, _control, **_):
+        if state.global_step >= self.step:
+            raise Killed
 
 
 @pytest.fixture
@@ -315,10 +319,11 @@ def test_a_narrow_student_trains_and_reloads(learn, teacher, tmp_path):
     assert torch.equal(logits(teacher, batch()), before), "the teacher must not learn"
 
 
-def test_a_killed_training_resumes_to_the_same_student(learn):
+@pytest.mark.parametrize("step", [2, 4, 6])  # an epoch has four steps
+def test_a_killed_training_resumes_to_the_same_student(learn, step):
     with pytest.raises(Killed):
-        learn("killed", callbacks=[KillAfterCheckpoint()])
-    resumed, whole = learn("killed"), learn("whole")
+        learn("killed", callbacks=[KillAfterCheckpoint(step)], evaluations_per_epoch=2)
+    resumed, whole = learn("killed", evaluations_per_epoch=2), learn("whole", evaluations_per_epoch=2)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 

@@ -6,6 +6,7 @@ schedule (sparsity, learning rate) ends. No training uses a test set.
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from compress.metrics import compute_metrics
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 PROGRESS_SECONDS = 30  # between two lines of progress
 
@@ -90,7 +92,6 @@ def training_arguments(options: Training, context: Context, rows: int, evaluate:
         learning_rate=options.learning_rate,
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,
-        group_by_length=True,
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
@@ -150,6 +151,16 @@ class Distiller(Trainer):
         super().__init__(**arguments)
         self.distillation, self.extra_loss = options, extra_loss
 
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        steps = -(-len(lengths) // self.distillation.batch_size)
+        return EpochSampler(
+            self.args.train_batch_size,
+            lengths=lengths,
+            epoch=lambda: self.state.global_step // steps,
+            seed=self.args.data_seed,
+        )
+
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         teacher = inputs.pop("teacher_logits", None)
         outputs = model(**inputs)
@@ -162,6 +173,21 @@ class Distiller(Trainer):
         if self.extra_loss is not None and model.training:
             loss = loss + self.extra_loss(inputs, outputs)
         return (loss, outputs) if return_outputs else loss
+
+
+class EpochSampler(LengthGroupedSampler):
+    """Rows of similar length together, in an order that depends on the seed and the epoch alone.
+
+    The Trainer's own sampler draws from a generator whose state a resumed training does not have.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], epoch: Callable[[], int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.epoch, self.seed = epoch, seed
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(1000 * self.seed + self.epoch())
+        return super().__iter__()
 
 
 class Collator:
