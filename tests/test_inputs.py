@@ -226,7 +226,7 @@ def test_an_archive_is_read_without_unpacking_paths(tmp_path):
 
 def test_snippets_drop_zeros_and_duplicates_and_name_a_bad_line():
     text = "1\t0.5\tGood one\n2\t0\tNeutral\n3\t-1\tgood  ONE\r\n4\t-2.5\tbad\n"
-    assert parse_snippets(text, "f") == [("Good one", 1), ("bad", 0)]
+    assert [row[:2] for row in parse_snippets(text, "f")] == [("Good one", 1), ("bad", 0)]
     with pytest.raises(UserError, match="f:2"):
         parse_snippets("1\t0.5\tx\n2\tno rating\n", "f")
 

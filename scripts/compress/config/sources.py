@@ -64,7 +64,7 @@ class Data(Source):
     max_train: Positive | None = None  # training sentences to keep
     validation: Positive = 1000
     test: Positive = 2000
-    domain_test: Positive = 1500  # test sentences per out-of-domain set; the rest is unlabelled text
+    domain_test: Positive = 1500  # at least as many test sentences per out-of-domain set, of whole documents
     split_seed: int = 0  # of the shuffle that fixes every seed's test sentences
     older_split_seeds: list[int] = []  # earlier splits that settings were chosen on; their overlap is counted
     max_length: Annotated[int, Field(ge=8, le=512)] = 128

@@ -2,18 +2,20 @@
 
 Data without a test split are shuffled once, and seed k tests on block k, so that the test sets of different seeds share
 no sentence. Validation and training sentences are drawn from the rest by the seed. What comes with a test split of its
-own keeps it for every seed, and so do the out-of-domain tests.
+own keeps it for every seed, and so do the out-of-domain tests. These are whole reviews and articles, so that nothing is
+learned from other sentences of a review that is tested.
 
 Every build imports this module, and few hold sentences out, so hold_out imports scikit-learn.
 """
 
 import random
 from collections import Counter, defaultdict
+from itertools import groupby
 
 from compress.config.sources import Data
 from compress.data.card import OUT_OF_DOMAIN
-from compress.data.sentences import Rows, normalized
-from compress.data.snippets import rated_snippets
+from compress.data.sentences import Rows, bare, normalized
+from compress.data.snippets import Snippet, rated_snippets
 from compress.data.tabular import SPLITS, Table, read_tables
 from compress.errors import UserError
 from datasets import Dataset, DatasetDict
@@ -67,22 +69,58 @@ def shuffle_evenly(rows: Rows, seed: int) -> Rows:
     return [(text, label) for _, text, label in sorted(places)]
 
 
+def hold_out_documents(snippets: list[Snippet], size: int, seed: int) -> tuple[Rows, Rows]:
+    """(rest, part): the part has all sentences of documents drawn by the seed, document after document.
+
+    Documents are drawn until the part has at least `size` sentences.
+    """
+    check_enough(rows_of(snippets), size)
+    documents = defaultdict(list)
+    for text, label, document in snippets:
+        documents[document].append((text, label))
+    part: Rows = []
+    for name in random.Random(seed).sample(list(documents), len(documents)):
+        if len(part) >= size:
+            break
+        part += documents.pop(name)
+    return [row for rows in documents.values() for row in rows], part
+
+
+def rows_of(snippets: list[Snippet]) -> Rows:
+    return [(text, label) for text, label, _ in snippets]
+
+
 def dataset_dict(splits: dict[str, Rows]) -> DatasetDict:
     """The splits as Datasets with the columns text and label."""
     columns = {name: {"text": [t for t, _ in rows], "label": [y for _, y in rows]} for name, rows in splits.items()}
     return DatasetDict({name: Dataset.from_dict(value) for name, value in columns.items()})
 
 
-def hold_out_tests(data: Data, domains: dict[str, Rows], seed: int) -> dict[str, tuple[Rows, Rows]]:
-    """(rest, test sentences) of every domain for a seed; the service's classifiers learn from the same rest."""
-    tests = {domain: hold_out(domains[domain], data.domain_test, data.split_seed) for domain in OUT_OF_DOMAIN}
-    return {"movies": hold_out_block(domains["movies"], data.test, seed, data.split_seed)} | tests
+def hold_out_tests(data: Data, domains: dict[str, list[Snippet]], seed: int) -> dict[str, tuple[Rows, Rows]]:
+    """(rest, test sentences) of every domain for a seed; the service's classifiers learn from the same rest.
+
+    The rest is without copies of test sentences that differ in punctuation.
+    """
+    parts = {"movies": hold_out_block(rows_of(domains["movies"]), data.test, seed, data.split_seed)}
+    for domain in OUT_OF_DOMAIN:
+        parts[domain] = hold_out_documents(domains[domain], data.domain_test, data.split_seed)
+    tested = {bare(text) for _, test in parts.values() for text, _ in test}
+    return {
+        domain: ([row for row in rest if bare(row[0]) not in tested], test) for domain, (rest, test) in parts.items()
+    }
+
+
+def document_sizes(snippets: list[Snippet], test: Rows) -> list[int]:
+    """The number of test sentences in each document, in the order of the test sentences."""
+    document = {text: document for text, _, document in snippets}
+    return [len(list(group)) for _, group in groupby(test, lambda row: document[row[0]])]
 
 
 def split_snippets(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], dict]:
-    """(a seed's splits of the rated snippets, the names of the classes, how many test sentences were in older splits).
+    """(a seed's splits of the rated snippets, the names of the classes, facts about the test sentences).
 
-    The unlabelled text and the out-of-domain tests are the same for every seed.
+    The facts: how many test sentences each review and article has, and how many of movies were in older splits. The
+    unlabelled text and the out-of-domain tests are the same for every seed.
     """
     domains = rated_snippets(data)
     tests = hold_out_tests(data, domains, seed)
@@ -96,8 +134,10 @@ def split_snippets(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], d
     random.Random(data.split_seed).shuffle(unlabelled)
     # -1 instead of the class, so that no training can use the labels of other domains.
     splits["unlabelled"] = [(text, -1) for text, _ in unlabelled][: data.max_train]
-    about = {"test_sentences_in_older_splits": overlap_with_older(domains["movies"], test, data)}
-    return splits, ["negative", "positive"], about if data.older_split_seeds else {}
+    about: dict = {"documents": {name: document_sizes(domains[name], splits[name]) for name in OUT_OF_DOMAIN}}
+    if data.older_split_seeds:
+        about["test_sentences_in_older_splits"] = overlap_with_older(rows_of(domains["movies"]), test, data)
+    return splits, ["negative", "positive"], about
 
 
 def overlap_with_older(rows: Rows, test: Rows, data: Data) -> dict[str, dict[str, int]]:

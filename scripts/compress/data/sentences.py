@@ -13,6 +13,11 @@ def normalized(sentence: str) -> str:
     return " ".join(sentence.casefold().split())
 
 
+def bare(sentence: str) -> str:
+    """The letters and digits of a sentence, to find copies that differ in punctuation; without any, the sentence."""
+    return "".join(filter(str.isalnum, sentence.casefold())) or sentence
+
+
 def fingerprint(splits: dict[str, Rows]) -> str:
     """SHA-256 of every split's name, sentences and classes, in order."""
     value = hashlib.sha256()
