@@ -32,18 +32,20 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     """Writes everything in the results folder and returns the rows of variants.csv.
 
     Of these seeds, those in build/ are packed into their files first; the tables are those of all seed files in the
-    folder. Without numbers, all seeds in build/ are packed. Every variant of `scope` gets a row for the first seed;
-    other seeds may be built in part. Raises UserError for a seed that is nowhere.
+    folder with the same data. Without numbers, all seeds in build/ are packed. Every variant of `scope` gets a row for
+    the first seed; other seeds may be built in part. Raises UserError for a seed that is nowhere.
     """
+    packed = []
     for number in numbers or built_seeds(profile, device):
         path = seed_path(folder, number)
         if seed_is_built(profile, number, device):
             write_seed_file(path, profile, number, device)
+            packed.append(number)
         elif profile.seed_folder(number, device).exists():
             raise UserError(f"{profile.seed_folder(number, device)}: its {profile.baseline} is not built; run make all")
         elif not path.exists():
             raise UserError(f"{path}: missing, and so is the seed in {profile.build}; run make all")
-    seeds = read_seeds(folder, profile)
+    seeds = read_seeds(folder, profile, packed)
     first, has_quality = seeds[0], not profile.no_quality
     scores = score_seeds(seeds) if has_quality else {}
     rows = []
@@ -62,37 +64,42 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     return rows
 
 
-def read_seeds(folder: Path, profile: Profile) -> list[Seed]:
-    """All seed files of a folder; raises UserError without one, or for different data.
+def read_seeds(folder: Path, profile: Profile, packed: list[int]) -> list[Seed]:
+    """The seed files of a folder that belong to the first one in `packed`, or else in the folder.
 
-    Other seeds are without the variants that were built by other recipes than the first seed's.
+    Seeds of other data are left out, and so are the variants that were built by other recipes; they are printed.
+    Raises UserError without a seed file.
     """
     seeds = sorted((read_seed_file(path) for path in folder.glob("seed*.npz")), key=lambda seed: seed.number)
     if not seeds:
         raise UserError(f"{folder}: no seed files, and none of its seeds is in build/; run make all")
-    same = seeds[:1]
-    for i, seed in enumerate(seeds[1:], 1):
+    first = next((seed for seed in seeds if seed.number in packed[:1]), seeds[0])
+    same: list[Seed] = []
+    for seed in seeds:
         path = seed_path(folder, seed.number)
-        for key in ("source", "backbone", "backbone_files", "labels"):
-            if (mine := seed.card.get(key)) != (first := seeds[0].card.get(key)):
-                raise UserError(f"{path}: its {key} is {mine}, not {first} as in the first seed's; remove one of them")
-        for domain in OUT_OF_DOMAIN:
-            if not np.array_equal(seed.labels.get(domain), seeds[0].labels.get(domain)):
-                raise UserError(f"{path}: its {domain} sentences are not the first seed's; remove one of them")
-        check_test_sets(path, seed, seeds[:i])
-        same.append(of_equal_recipes(profile, seed, seeds[0], path))
-    return [seed for seed in same if seed is seeds[0] or profile.baseline in seed.entries]
+        if why := other_data(seed, first, [first, *same]):
+            print(f"{path}: left out, because {why}; run: make all PROFILE={profile.name} SEEDS={seed.number}")
+            continue
+        kept = of_equal_recipes(profile, seed, first, path)
+        if profile.baseline in kept.entries or seed is first:
+            same.append(kept)
+    return same
 
 
-def check_test_sets(path: Path, seed: Seed, others: list[Seed]) -> None:
-    """Raises UserError unless the test set of the seed is another seed's, or shares no sentence with it."""
+def other_data(seed: Seed, first: Seed, others: list[Seed]) -> str | None:
+    """Why a seed is not of the first one's data and splits; None if it is."""
+    for key in ("source", "backbone", "backbone_files", "labels"):
+        if (mine := seed.card.get(key)) != (its := first.card.get(key)):
+            return f"its {key} is {mine}, not {its} as in seed {first.number}"
+    for domain in OUT_OF_DOMAIN:
+        documents = [of.card.get("documents", {}).get(domain) for of in (seed, first)]
+        if documents[0] != documents[1] or not np.array_equal(seed.labels.get(domain), first.labels.get(domain)):
+            return f"its {domain} sentences are not seed {first.number}'s"
     for other in others:
         common = set(seed.texts) & set(other.texts)
         if common and set(seed.texts) != set(other.texts):
-            raise UserError(
-                f"{path}: {len(common)} of its test sentences are also seed {other.number}'s: these are seeds of "
-                "different splits; remove one of the files"
-            )
+            return f"{len(common)} of its test sentences are also seed {other.number}'s, which has other splits"
+    return None
 
 
 def of_equal_recipes(profile: Profile, seed: Seed, first: Seed, path: Path) -> Seed:
