@@ -34,7 +34,6 @@ class Measure(Strict):
     """Budgets of the measurement protocol, the same for every variant; calls and sentences are totals of all passes."""
 
     passes: Positive = 3  # over all variants, each in a process of its own
-    warmup: Positive = 30
     latency_calls: Positive = 200
     throughput_sentences: Positive = 512
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [16, 32]

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 BLOCK = 20  # calls in a row per model, so that its weights stay in the caches, as in service
 SETTLE_SECONDS = 0.05  # of untimed calls before a block: the other model's idle threads still spin and hold a core
 ROUNDS = 8  # at most, of throughput: many short rounds say more than few long ones
-TRIAL_SENTENCES = 128  # to find the best batch size
 
 
 class Timed:
@@ -45,11 +44,14 @@ def single(ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return row, np.ones_like(row)
 
 
-def time_latency(models: Sequence[Timed], warmup: int, calls: int) -> tuple[np.ndarray, np.ndarray]:
+def warm_up(model: Timed, calls: int) -> None:
+    """Untimed calls for all sentences that `calls` timed ones will use: some engines compile for each new length."""
+    for i in range(min(calls, len(model.texts))):
+        model.call(i)
+
+
+def time_latency(models: Sequence[Timed], calls: int) -> tuple[np.ndarray, np.ndarray]:
     """Seconds [calls, models] of single sentences, from token ids and from text, in alternating blocks."""
-    for i in range(warmup):
-        for model in models:
-            model.call(i)
     from_ids, from_text = np.empty((calls, len(models))), np.empty((calls, len(models)))
     for start in range(0, calls, BLOCK):
         block = range(start, min(start + BLOCK, calls))
@@ -75,28 +77,36 @@ def settle(call: Callable[[int], object]) -> None:
             return
 
 
-def best_batch(model: Timed, sizes: Sequence[int]) -> int:
-    """The batch size with the highest throughput on some sentences."""
-    rows = model.ids[:TRIAL_SENTENCES]
-    seconds = {}
-    for size in sizes if len(sizes) > 1 else ():
-        model.run_batches(rows[:size], size)
-        began = time.perf_counter()
-        model.run_batches(rows, size)
-        seconds[size] = time.perf_counter() - began
-    return min(seconds, key=seconds.get) if seconds else sizes[0]
-
-
-def time_throughput(models: Sequence[Timed], sentences: int, sizes: Sequence[int], largest: int) -> np.ndarray:
-    """Seconds [rounds, models] for every rounds-th of the sentences, sorted by length, each model at its batch size.
+def shares_of(model: Timed, sentences: int, largest: int) -> list[list[Sequence[int]]]:
+    """The token ids of each round of throughput: every rounds-th sentence.
 
     A round holds at least `largest` sentences, so that it fills a batch of any size.
     """
-    sentences = min(sentences, len(models[0].ids))
+    sentences = min(sentences, len(model.ids))
     rounds = max(1, min(ROUNDS, sentences // largest))
-    shares = [[model.ids[r:sentences:rounds] for r in range(rounds)] for model in models]
-    for share in shares[0]:  # afterwards an engine that compiles for each shape has seen all of them
-        models[0].run_batches(share, sizes[0])
+    return [model.ids[r:sentences:rounds] for r in range(rounds)]
+
+
+def best_batch(model: Timed, shares: Sequence[Sequence[Sequence[int]]], sizes: Sequence[int]) -> int:
+    """The batch size with the least time for the shares that throughput is measured on.
+
+    Afterwards the model has had every shape of that measurement.
+    """
+    seconds = {}
+    for size in sizes:
+        for share in shares:
+            model.run_batches(share, size)
+        began = time.perf_counter()
+        for share in shares if len(sizes) > 1 else ():
+            model.run_batches(share, size)
+        seconds[size] = time.perf_counter() - began
+    return min(seconds, key=seconds.get)
+
+
+def time_throughput(models: Sequence[Timed], sentences: int, sizes: Sequence[int], largest: int) -> np.ndarray:
+    """Seconds [rounds, models] for each share, sorted by length, each model at its batch size."""
+    shares = [shares_of(model, sentences, largest) for model in models]
+    rounds = len(shares[0])
     seconds = np.empty((rounds, len(models)))
     for r in (0, *range(rounds)):  # the first share twice: its first time is overwritten
         for m, model in turns(models, r):

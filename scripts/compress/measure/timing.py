@@ -20,7 +20,15 @@ from compress.errors import UserError, failure
 from compress.files import atomic_path, date_to_start, read_arrays, remove, write_arrays
 from compress.measure.coldstart import measure_cold
 from compress.measure.evaluation import is_built, is_stale
-from compress.measure.latency import Timed, best_batch, time_latency, time_shapes, time_throughput
+from compress.measure.latency import (
+    Timed,
+    best_batch,
+    shares_of,
+    time_latency,
+    time_shapes,
+    time_throughput,
+    warm_up,
+)
 from compress.provenance import origin
 from compress.storage.artifact import read_artifact
 
@@ -55,8 +63,7 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
     texts = load_splits(profile, seed=0)["test"]["text"][:]
     sample = [texts[i] for i in np.random.default_rng(number).permutation(len(texts))]
     base = load_timed(baseline, device, threads, sample)
-    sizes = batch_sizes(profile, device)
-    baseline_batch = best_batch(base, sizes)
+    baseline_batch = prepare(profile, base, device)
     origin_of_pass = origin(device)
     gc.disable()  # as timeit does
     for position, variant in enumerate(todo, 1):
@@ -105,14 +112,28 @@ def batch_sizes(profile: Profile, device: str) -> list[int]:
     return profile.measure.batch_sizes + (profile.measure.cuda_batch_sizes if device == "cuda" else [])
 
 
+def budgets_of_pass(profile: Profile) -> tuple[int, int]:
+    """(calls of latency, sentences of throughput) of one pass."""
+    budgets = profile.measure
+    return -(-budgets.latency_calls // budgets.passes), -(-budgets.throughput_sentences // budgets.passes)
+
+
+def prepare(profile: Profile, model: Timed, device: str) -> int:
+    """Runs the model once on everything that a pass times; returns its best batch size."""
+    calls, sentences = budgets_of_pass(profile)
+    warm_up(model, calls)
+    sizes = batch_sizes(profile, device)
+    return best_batch(model, shares_of(model, sentences, max(sizes)), sizes)
+
+
 def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, threads, device):
     """(arrays, about) of timing-<pass>.npz for one variant; the arrays' columns are (variant, baseline)."""
     model = load_timed(folder, device, threads, base.texts)
-    budgets, sizes = profile.measure, batch_sizes(profile, device)
-    calls, sentences = (-(-total // budgets.passes) for total in (budgets.latency_calls, budgets.throughput_sentences))
-    from_ids, from_text = time_latency((model, base), budgets.warmup, calls)
-    batch = best_batch(model, sizes)
-    throughput = time_throughput((model, base), sentences, (batch, baseline_batch), max(sizes))
+    batch = prepare(profile, model, device)
+    calls, sentences = budgets_of_pass(profile)
+    from_ids, from_text = time_latency((model, base), calls)
+    largest = max(batch_sizes(profile, device))
+    throughput = time_throughput((model, base), sentences, (batch, baseline_batch), largest)
     about = {
         "batch_size": batch,
         "baseline_batch_size": baseline_batch,
@@ -125,7 +146,7 @@ def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, 
     arrays = {"latency_seconds": from_ids, "text_seconds": from_text, "throughput_seconds": throughput}
     if "shapes" in about["budget"]:
         try:
-            arrays["shape_seconds"] = time_shapes(lambda t: load(folder, device, t), model.ids, budgets.shapes)
+            arrays["shape_seconds"] = time_shapes(lambda t: load(folder, device, t), model.ids, profile.measure.shapes)
         finally:
             load(folder, device, threads)  # shapes are timed with other numbers of threads: set ours again
     return arrays, about
