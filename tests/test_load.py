@@ -326,6 +326,7 @@ def test_a_run_is_kept_while_its_artifact_and_settings_are_the_same(tmp_path, mo
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     artifact, settings = tmp_path / "artifact.json", {"command": ["serve.py", "--workers=2"]}
     artifact.write_text("{}")
+    os.utime(artifact, (0, 0))  # a run has the date of the process's start
     folder = tmp_path / "serving"
     path = runs.run_path(folder, "ours", "open-loop", 0.5, 0)
     runs.write_run(path, a_run(settings=settings, sources=["artifact.json"]))

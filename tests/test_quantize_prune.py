@@ -1,6 +1,7 @@
 """Quantization and pruning on tiny models: against torch's own operators, autograd and masks."""
 
 import copy
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compress.config.variants import Prune, Training
+from compress.cpu import lacks_vnni
 from compress.engines.int8 import int8_linear
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
@@ -31,7 +33,7 @@ from compress.methods.masks import (
 )
 from compress.methods.networks import encoder_matrices, is_matrix
 from compress.methods.sensitivity import choose_bits, groups_of, logits_of, sensitivity
-from compress.methods.ternary_bert import Ternary, ternarize
+from compress.methods.ternary_bert import start_ternary, ternarize
 from compress.methods.training import train
 from compress.methods.units import (
     choose_heads,
@@ -51,7 +53,6 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -131,7 +132,7 @@ def test_an_int8_folder_computes_in_integers_close_to_its_dense_weights(model, t
 def test_int8_products_are_those_of_inputs_with_256_steps(per_channel):
     torch.manual_seed(0)
     weight, bias, inputs = torch.randn(24, 64), torch.randn(24), torch.randn(2, 9, 64)
-    integer = quantize_weight(weight, 8, per_channel)
+    integer = quantize_weight(weight, 7 if lacks_vnni() else 8, per_channel)  # 8 bits overflow there
     scale = (inputs.max() - inputs.min()) / 255
     zero = torch.round(-inputs.min() / scale)
     rounded = torch.fake_quantize_per_tensor_affine(inputs, float(scale), int(zero), 0, 255)
@@ -177,11 +178,7 @@ def test_int8_rows_agree_with_torchs_own_dynamic_quantization(model, tmp_path):
     ("start", "top", "left_out"),
     [
         (lambda model: start_quantization_aware(model, lambda m: FakeQuantizedRows(m.weight, 4)), 7, set()),
-        (
-            lambda model: start_quantization_aware(model.base_model, lambda m: Ternary(isinstance(m, nn.Embedding))),
-            1,
-            {"classifier.weight"},
-        ),
+        (start_ternary, 1, {"classifier.weight"}),
     ],
 )
 def test_quantization_aware_training_ends_on_the_grid(model, start, top, left_out, tmp_path):
@@ -197,7 +194,8 @@ def test_quantization_aware_training_ends_on_the_grid(model, start, top, left_ou
     integers = stop_quantization_aware(model, hooks)
     assert set(integers) | left_out == {f"{name}.weight" for name, m in model.named_modules() if is_matrix(m)}
     for name, integer in integers.items():
-        assert np.abs(integer.codes).max() == top
+        float_in_paper = top == 1 and re.search("position_embeddings|token_type_embeddings", name)
+        assert np.abs(integer.codes).max() == (127 if float_in_paper else top)
         np.testing.assert_allclose(integer.dense(), model.get_parameter(name).detach().numpy(), atol=1e-6)
     assert (logits(model) - trained).abs().max() < 0.05
     write_packed(model, tmp_path, integers, execution=INT8)

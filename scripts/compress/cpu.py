@@ -46,19 +46,23 @@ def warn_of_saturation(model: str, backend: str, precision: str, options: dict) 
     """Warns on standard error if this CPU may compute the model's 8-bit products wrongly. options: the variant's.
 
     Without VNNI, ONNX Runtime, OpenVINO and PyTorch add pairs of uint8 x int8 products in 16 bits (vpmaddubsw), which
-    clips large sums. ARM has exact instructions, and its /proc/cpuinfo no line "flags".
+    clips large sums.
     """
     overflows = backend in ("onnxruntime", "openvino", "cascade", "torch") and options.get("method") != "torchao"
     suffers = overflows and "int8" in precision and not options.get("reduced_range")
-    if not suffers or not CPUINFO.exists():
-        return
-    flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8"), re.MULTILINE)
-    if flags and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split()):
+    if suffers and lacks_vnni():
         print(
             f"warning: {model}: this CPU has no VNNI instructions: 8-bit products can overflow, and predictions differ "
             "from the measured ones; take an ONNX Runtime file with reduced_range = true (int7 in its name)",
             file=sys.stderr,
         )
+
+
+def lacks_vnni() -> bool:
+    """Whether an x86 CPU has no VNNI. ARM has exact instructions, and its /proc/cpuinfo no line "flags"."""
+    text = CPUINFO.read_text("utf-8") if CPUINFO.exists() else ""
+    flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return bool(flags) and not {"avx_vnni", "avx512_vnni"} & set(flags[1].split())
 
 
 def peak_rss_bytes() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from compress.config.budgets import Load
 from compress.config.profile import Profile
 from compress.errors import UserError
-from compress.files import read_arrays, write_arrays
+from compress.files import date_to_start, read_arrays, write_arrays
 from compress.loadtest.generator import Outcome
 from compress.loadtest.servers import Server
 from compress.paths import ROOT
@@ -55,6 +55,7 @@ def write_run(path: Path, run: Run) -> None:
     about |= {name: getattr(run, name) for name in ("server", "layout", "share", "rate", "repeat")}
     arrays = {name: getattr(run.outcome, name) for name in ("latency", "status", "lag")}
     write_arrays(path, arrays | {"about": np.array(json.dumps(about))})
+    date_to_start(path)
 
 
 def read_run(path: Path) -> Run:

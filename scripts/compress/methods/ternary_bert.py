@@ -1,13 +1,14 @@
 """Ternary weights, trained with the baseline as teacher: TernaryBERT (Zhang et al., EMNLP 2020).
 
 A weight is -s, 0 or s by the thresholds of Ternary Weight Networks (Li and Liu, 2016): one s for a matrix of the
-encoder, one per row for an embedding table, and inputs of 8 bits, as in the paper. Of its losses only the one on the
-logits is used. The classification head stays float.
+encoder, one per row for the table of word pieces, and inputs of 8 bits, as in the paper. The small tables of positions
+and token types have 8 bits, which the paper leaves float. Of its losses only the one on the logits is used. The
+classification head stays float.
 """
 
 import torch
 from compress.engines.pytorch import load_model
-from compress.methods.integers import start_quantization_aware, stop_quantization_aware
+from compress.methods.integers import FakeQuantizedRows, start_quantization_aware, stop_quantization_aware
 from compress.methods.made import Context, Made
 from compress.methods.quantize import packed_int8
 from compress.methods.teaching import teach
@@ -16,11 +17,23 @@ from torch import nn
 
 
 def ternary_bert(variant, context: Context) -> Made:
-    """The matrices and embedding tables of the encoder as ternary weights; stored in 2 bits or less, run in int8."""
+    """The matrices of the encoder and its word pieces as ternary weights; stored in 2 bits or less, run in int8."""
     model = load_model(context.parent)
-    hooks = start_quantization_aware(model.base_model, lambda module: Ternary(isinstance(module, nn.Embedding)))
+    hooks = start_ternary(model)
     seconds = teach(model, variant, context)
     return packed_int8(model, stop_quantization_aware(model, hooks), train_seconds=seconds)
+
+
+def start_ternary(model: nn.Module) -> list:
+    """Makes the weights ternary in each forward pass, in place; returns the hooks for stop_quantization_aware."""
+    words = model.get_input_embeddings()
+
+    def parametrization(module: nn.Module) -> nn.Module:
+        if isinstance(module, nn.Embedding) and module is not words:
+            return FakeQuantizedRows(module.weight, 8)
+        return Ternary(per_row=module is words)
+
+    return start_quantization_aware(model.base_model, parametrization)
 
 
 class Ternary(nn.Module):
