@@ -1,20 +1,29 @@
 """Folds: seed k tests on block k, and nothing that its models or their teachers learn from holds its test sentences."""
 
+import math
+import random
 import re
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, groupby
 
 import pytest
 from compress.config.profile import load_profile
 from compress.config.sources import Data
-from compress.data.archives import fetch, read_nested_texts
 from compress.data.card import OUT_OF_DOMAIN, held_out
-from compress.data.partition import hold_out_block, shuffle_evenly, split_snippets, split_tables
-from compress.data.sentences import normalized
-from compress.data.snippets import DOMAIN_FILES
+from compress.data.partition import (
+    hold_out,
+    hold_out_block,
+    rows_of,
+    shuffle_evenly,
+    split_snippets,
+    split_tables,
+)
+from compress.data.sentences import bare, normalized
+from compress.data.snippets import rated_snippets
 from compress.data.tasks import load_tasks
 from compress.errors import UserError
 from compress.graph.planning import makefile, variants_to_build
+from compress.methods.transfer import transfer_set
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,9 +38,9 @@ def sentences(rows) -> set[str]:
 
 @pytest.fixture(scope="module")
 def folds():
-    """The splits of five seeds, and how many test sentences were in older splits."""
+    """The splits of five seeds, and facts about their test sentences."""
     parts = {seed: split_snippets(MINILM.data, seed) for seed in SEEDS}
-    return {seed: (splits, about["test_sentences_in_older_splits"]) for seed, (splits, _, about) in parts.items()}
+    return {seed: (splits, about) for seed, (splits, _, about) in parts.items()}
 
 
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=60), st.integers(1, 20), st.integers(0, 3))
@@ -81,9 +90,34 @@ def test_out_of_domain_tests_are_large_and_the_same_for_every_seed(folds):
 
 
 def test_the_overlap_with_older_splits_counts_every_test_sentence_once(folds):
-    for _, older in folds.values():
+    for _, about in folds.values():
+        older = about["test_sentences_in_older_splits"]
         assert list(older) == ["0", "1"]
         assert [sum(counts.values()) for counts in older.values()] == [2000, 2000]
+
+
+CONTROLS = {  # by profile, students and what trains as many steps
+    "minilm": {
+        "distill-3x384": ["distill-3x384-labels", "distill-3x384-scratch"],
+        "distill-2x384": ["distill-2x384-labels", "kd-soft", "kd-hidden", "kd-relation", "kd-unlabelled"],
+        "taught-6x384": ["taught-6x384-own", "taught-6x384-labels", "taught-6x384-home"],
+    },
+    "base": {"minilm": ["minilm-labels"]},
+}
+
+
+@pytest.mark.parametrize("profile", ["minilm", "base"])
+def test_students_and_their_controls_train_for_equally_many_steps(folds, profile):
+    splits = {name: {"text": [t for t, _ in rows], "label": [y for _, y in rows]} for name, rows in folds[0][0].items()}
+    trainings = {v.name: v.training for v in load_profile(profile).variants if v.method == "distill"}
+
+    def steps(training) -> int:
+        rows = sum(len(texts) for texts, _ in transfer_set(splits, 0, training.transfer))
+        return math.ceil(training.epochs * math.ceil(rows / training.batch_size))  # as the Trainer counts
+
+    for student, controls in CONTROLS[profile].items():
+        for control in controls:
+            assert steps(trainings[control]) == steps(trainings[student]), control
 
 
 def test_rules_of_a_seed_read_only_the_data_and_the_models_of_that_seed():
@@ -110,19 +144,43 @@ def test_a_test_file_is_the_test_set_of_every_seed_and_the_seed_draws_the_rest(t
     assert len({frozenset(sentences(splits["validation"])) for splits in parts}) == 3
 
 
-def test_the_limitations_state_how_many_test_sentences_share_a_review_or_an_article_with_the_unlabelled_text(folds):
-    files = read_nested_texts(fetch(MINILM.data.package), MINILM.data.member, "_GroundTruth.txt")
-    document = {}  # of a sentence: its id is "document_sentence"
-    for domain in ("amazon", "nyt"):
-        for line in files[DOMAIN_FILES[domain]].splitlines():
-            number, _, text = line.split("\t")
-            document.setdefault(normalized(text.strip()), (domain, number.split("_")[0]))
-    splits, _ = folds[0]
-    texts = {"unlabelled": {"text": [text for text, _ in splits["unlabelled"]]}}
-    learned = {document.get(normalized(text)) for text in texts["unlabelled"]["text"][len(held_out(texts)) :]}
+def test_no_review_and_no_article_is_tested_and_learned_from(folds):
+    domains = rated_snippets(MINILM.data)
+    document = {row.text: (name, row.document) for name in ("amazon", "nyt") for row in domains[name]}
+    for splits, about in folds.values():
+        learned = {document[text] for text, _ in splits["unlabelled"] if text in document}
+        for name in ("amazon", "nyt"):
+            order = [document[text] for text, _ in splits[name]]
+            assert not set(order) & learned
+            assert [len(list(group)) for _, group in groupby(order)] == about["documents"][name]
+            assert len(about["documents"][name]) == len(set(order))
+        assert about["documents"]["tweets"] == [1] * len(splits["tweets"])
+
+
+def test_no_copy_of_a_test_sentence_is_learned_from(folds):
+    for seed, (splits, _) in folds.items():
+        tested = {bare(text) for name in ("test", *OUT_OF_DOMAIN) for text, _ in splits[name]}
+        parts = [splits[name] for name in ("train", "validation", "unlabelled")]
+        parts += [task.rows[part] for task in load_tasks(MINILM, seed).values() for part in ("train", "validation")]
+        assert not any(bare(text) in tested for rows in parts for text, _ in rows)
+    assert bare("I LOVE it!!! :)") == bare("i love it :(") != bare("i loved it")
+    assert bare(":)") != bare(":(")
+
+
+def test_the_limitations_state_how_many_test_sentences_shared_a_document_with_text_of_before(folds):
+    """The committed results are older than the splits that hold out documents."""
+    domains = rated_snippets(MINILM.data)
+    parts = {
+        name: hold_out(rows_of(domains[name]), MINILM.data.domain_test, MINILM.data.split_seed)
+        for name in OUT_OF_DOMAIN
+    }
+    texts = [text for rest, _ in parts.values() for text, _ in rest]
+    random.Random(MINILM.data.split_seed).shuffle(texts)
+    document = {row.text: (name, row.document) for name in ("amazon", "nyt") for row in domains[name]}
+    learned = {document.get(text) for text in texts[len(held_out({"unlabelled": {"text": texts}})) :]}
     shares = {
-        domain: sum(document[normalized(text)] in learned for text, _ in splits[domain]) / len(splits[domain])
-        for domain in ("amazon", "nyt")
+        name: sum(document[text] in learned for text, _ in parts[name][1]) / MINILM.data.domain_test
+        for name in ("amazon", "nyt")
     }
     assert shares["nyt"] == 1
     page = " ".join((ROOT / "report/chapters/limitations.md.j2").read_text("utf-8").split())
