@@ -1,6 +1,5 @@
 """The report's layer: tables from columns, choices of rows, captions from templates, and what missing values do."""
 
-import json
 import math
 import random
 import re
@@ -10,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from compress.config.profile import load_profile
-from compress.data.card import MOST_HELD_OUT
+from compress.data.partition import split_snippets
+from compress.methods.transfer import PARTS, transfer_set
 from compress.paths import ROOT
 from compress.report import comparisons, families, gallery, load_facts, pages, plots, recommendation, tables, views
 from compress.report.tables import PAGE, Column, column_widths, markdown_table
@@ -164,16 +164,15 @@ def test_every_pair_of_one_thing_at_a_time_is_in_the_default_profile():
 def test_two_variants_of_one_method_differ_in_one_thing():
     """Epochs may differ where the numbers of steps don't."""
     options = {variant.name: variant.model_dump() for variant in PROFILE.variants}
-    splits = json.loads((PROFILE.results / "data.json").read_text("utf-8"))["splits"]
-    sentences = {name: splits[name]["sentences"] for name in ("train", "unlabelled")}
-    sentences |= {"augmented": sentences["train"]}
-    sentences["unlabelled"] -= min(MOST_HELD_OUT, sentences["unlabelled"] // 10)
+    rows, _, _ = split_snippets(PROFILE.data, 0)
+    splits = {name: {"text": [text for text, _ in rows[name]], "label": rows[name]} for name in rows}
+    sentences = {name: len(texts) for name in PARTS for texts, _ in transfer_set(splits, 0, [name])}
 
     def facts(name: str) -> dict:
         own = options[name] | {key: None for key in ("name", "timed", "scope", "chapter", "family", "counterpart")}
         if training := dict(own.pop("training", None) or {}):
             batches = math.ceil(sum(sentences[part] for part in training["transfer"]) / training["batch_size"])
-            training["steps"] = round(training.pop("epochs") * batches)
+            training["steps"] = math.ceil(training.pop("epochs") * batches)
         return own | {f"training.{key}": value for key, value in training.items()}
 
     compared = 0

@@ -63,7 +63,7 @@ def run_pass(profile: Profile, number: int, threads: int, device: str, sources: 
     texts = load_splits(profile, seed=0)["test"]["text"][:]
     sample = [texts[i] for i in np.random.default_rng(number).permutation(len(texts))]
     base = load_timed(baseline, device, threads, sample)
-    baseline_batch = prepare(profile, base, device)
+    baseline_batch = warm_up_and_choose_batch(profile, base, device)
     origin_of_pass = origin(device)
     gc.disable()  # as timeit does
     for position, variant in enumerate(todo, 1):
@@ -118,7 +118,7 @@ def budgets_of_pass(profile: Profile) -> tuple[int, int]:
     return -(-budgets.latency_calls // budgets.passes), -(-budgets.throughput_sentences // budgets.passes)
 
 
-def prepare(profile: Profile, model: Timed, device: str) -> int:
+def warm_up_and_choose_batch(profile: Profile, model: Timed, device: str) -> int:
     """Runs the model once on everything that a pass times; returns its best batch size."""
     calls, sentences = budgets_of_pass(profile)
     warm_up(model, calls)
@@ -129,7 +129,7 @@ def prepare(profile: Profile, model: Timed, device: str) -> int:
 def time_variant(profile, variant, folder, base: Timed, baseline_batch, number, threads, device):
     """(arrays, about) of timing-<pass>.npz for one variant; the arrays' columns are (variant, baseline)."""
     model = load_timed(folder, device, threads, base.texts)
-    batch = prepare(profile, model, device)
+    batch = warm_up_and_choose_batch(profile, model, device)
     calls, sentences = budgets_of_pass(profile)
     from_ids, from_text = time_latency((model, base), calls)
     largest = max(batch_sizes(profile, device))
