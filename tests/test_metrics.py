@@ -45,6 +45,35 @@ def test_bootstrap_weights_draw_every_resample_in_full_and_repeat():
     assert (weights != statistics.bootstrap_weights(50, resamples=100, seed=1)).any()
 
 
+def test_bootstrap_weights_draw_whole_groups():
+    groups = [3, 1, 40, 6]
+    weights = statistics.bootstrap_weights(50, resamples=1000, groups=groups)
+    counts = weights[:, [0, 3, 4, 44]].astype(int)  # of the first item of each group
+    assert (counts.sum(1) == len(groups)).all()
+    assert (np.repeat(counts, groups, axis=1) == weights).all()
+    alone = statistics.bootstrap_weights(50, resamples=10, groups=[1] * 50)
+    assert (alone == statistics.bootstrap_weights(50, resamples=10)).all()
+
+
+def test_only_an_interval_over_documents_holds_the_true_drop_where_their_sentences_err_together():
+    """Half of the documents are hard for the variant: 60 documents of 10 sentences."""
+    rng = np.random.default_rng(0)
+    trials, documents, size, true_drop = 400, 60, 10, 0.1
+    labels = np.arange(documents * size) % 2
+    hard = np.repeat(rng.random((trials, documents)) < 0.5, size, axis=1)
+    base = labels ^ (rng.random(hard.shape) < 0.1)
+    variant = labels ^ (rng.random(hard.shape) < np.where(hard, 0.35, 0.05))
+
+    def coverage(groups) -> float:
+        weights = statistics.bootstrap_weights(len(labels), 400, groups=groups)
+        drops = np.subtract(*(statistics.bootstrap_f1(of_model, labels, weights, 2).T for of_model in (base, variant)))
+        low, high = np.quantile(drops, [0.025, 0.975], axis=1)
+        return np.mean((low < true_drop) & (true_drop < high))
+
+    assert 0.91 < coverage([size] * documents) < 0.99
+    assert coverage(None) < 0.85
+
+
 def test_the_percentile_interval_is_that_of_scipy():
     rng = np.random.default_rng(0)
     predictions, labels = rng.integers(0, 2, 300), rng.integers(0, 2, 300)

@@ -134,7 +134,8 @@ def split_snippets(data: Data, seed: int) -> tuple[dict[str, Rows], list[str], d
     random.Random(data.split_seed).shuffle(unlabelled)
     # -1 instead of the class, so that no training can use the labels of other domains.
     splits["unlabelled"] = [(text, -1) for text, _ in unlabelled][: data.max_train]
-    about: dict = {"documents": {name: document_sizes(domains[name], splits[name]) for name in OUT_OF_DOMAIN}}
+    sizes = {name: document_sizes(domains[name], splits[name]) for name in OUT_OF_DOMAIN}
+    about: dict = {"documents": {name: of_name for name, of_name in sizes.items() if max(of_name) > 1}}
     if data.older_split_seeds:
         about["test_sentences_in_older_splits"] = overlap_with_older(rows_of(domains["movies"]), test, data)
     return splits, ["negative", "positive"], about

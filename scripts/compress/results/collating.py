@@ -54,7 +54,7 @@ def collate(profile: Profile, numbers: list[int], device: str, scope: str, folde
     write_rows(folder / "variants.csv", rows)
     write_json(folder / "methods.json", methods(profile, seeds))
     write_json(folder / "environment.json", environment(profile, seeds))
-    write_json(folder / "data.json", first.card | {"older_splits": older_splits(seeds)})
+    write_json(folder / "data.json", data_facts(seeds, first))
     write_rows(folder / "seeds.csv", pooled_rows(profile.baseline, scores))
     write_rows(folder / "against_large.csv", large_rows(profile, seeds) if has_quality else [])
     write_rows(folder / "reliability.csv", reliability_rows(first) if has_quality else [])
@@ -128,6 +128,16 @@ def recipe_of(variant, options: dict) -> dict:
         return type(variant).model_validate_json(json.dumps(options)).recipe
     except ValidationError:  # an option is gone since
         return options
+
+
+def data_facts(seeds: list[Seed], first: Seed) -> dict:
+    """The card of the first seed, and the older splits of all; of the documents their number and the longest."""
+    facts = first.card | {"older_splits": older_splits(seeds)}
+    if documents := first.card.get("documents"):
+        facts["documents"] = {
+            name: {"number": len(sizes), "sentences_of_longest": max(sizes)} for name, sizes in documents.items()
+        }
+    return facts
 
 
 def older_splits(seeds: list[Seed]) -> list[dict]:

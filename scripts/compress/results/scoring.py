@@ -65,9 +65,10 @@ def resampled_f1(seed: Seed, name: str, group: int, macro: bool = False) -> dict
     """F1 of each variant on a set: on the set itself first, then on bootstrap samples.
 
     Seeds of one group have the same sentences and get the same samples; other groups, and other sets, get other ones.
+    Whole documents are drawn where the data have documents.
     """
-    labels = seed.labels[name]
-    weights = bootstrap_weights(len(labels), seed=1000 * SETS.index(name) + group)
+    labels, documents = seed.labels[name], seed.card.get("documents", {}).get(name)
+    weights = bootstrap_weights(len(labels), seed=1000 * SETS.index(name) + group, groups=documents)
     weights = np.vstack([np.ones((1, len(labels)), np.float32), weights])
     predictions = np.array([entry.logits[name].argmax(-1) for entry in seed.evaluated.values()])
     if not len(predictions):

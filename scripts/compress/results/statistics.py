@@ -13,15 +13,21 @@ RESAMPLES = 10_000
 MARGIN = 1.0  # F1 points: a variant keeps the quality if its drop is below this with 95 % confidence, one-sided
 
 
-def bootstrap_weights(items: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def bootstrap_weights(
+    items: int, resamples: int = RESAMPLES, seed: int = 0, groups: Sequence[int] | None = None
+) -> np.ndarray:
     """The count of each item in each resample, float32 [resamples, items] (Efron, 1979).
 
-    The same weights for all variants make every comparison a paired one.
+    groups: the sizes of consecutive groups of items that depend on each other, such as the sentences of an article;
+    whole groups are drawn then (Davison and Hinkley, 1997, section 3.8). The same weights for all variants make every
+    comparison a paired one.
     """
-    generator = np.random.default_rng(seed)
+    sizes = np.ones(items, int) if groups is None else np.asarray(groups)
+    generator, drawn = np.random.default_rng(seed), len(sizes)
     weights = np.empty((resamples, items), np.float32)
     for resample in weights:
-        resample[:] = np.bincount(generator.integers(0, items, items, dtype=np.int32), minlength=items)
+        counts = np.bincount(generator.integers(0, drawn, drawn, dtype=np.int32), minlength=drawn)
+        resample[:] = np.repeat(counts, sizes)
     return weights
 
 
