@@ -368,6 +368,9 @@ def test_speedups_are_medians_over_all_passes_with_the_range_of_the_passes(profi
         )
         assert row.speedup_over_ort_fp32 == pytest.approx(row.latency_speedup / rows["ort-fp32"].latency_speedup)
         assert row.text_latency_ms_p50 == pytest.approx(row.latency_ms_p50 + 1, rel=1e-5)
+        texts = [np.median(s[:, 1] / s[:, 0]) for path in paths for s in [read_arrays(path)["text_seconds"]]]
+        ends = row.text_latency_speedup_low, row.text_latency_speedup_high
+        assert ends == pytest.approx((min(texts), max(texts)), rel=1e-5)
         rates = [64 / read_arrays(path)["throughput_seconds"][:, 0].sum() for path in paths]
         assert row.throughput_per_s == pytest.approx(np.median(rates), rel=1e-5)
         assert (row.threads, row.peak_rss_mb, row.reason) == (2, 345, "")

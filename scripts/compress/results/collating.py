@@ -173,7 +173,8 @@ def variant_rows(
         columns = {name: getattr(variant, name) for name in ("chapter", "family", "scope", "method")}
         columns |= {"variant": variant.name, "parent": variant.parent or "", "trained": profile.is_trained(variant)}
         columns |= {"device": device, "seed": seed.number, "status": "missing", "reason": "not built"}
-        if entry is not None:
+        if entry is not None:  # the recipe may be older than the profile
+            columns |= {"method": entry.record.method, "parent": entry.record.parent or ""}
             columns |= cost_columns(entry, base, ort_speedup)
         if entry is not None and entry.evaluated:
             if scores:

@@ -70,6 +70,7 @@ def time_columns(passes: list[Measured], latency_ratio: Callable = paired_speedu
     )
     milliseconds = own_milliseconds(passes)
     speedup, low, high = latency_ratio(latency)
+    text_speedup, text_low, text_high = latency_ratio(text)
     rates = [one.about["throughput_sentences"] / one.arrays["throughput_seconds"][:, 0].sum() for one in passes]
     return {
         "threads": passes[0].about["threads"],
@@ -79,7 +80,9 @@ def time_columns(passes: list[Measured], latency_ratio: Callable = paired_speedu
         "latency_speedup_low": low,
         "latency_speedup_high": high,
         "text_latency_ms_p50": 1e3 * float(np.median(np.concatenate(text)[:, 0])),
-        "text_latency_speedup": latency_ratio(text)[0],
+        "text_latency_speedup": text_speedup,
+        "text_latency_speedup_low": text_low,
+        "text_latency_speedup_high": text_high,
         "throughput_per_s": float(np.median(rates)),
         "throughput_speedup": paired_speedup(throughput)[0],
     }

@@ -61,6 +61,8 @@ class VariantRow:
     speedup_over_ort_fp32: float | None = None
     text_latency_ms_p50: float | None = None
     text_latency_speedup: float | None = None
+    text_latency_speedup_low: float | None = None
+    text_latency_speedup_high: float | None = None
     throughput_per_s: float | None = None
     throughput_speedup: float | None = None
     peak_rss_mb: float | None = None
