@@ -11,11 +11,12 @@ from compress.engines.mpnet import with_own_bias
 from compress.engines.pytorch import TorchPredictor, load_model, torch_precision
 from compress.errors import UserError
 from compress.methods.gptq import layer_hessians
-from compress.methods.integers import int8_weights
+from compress.methods.integers import int8_weights, quantize_weight
 from compress.methods.low_rank import factor_encoder, factors, rank_of
 from compress.methods.networks import encoder_matrices
 from compress.methods.onnx_files import export_onnx, fuse, quantize_onnx_dynamic
 from compress.storage.packed import INT8, write_packed
+from conftest import SAFE_BITS
 from openvino import convert_model, save_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -143,7 +144,8 @@ def test_a_folder_is_complete_and_reloads_equal_also_in_int8_and_in_16_bits(mode
         np.testing.assert_array_equal(logits(loaded), logits(small))
     with pytest.raises(OSError, match=r"model\.safetensors"):  # not a model with random matrices
         AutoModelForSequenceClassification.from_pretrained(folders[0])
-    write_packed(small, folders[2], int8_weights(small), execution=INT8)
+    integers = {name: quantize_weight(small.get_parameter(name), SAFE_BITS) for name in int8_weights(small)}
+    write_packed(small, folders[2], integers, execution=INT8)
     assert torch_precision(load_model(folders[2])) == "int8"
     np.testing.assert_allclose(logits(load_model(folders[2], dense=True)), logits(small), atol=0.2)
     np.testing.assert_allclose(logits(load_model(folders[2])), logits(small), atol=0.3)
@@ -173,7 +175,7 @@ def test_exports_equal_torch_and_int8_comes_close(model, tmp_path):
     plain, fused, integer = (tmp_path / f"{name}.onnx" for name in ("plain", "fused", "int8"))
     export_onnx(small, plain)
     fuse(plain, fused)
-    quantize_onnx_dynamic(fused, integer)
+    quantize_onnx_dynamic(fused, integer, reduced_range=SAFE_BITS < 8)
     save_model(convert_model(plain), tmp_path / "model.xml", compress_to_fp16=False)
     compiled = ov.compile_model(tmp_path / "model.xml", 1, {"INFERENCE_PRECISION_HINT": "f32"})
     exact = [ort.OrtPredictor(ort.open_session(file, 1), "fp32", 1) for file in (plain, fused)]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from compress.config.variants import Prune, Training
-from compress.cpu import lacks_vnni
 from compress.engines.int8 import int8_linear
 from compress.engines.pytorch import load_model, torch_precision
 from compress.errors import UserError
@@ -49,6 +48,7 @@ from compress.methods.units import (
 )
 from compress.storage.artifact import embedding_bytes
 from compress.storage.packed import FILE, INT8, Integer, Sparse, load_tensors, save_tensors, write_packed
+from conftest import SAFE_BITS
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -132,7 +132,7 @@ def test_an_int8_folder_computes_in_integers_close_to_its_dense_weights(model, t
 def test_int8_products_are_those_of_inputs_with_256_steps(per_channel):
     torch.manual_seed(0)
     weight, bias, inputs = torch.randn(24, 64), torch.randn(24), torch.randn(2, 9, 64)
-    integer = quantize_weight(weight, 7 if lacks_vnni() else 8, per_channel)  # 8 bits overflow there
+    integer = quantize_weight(weight, SAFE_BITS, per_channel)
     scale = (inputs.max() - inputs.min()) / 255
     zero = torch.round(-inputs.min() / scale)
     rounded = torch.fake_quantize_per_tensor_affine(inputs, float(scale), int(zero), 0, 255)
