@@ -620,6 +620,14 @@ def test_times_of_different_kinds_of_machines_are_not_compared():
         assert ("(of another machine than in the other chapters, an Another CPU)" in section) is not compared
 
 
+def test_a_report_of_a_cpu_without_vnni_says_so():
+    with_vnni = RESULTS.machine | {"architecture": "x86_64", "cpu_flags": ["avx2", "avx_vnni"]}
+    for machine, said in ((with_vnni, False), (with_vnni | {"cpu_flags": ["avx2"]}, True)):
+        results = replace(RESULTS, environment=RESULTS.environment | {"machine": [machine]})
+        section = pages.page_templates(PROFILE, results).get_template("chapters/limitations.md.j2").render()
+        assert ("This CPU has no VNNI" in section) is said
+
+
 def test_controls_and_cascades_are_in_no_group_of_compressed_networks():
     groups = comparisons.domain_groups(RESULTS)
     names = {name: [row.variant for row in rows] for name, rows in groups.items()}
