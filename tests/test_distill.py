@@ -430,9 +430,16 @@ def test_a_student_learns_from_the_large_teacher_on_its_transfer_set(large, fold
 def test_the_stored_logits_are_of_teachers_that_learned_from_their_students_sentences():
     profile = load_profile("minilm")
     for seed in range(3):
-        about = json.loads(str(read_arrays(profile.teacher_file(seed))["about"]))
-        assert about["data_fingerprint"] == fingerprint(split_snippets(profile.data, seed)[0])
+        stored = read_arrays(profile.teacher_file(seed))
+        about, rows = json.loads(str(stored.pop("about"))), split_snippets(profile.data, seed)[0]
+        assert about["data_fingerprint"] == fingerprint(rows)
         assert not about["provenance"]["dirty"]
+        splits = {name: {"text": [t for t, _ in of_name], "label": of_name} for name, of_name in rows.items()}
+        texts = [*(texts for texts, _ in transfer_set(splits, seed, ["train", "unlabelled", "augmented"]))]
+        texts.append(held_out(splits))
+        assert {digest(list(part)): len(part) for part in texts} == {key: len(part) for key, part in stored.items()}
+        right = stored[digest(list(texts[0]))].argmax(-1) == [label for _, label in rows["train"]]
+        assert right.mean() > 0.95, "a teacher knows most labels of the sentences that it was trained on"
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 results/<teacher's profile>/logits/seed<k>.npz, written by compress.graph.teacher_logits: for each part of the transfer
 set of a seed, and for the held-out texts, the logits as half floats [texts, classes], under the hash of the part's
-texts; "about" says what made them.
+texts; "about" says what made them. Some rows have their maximum subtracted: use them in a softmax.
 """
 
 import json

@@ -153,7 +153,7 @@ class Distiller(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
-        steps = -(-len(lengths) // self.distillation.batch_size)
+        steps = -(-len(lengths) // (self.args.train_batch_size * self.args.world_size))
         return EpochSampler(
             self.args.train_batch_size,
             lengths=lengths,
