@@ -65,6 +65,8 @@ def test_the_committed_pages_are_those_of_the_committed_results(name):
     profile = load_profile(name)
     for path, text in pages.documents(profile, read_results(profile)).items():
         assert path.read_text("utf-8") == text, f"{path}: run make report PROFILE={name}"
+        if path.suffix == ".md":
+            assert not re.search(r"[^\n]\n!\[", text), f"{path}: a figure inside a paragraph has no caption in LaTeX"
 
 
 @pytest.mark.committed
