@@ -13,7 +13,7 @@ import torch
 from compress.config.profile import load_profile, logits_file
 from compress.config.variants import Distill, Student, Training
 from compress.data.card import held_out, load_splits
-from compress.data.partition import split_snippets
+from compress.data.partition import dataset_dict, split_snippets
 from compress.data.sentences import fingerprint
 from compress.engines.predictor import load, load_tokenizer, predict, token_ids
 from compress.errors import Skip, UserError
@@ -434,7 +434,7 @@ def test_the_stored_logits_are_of_teachers_that_learned_from_their_students_sent
         about, rows = json.loads(str(stored.pop("about"))), split_snippets(profile.data, seed)[0]
         assert about["data_fingerprint"] == fingerprint(rows)
         assert not about["provenance"]["dirty"]
-        splits = {name: {"text": [t for t, _ in of_name], "label": of_name} for name, of_name in rows.items()}
+        splits = dataset_dict(rows)
         texts = [*(texts for texts, _ in transfer_set(splits, seed, ["train", "unlabelled", "augmented"]))]
         texts.append(held_out(splits))
         assert {digest(list(part)): len(part) for part in texts} == {key: len(part) for key, part in stored.items()}

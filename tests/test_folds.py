@@ -11,6 +11,7 @@ from compress.config.profile import load_profile
 from compress.config.sources import Data
 from compress.data.card import OUT_OF_DOMAIN, held_out
 from compress.data.partition import (
+    dataset_dict,
     hold_out,
     hold_out_block,
     rows_of,
@@ -108,7 +109,7 @@ CONTROLS = {  # by profile, students and what trains as many steps
 
 @pytest.mark.parametrize("profile", ["minilm", "base"])
 def test_students_and_their_controls_train_for_equally_many_steps(folds, profile):
-    splits = {name: {"text": [t for t, _ in rows], "label": [y for _, y in rows]} for name, rows in folds[0][0].items()}
+    splits = dataset_dict(folds[0][0])
     trainings = {v.name: v.training for v in load_profile(profile).variants if v.method == "distill"}
 
     def steps(training) -> int:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from compress.config.profile import load_profile
-from compress.data.partition import split_snippets
+from compress.data.partition import dataset_dict, split_snippets
 from compress.methods.transfer import PARTS, transfer_set
 from compress.paths import ROOT
 from compress.report import comparisons, families, gallery, load_facts, pages, plots, recommendation, tables, views
@@ -164,8 +164,7 @@ def test_every_pair_of_one_thing_at_a_time_is_in_the_default_profile():
 def test_two_variants_of_one_method_differ_in_one_thing():
     """Epochs may differ where the numbers of steps don't."""
     options = {variant.name: variant.model_dump() for variant in PROFILE.variants}
-    rows, _, _ = split_snippets(PROFILE.data, 0)
-    splits = {name: {"text": [text for text, _ in rows[name]], "label": rows[name]} for name in rows}
+    splits = dataset_dict(split_snippets(PROFILE.data, 0)[0])
     sentences = {name: len(texts) for name in PARTS for texts, _ in transfer_set(splits, 0, [name])}
 
     def facts(name: str) -> dict:
